@@ -1,0 +1,28 @@
+"""Backforward: update rules and layers that claim to remove internal covariate shift, and the means to test the claim.
+
+Names are imported when first used, so that tools which only read run folders do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from backforward.rules import Backforward, Backprop
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Backforward": "rules",
+    "Backprop": "rules",
+}
+
+__all__ = ["Backforward", "Backprop", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'backforward' has no attribute {name!r}")
+    return getattr(import_module(f"backforward.{_HOME[name]}"), name)
