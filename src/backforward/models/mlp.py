@@ -1,0 +1,62 @@
+"""The multi-layer perceptron of the Backforward Propagation paper, of any depth and width."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import nn
+
+from backforward.models.blocks import Blocks, at_least
+from backforward.models.init import initialise_, undisturbed_generator
+
+
+class MLP(nn.Sequential):
+    """Fully connected network: ``flatten``, ``hidden1`` .. ``hidden<depth>``, ``head``.
+
+    The defaults with MNIST's images are the 784-256-10 of Stoica & Simionescu, "Backforward Propagation", AAAI 2023.
+
+    Shape: ``[N, *in_shape]`` to logits ``[N, classes]``.
+
+    Args:
+        in_shape: Shape of one input, such as ``(1, 28, 28)``.
+        classes: Number of logits.
+        hidden: Units of each hidden layer.
+        depth: Number of hidden layers.
+        activation: ``relu``, ``tanh``, ... (``blocks.ACTIVATIONS``).
+        norm: ``none``, ``batch`` or ``prop``.
+        jacobian_factor: NormProp's J: ``none``, ``paper``, ``exact`` or a number. For ``norm="prop"`` only.
+        dropout: Share of hidden units dropped in training.
+        init: ``he``, ``glorot`` or ``default`` (``models.init``).
+        seed: Of the initial weights; ``None`` draws one from torch's global generator.
+
+    Raises:
+        ValueError: If a name is unknown or a size makes no sense.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        classes: int,
+        hidden: int = 256,
+        depth: int = 1,
+        *,
+        activation: str = "relu",
+        norm: str = "none",
+        jacobian_factor: str | float = "exact",
+        dropout: float = 0.0,
+        init: str = "he",
+        seed: int | None = None,
+    ) -> None:
+        at_least(1, classes=classes, hidden=hidden)
+        at_least(0, depth=depth)
+        blocks = Blocks(norm, activation, jacobian_factor, dropout)
+        widths = [math.prod(in_shape)] + [hidden] * depth
+        layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+        with undisturbed_generator():
+            for i in range(depth):
+                layers[f"hidden{i + 1}"] = blocks.linear(widths[i], widths[i + 1])
+            layers["head"] = blocks.last_linear(widths[-1], classes)
+        super().__init__(layers)
+        initialise_(self, init, seed)
