@@ -1,0 +1,579 @@
+"""Update rules: how one mini-batch changes the weights of a network.
+
+    rule = Backforward(model, optimizer, loss_fn)
+    for x, y in batches:
+        out = rule.step(x, y)      # out.loss, out.output: at the weights before any update of this batch
+
+Backforward Propagation (Stoica & Simionescu, AAAI 2023) updates the layers one at a time, from input to output, and
+redoes forward and backward after each update, so that every layer steps along the gradient that it really faces:
+
+    for each group of parameters, in forward order:
+        loss     = loss_fn(model(x), y)           # groups before this one are already updated, those after it not
+        gradient = d loss / d group
+        one optimizer step of this group alone
+
+`UpdateRule.step` is this loop; an engine computes its passes. A rule wraps any `torch.optim.Optimizer` that needs no
+closure; it is no optimizer itself.
+
+Depends on torch, the standard library and `stages` only.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from backforward.stages import (
+    Cut,
+    Generators,
+    Group,
+    GroupSpec,
+    Settings,
+    Statistics,
+    UntraceableError,
+    check_spec,
+    cut,
+    group_layers,
+    may_draw,
+    survey,
+    takes_closure,
+    tensors_in,
+)
+
+__all__ = ["Backforward", "Backprop", "Group", "Result", "Switch", "UpdateRule"]
+
+LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
+Reduce: TypeAlias = Callable[[Tensor], Tensor]
+TakeStep: TypeAlias = Callable[[bool], None]
+AfterUpdate: TypeAlias = Callable[[Sequence[nn.Parameter]], None]
+
+
+class Result(NamedTuple):
+    """What a batch showed.
+
+    Attributes:
+        loss: Scalar, detached: the loss at the weights before any update of this batch. May be infinite or NaN.
+        output: The network's output at those weights, detached.
+        joint_loss: With `joint_pass`, the loss that its joint pass saw: after the single updates, before the joint one.
+    """
+
+    loss: Tensor
+    output: Any
+    joint_loss: Tensor | None = None
+
+
+class Pass(NamedTuple):
+    """One forward and backward: the output, the loss, the gradient of each parameter that is to be updated."""
+
+    output: Any
+    loss: Tensor
+    gradients: Sequence[Tensor | None]
+
+
+class Engine(Protocol):
+    """Computes the passes of a batch. The caller updates the weights between one pass and the next."""
+
+    def run(self, inputs: Sequence[Any], target: Any) -> Generator[Pass, None, None]:
+        """The passes, in order; each at the weights that it finds."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The rules
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class UpdateRule:
+    """The part that all update rules share: a batch is a sequence of passes, each followed by an update.
+
+    Args:
+        model: The network. Several inputs are given to `step` as a tuple.
+        optimizer: Any torch optimizer that needs no closure.
+        loss_fn: Maps (output, target) to a scalar loss.
+        max_grad_norm: Clips the gradient of every update to this L2 norm.
+        reduce: Averages a flat gradient over ranks; called once per update. Without it ranks would part in silence.
+        step: Takes the optimizer's step; its argument is True for the last step of a batch, and only then. Default:
+            `optimizer.step()`.
+        after_update: Called with the parameters just updated, after every optimizer step, without gradients (a
+            projection, say). Later passes of the batch see what it did. In `step` and `after_update` the parameters'
+            `.grad` is the gradient stepped along; that of all others is None.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: An optimizer that needs a closure, a network wrapped for data parallelism, max_grad_norm <= 0.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_fn: LossFunction,
+        *,
+        max_grad_norm: float | None = None,
+        reduce: Reduce | None = None,
+        step: TakeStep | None = None,
+        after_update: AfterUpdate | None = None,
+    ) -> None:
+        name = type(self).__name__
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{name}: model is a {type(model).__name__}; give a torch.nn.Module")
+        if isinstance(model, DataParallel | DistributedDataParallel):  # right kind, wrong place: no TypeError
+            raise ValueError(f"{name}: give the network itself, not {type(model).__name__}, and average with reduce=")  # noqa: TRY004
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"{name}: optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer")
+        if takes_closure(optimizer):
+            raise ValueError(f"{name}: {type(optimizer).__name__} needs a closure; take an optimizer that needs none")
+        if not callable(loss_fn):
+            raise TypeError(f"{name}: loss_fn is a {type(loss_fn).__name__}; give a function of (output, target)")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"{name}: max_grad_norm={max_grad_norm}; give a positive number or None")
+        self.model = model
+        self.optimizer = optimizer
+        self.loss_fn = loss_fn
+        self.max_grad_norm = max_grad_norm
+        self._reduce = reduce
+        self._step = step
+        self._after_update = after_update
+        self._plan: _Plan | None = None
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups (name, parameters) in the order of their updates; known after the first batch, or `prepare`."""
+        if self._plan is None:
+            raise RuntimeError("groups are known after the first batch; call rule.prepare(x) to have them before")
+        return self._plan.groups
+
+    def prepare(self, x: Any) -> None:
+        """Plan the passes from the inputs of a batch, without changing anything. `step` does it when it must."""
+        inputs = _inputs(x)
+        self._plan = self._make_plan(inputs)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the rule which epoch begins (from 0). Only switching rules care."""
+
+    def step(self, x: Any, y: Any) -> Result:
+        """Let one mini-batch change the weights.
+
+        Args:
+            x: The input, or a tuple of several.
+            y: The target, handed to the loss function.
+
+        Returns:
+            Loss and output at the weights before any update of this batch.
+
+        Raises:
+            ValueError: The loss does not depend on a group, float16 autocast, a network that changes its input.
+        """
+        inputs = _inputs(x)
+        plan = self._plan
+        if plan is None or plan.settings.changed():
+            plan = self._plan = self._make_plan(inputs)
+        autocast = _autocast(plan.device)
+        for parameter in plan.every:
+            parameter.grad = None
+        last = len(plan.passes) - 1
+        with closing(plan.engine.run(inputs, y)) as passes:
+            for k, (output, loss, gradients) in enumerate(passes):
+                if k == 0:
+                    result = Result(loss.detach(), _detach(output))
+                elif k == len(plan.groups):
+                    result = result._replace(joint_loss=loss.detach())
+                self._update(plan.passes[k], gradients, last=k == last)
+                if autocast:
+                    torch.clear_autocast_cache()  # it holds casts of the weights as they were
+        return result
+
+    def _update(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], *, last: bool) -> None:
+        """One optimizer step of these parameters alone: all other gradients are None."""
+        if self._reduce is not None:
+            gradients = _reduced(self._reduce, gradients)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        if self._step is None:
+            self.optimizer.step()
+        else:
+            self._step(last)
+        if self._after_update is not None:
+            with torch.no_grad():
+                self._after_update(parameters)
+        for parameter in parameters:
+            parameter.grad = None
+
+    def _make_plan(self, inputs: Sequence[Any]) -> _Plan:
+        raise NotImplementedError
+
+    def _trainable(self) -> list[nn.Parameter]:
+        """The parameters that the optimizer holds and that are not frozen, in the network's order."""
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        own = list(self.model.parameters())
+        if held - {id(p) for p in own}:
+            raise ValueError(f"{type(self).__name__}: the optimizer holds parameters that are not the network's")
+        trainable = [p for p in own if p.requires_grad and id(p) in held]
+        if not trainable:
+            raise ValueError(f"{type(self).__name__}: the optimizer holds no trainable parameter of the network")
+        return trainable
+
+
+class Backprop(UpdateRule):
+    """Backpropagation: one forward and backward, one step of all parameters (`sgd`).
+
+    Args:
+        model, optimizer, loss_fn, max_grad_norm, reduce, step, after_update: See `UpdateRule`.
+        repeats: Number of such updates on each batch (the control of equal cost). All of them see the same dropout
+            draws, and running statistics move in the first.
+    """
+
+    def __init__(  # noqa: PLR0917 - the settings have names
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_fn: LossFunction,
+        repeats: int = 1,
+        max_grad_norm: float | None = None,
+        reduce: Reduce | None = None,
+        step: TakeStep | None = None,
+        after_update: AfterUpdate | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            optimizer,
+            loss_fn,
+            max_grad_norm=max_grad_norm,
+            reduce=reduce,
+            step=step,
+            after_update=after_update,
+        )
+        if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+            raise ValueError(f"Backprop: repeats={repeats!r}; give a whole number of at least 1")
+        self.repeats = repeats
+        self._trainable()
+
+    @property
+    def groups(self) -> list[Group]:
+        """One group of all trainable parameters."""
+        return [Group("all", tuple(self._trainable()))]
+
+    def _make_plan(self, inputs: Sequence[Any]) -> _Plan:
+        every = self._trainable()
+        moving = survey(self.model, inputs).moving if self.repeats > 1 else []
+        statistics = Statistics(self.model, moving, {})
+        passes = [tuple(every)] * self.repeats
+        engine = Naive(self.model, self.loss_fn, self.groups * self.repeats, statistics)
+        return _Plan([], passes, engine, Settings(self.model))
+
+
+class Backforward(UpdateRule):
+    """Backforward Propagation: for each group in turn a pass at the current weights and a step of that group alone.
+
+    Args:
+        model, optimizer, loss_fn, max_grad_norm, reduce, step, after_update: See `UpdateRule`.
+        groups: "layer": one group for each module that directly holds parameters, a normalisation layer joining the
+            layer before it; an integer k: k groups of neighbouring layers of near-equal multiply-accumulates (1 is ordinary
+            backpropagation); or a list of lists of module names, updated in the order given.
+        engine: "replay" computes only what changed since the pass before (exact: bitwise equal to "naive", which runs
+            the whole network in each pass); "auto" is "replay", or "naive" where torch.fx cannot trace the network.
+        joint_pass: Append one ordinary update of all groups (what the paper's published code does).
+
+    Raises:
+        TypeError, ValueError: Bad arguments, at once where they can be seen, else at the first batch.
+    """
+
+    def __init__(  # noqa: PLR0917 - the settings have names
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_fn: LossFunction,
+        groups: GroupSpec = "layer",
+        engine: str = "auto",
+        joint_pass: bool = False,
+        max_grad_norm: float | None = None,
+        reduce: Reduce | None = None,
+        step: TakeStep | None = None,
+        after_update: AfterUpdate | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            optimizer,
+            loss_fn,
+            max_grad_norm=max_grad_norm,
+            reduce=reduce,
+            step=step,
+            after_update=after_update,
+        )
+        check_spec(model, groups)
+        if engine not in {"auto", "replay", "naive"}:
+            raise ValueError(f"engine={engine!r}: give 'auto', 'replay', 'naive' or 'shortcut'")
+        self.engine = engine
+        self.joint_pass = joint_pass
+        self._spec = groups
+        self._warned: set[str] = set()
+        self._trainable()
+
+    def _make_plan(self, inputs: Sequence[Any]) -> _Plan:
+        trainable = self._trainable()
+        found = survey(self.model, inputs, count=isinstance(self._spec, int))
+        groups, group_of, unused = group_layers(self.model, trainable, found, self._spec)
+        if unused:
+            self._warn(f"Backforward: the forward does not use {', '.join(unused)}: not updated")
+        passes = [group.parameters for group in groups]
+        if self.joint_pass:
+            passes.append(tuple(p for group in groups for p in group.parameters))
+        statistics = Statistics(self.model, found.moving, group_of)
+        if self.engine != "naive":
+            try:
+                parts = cut(self.model, inputs, groups, group_of, found.output)
+            except UntraceableError as error:
+                if self.engine == "replay":
+                    raise ValueError(f"engine='replay' cannot cut this network: {error}") from None
+                self._warn(f"Backforward: the naive engine takes over: {error}")
+            else:
+                engine = Replay(self.model, self.loss_fn, passes, statistics, parts)
+                return _Plan(groups, passes, engine, Settings(self.model, parts.entered))
+        every = tuple(p for group in groups for p in group.parameters)
+        both = [Group(g.name, g.parameters) for g in groups] + ([Group("all", every)] if self.joint_pass else [])
+        return _Plan(groups, passes, Naive(self.model, self.loss_fn, both, statistics), Settings(self.model))
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=4)
+
+
+class Switch:
+    """One rule for the first epochs, another from then on. Both share one optimizer.
+
+    `bfp_warmup` is `Switch(Backforward(...), Backprop(...), at_epoch=n)`, `bfp_finetune` the reverse.
+
+    Args:
+        first: The rule of epochs 0 to at_epoch - 1.
+        then: The rule from epoch `at_epoch` on.
+        at_epoch: The first epoch of `then`.
+    """
+
+    def __init__(self, first: UpdateRule, then: UpdateRule, at_epoch: int) -> None:
+        if first.optimizer is not then.optimizer or first.model is not then.model:
+            raise ValueError("Switch: both rules must share one network and one optimizer")
+        if isinstance(at_epoch, bool) or not isinstance(at_epoch, int) or at_epoch < 0:
+            raise ValueError(f"Switch: at_epoch={at_epoch!r}; give a whole number of at least 0")
+        self._first, self._then, self._at_epoch = first, then, at_epoch
+        self.active = then if at_epoch == 0 else first
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups of the rule that is active now."""
+        return self.active.groups
+
+    def prepare(self, x: Any) -> None:
+        """Plan both rules."""
+        self._first.prepare(x)
+        self._then.prepare(x)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the rule of this epoch (from 0)."""
+        self.active = self._first if epoch < self._at_epoch else self._then
+
+    def step(self, x: Any, y: Any) -> Result:
+        """Let one mini-batch change the weights, by the rule of this epoch."""
+        return self.active.step(x, y)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The engines
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Naive:
+    """Each pass is one forward and backward of the whole network: the definition, and the oracle of the others."""
+
+    def __init__(
+        self, model: nn.Module, loss_fn: LossFunction, groups: Sequence[Group], statistics: Statistics
+    ) -> None:
+        self._model = model
+        self._loss_fn = loss_fn
+        self._groups = groups
+        self._every = list(dict.fromkeys(p for group in groups for p in group.parameters))
+        place = {id(p): i for i, p in enumerate(self._every)}
+        self._places = [[place[id(p)] for p in group.parameters] for group in groups]
+        self._statistics = statistics
+        self._generators = Generators(p.device for p in model.parameters())
+
+    def run(self, inputs: Sequence[Any], target: Any) -> Generator[Pass, None, None]:
+        """See `Engine`."""
+        if len(self._groups) == 1:
+            yield self._pass(0, inputs, target)
+            return
+        versions = [tensor._version for tensor in tensors_in(inputs)]
+        start = self._generators.save()
+        self._statistics.begin()
+        try:
+            for k in range(len(self._groups)):
+                now = self._generators.save()
+                self._generators.restore(start)
+                self._statistics.enter(k)
+                try:
+                    found = self._pass(k, inputs, target)
+                finally:
+                    self._statistics.leave(k)
+                    if k:
+                        self._generators.restore(now)
+                if [tensor._version for tensor in tensors_in(inputs)] != versions:
+                    raise ValueError("the network changes its input in place: a second pass would see another batch")
+                yield found
+        finally:
+            self._statistics.end()
+
+    def _pass(self, k: int, inputs: Sequence[Any], target: Any) -> Pass:
+        output = self._model(*inputs)
+        loss = self._loss_fn(output, target)
+        gradients: Sequence[Tensor | None] = [None]
+        if loss.requires_grad:
+            gradients = torch.autograd.grad(loss, self._every, allow_unused=True)
+            gradients = [gradients[i] for i in self._places[k]]
+        if all(gradient is None for gradient in gradients):
+            raise ValueError(f"the loss does not depend on group {self._groups[k].name!r}: freeze it or leave it out")
+        return Pass(output, loss, gradients)
+
+
+class Replay:
+    """Each pass runs only the stages that changed or that the group's gradient flows through.
+
+    Outputs of stages below the group are final and are kept; only the group's parameters require a gradient, so the
+    backward ends there by itself.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        passes: Sequence[Sequence[nn.Parameter]],
+        statistics: Statistics,
+        parts: Cut,
+    ) -> None:
+        self._loss_fn = loss_fn
+        self._passes = passes
+        self._statistics = statistics
+        self._cut = parts
+        self._trainable = [p for p in model.parameters() if p.requires_grad]
+        self._generators = Generators(p.device for p in model.parameters())
+        self._loss_draws = may_draw(loss_fn)
+
+    def run(self, inputs: Sequence[Any], target: Any) -> Generator[Pass, None, None]:
+        """See `Engine`."""
+        values: list[Any] = [*inputs, *[None] * (self._cut.slots - len(inputs))]
+        states: dict[int, list[Tensor]] = {}
+        self._statistics.begin()
+        try:
+            for k in range(len(self._passes)):
+                yield self._pass(k, values, states, target)
+        finally:
+            self._statistics.end()
+
+    def _pass(self, k: int, values: list[Any], states: dict[int, list[Tensor]], target: Any) -> Pass:
+        parameters = self._passes[k]
+        draws = k > 0 and (self._cut.draws[k] or self._loss_draws)
+        now = self._generators.save() if draws else None
+        self._statistics.enter(k)
+        for parameter in self._trainable:
+            parameter.requires_grad = False
+        for parameter in parameters:
+            parameter.requires_grad = True
+        try:
+            for index, stage, spent in self._cut.programs[k]:
+                if stage.draws:
+                    self._same_draws(index, states)
+                results = stage.run(*[values[slot] for slot in stage.inputs])
+                for slot, value in zip(stage.outputs, results, strict=True):
+                    values[slot] = value
+                for slot in spent:
+                    values[slot] = None
+            if self._loss_draws:
+                self._same_draws(-1, states)
+            output = values[self._cut.output]
+            loss = self._loss_fn(output, target)
+            if not loss.requires_grad:
+                raise ValueError(f"the loss does not depend on group {k}: freeze it or leave it out")
+            return Pass(output, loss, torch.autograd.grad(loss, parameters, allow_unused=True))
+        finally:
+            for parameter in self._trainable:
+                parameter.requires_grad = True
+            self._statistics.leave(k)
+            if now is not None:
+                self._generators.restore(now)
+
+    def _same_draws(self, index: int, states: dict[int, list[Tensor]]) -> None:
+        """The first pass of a batch notes the generators' states before a stage, later ones go back to them."""
+        if index in states:
+            self._generators.restore(states[index])
+        else:
+            states[index] = self._generators.save()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Details
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Plan:
+    """How a rule handles its batches, until the network's settings change."""
+
+    def __init__(
+        self,
+        groups: list[Group],
+        passes: Sequence[Sequence[nn.Parameter]],
+        engine: Engine,
+        settings: Settings,
+    ) -> None:
+        self.groups = groups
+        self.passes = passes
+        self.engine = engine
+        self.settings = settings
+        self.every = list(dict.fromkeys(p for parameters in passes for p in parameters))
+        self.device = self.every[0].device.type
+
+
+def _inputs(x: Any) -> tuple[Any, ...]:
+    """The positional arguments of the forward; no gradient flows into them."""
+    inputs = tuple(x) if isinstance(x, tuple | list) else (x,)
+    return tuple(t.detach() if isinstance(t, Tensor) and t.requires_grad else t for t in inputs)
+
+
+def _detach(output: Any) -> Any:
+    """The output without its graph."""
+    if isinstance(output, Tensor):
+        return output.detach()
+    if isinstance(output, dict):
+        return {key: _detach(value) for key, value in output.items()}
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return type(output)(*map(_detach, output))
+    if isinstance(output, list | tuple):
+        return type(output)(map(_detach, output))
+    return output
+
+
+def _autocast(device: str) -> bool:
+    """Whether autocast is on.
+
+    Raises:
+        ValueError: It is on with float16, which needs a gradient scaler, whose scale moves within a batch.
+    """
+    if not torch.is_autocast_enabled(device):
+        return False
+    if torch.get_autocast_dtype(device) is torch.float16:
+        raise ValueError("float16 autocast needs a gradient scaler, whose scale moves within a batch: take bfloat16")
+    return True
+
+
+def _reduced(reduce: Reduce, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """All gradients through one call of `reduce`."""
+    present = [gradient for gradient in gradients if gradient is not None]
+    flat = reduce(torch.cat([gradient.reshape(-1) for gradient in present]))
+    parts = iter(flat.split([gradient.numel() for gradient in present]))
+    return [None if g is None else next(parts).view_as(g).to(g.dtype) for g in gradients]
