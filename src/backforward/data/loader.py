@@ -60,14 +60,14 @@ class EpochLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: a whole number from 1 up is right")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r}: a whole number from 1 up is right")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} of world_size={world_size}: ranks run from 0 to world_size - 1")
         if batch_size % world_size:
             raise ValueError(f"batch_size={batch_size} does not divide among {world_size} processes; a multiple would")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed={seed}: 0 to {2**32 - 1} is right")
+        if not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed={seed!r}: a whole number from 0 to {2**32 - 1} is right")
         if augment not in AUGMENTATIONS:
             raise ValueError(f"augment={augment!r}: there are {', '.join(AUGMENTATIONS)}")
         if drop_last and batch_size > len(images):
@@ -128,12 +128,14 @@ class EpochLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; to the one already being worked on changes nothing, so a loaded state stays."""
+        if epoch < 0:
+            raise ValueError(f"epoch={epoch}: epochs are counted from 0")
         if epoch != self._epoch:
             self._epoch, self._batch, self._resume = epoch, 0, 0
 
     def state_dict(self) -> dict[str, int]:
         """Return the place in the data, and what must be the same for the place to mean the same."""
-        return {"epoch": self._epoch, "batch": max(self._batch, self._resume), **self._setting()}
+        return {"epoch": self._epoch, "batch": self._batch, **self._setting()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iterator go on where :meth:`state_dict` was taken.
@@ -141,15 +143,14 @@ class EpochLoader:
         Raises:
             ValueError: the state is of another seed, batch size or number of images, or is damaged.
         """
-        wrong = [key for key, value in self._setting().items() if state.get(key) != value]
-        if wrong:
-            raise ValueError(
-                "the place in the data is of another run: "
-                + ", ".join(f"{key} {state.get(key)} is now {self._setting()[key]}" for key in wrong)
-            )
-        epoch, batch = state.get("epoch", -1), state.get("batch", -1)
-        if epoch < 0 or not 0 <= batch <= len(self):
-            raise ValueError(f"there is no batch {batch} of {len(self)} in epoch {epoch}; the state is damaged")
+        for key, value in self._setting().items():
+            if state.get(key) != value:
+                raise ValueError(
+                    f"the place in the data is of another run: {key} was {state.get(key)} and is {value} now"
+                )
+        epoch, batch = state.get("epoch"), state.get("batch")
+        if not isinstance(epoch, int) or not isinstance(batch, int) or epoch < 0 or not 0 <= batch <= len(self):
+            raise ValueError(f"the place in the data is damaged: batch {batch} of {len(self)} in epoch {epoch}")
         self._epoch, self._batch, self._resume = epoch, batch, batch
 
     def _setting(self) -> dict[str, int]:

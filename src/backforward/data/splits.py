@@ -6,7 +6,6 @@ import difflib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from backforward.data.draws import first, turns
 from backforward.data.errors import DataError
 from backforward.data.images import Images
-from backforward.data.sources import KNOWN, Known, read
+from backforward.data.sources import KNOWN, Known, Parts, read
 
 Part = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images [N, C, H, W], labels [N]
 
@@ -87,24 +86,20 @@ def load_data(
             raise DataError(f"data.{key}={value!r}: a whole number from 1 up, or null, is right")
     found, source = read(name, Path(root))
     known = KNOWN.get(name)
-    parts = {part: _check(source, part, x, y, known) for part, (x, y) in found.items()}
-    classes = known.classes if known else int(parts["train"][1].max()) + 1
-    _check_together(source, parts, classes)
-
+    parts, classes = _checked(source, found, known)
     held = {part: _hold_out(source, part, y, classes, known) for part, (_, y) in parts.items() if part != "test"}
     used = {part: np.ones_like(mask) if protocol == "poster" else ~mask for part, mask in held.items()}
     if train_images is not None:
         _keep_first(source, parts, used, train_images, classes)
-    train = _gather(parts, used)
-    test = _gather(parts, {"test": np.ones(len(parts["test"][1]), bool)})
-    validation = _gather(parts, held) if protocol == "holdout" else test
-    if size is not None:
-        train, test = train.resize(size), test.resize(size)
-        validation = validation.resize(size) if protocol == "holdout" else test
+
+    train = _gather(parts, used, size)
+    test = _gather(parts, {"test": np.ones(len(parts["test"][1]), bool)}, size)
+    validation = _gather(parts, held, size) if protocol == "holdout" else test
+    channels, height, width = test.x.shape[1:]
     return DataSplits(
         name=name,
         classes=classes,
-        shape=(int(test.x.shape[1]), int(test.x.shape[2]), int(test.x.shape[3])),
+        shape=(channels, height, width),
         train=train,
         validation=validation,
         test=test,
@@ -113,44 +108,42 @@ def load_data(
     )
 
 
-def _check(source: str, part: str, x: NDArray[Any], y: NDArray[Any], known: Known | None) -> Part:
-    """Return one part with its labels as int64, or say what is wrong with it."""
-    if x.dtype != np.uint8:
-        raise DataError(f"{source}: x_{part} is {x.dtype}; images are uint8, 0 to 255")
-    if y.dtype.kind not in "ui":
-        raise DataError(f"{source}: y_{part} is {y.dtype}; labels are whole numbers from 0 up (uint8)")
-    if y.shape != x.shape[:1]:
-        raise DataError(f"{source}: y_{part} has shape {list(y.shape)} beside {len(x)} images; [{len(x)}] is right")
-    if not x.size:
-        raise DataError(f"{source}: x_{part} is empty, with shape {list(x.shape)}")
-    if known and x.shape != (known.sizes[part], *known.shape):
-        raise DataError(
-            f"{source}: {part} has {len(x):,} images [C, H, W] = {list(x.shape[1:])}, {known.title} has"
-            f" {known.sizes[part]:,} of {list(known.shape)}; a set of your own goes by a name of its own (data=npz)"
-        )
-    if y.min() < 0:
-        raise DataError(f"{source}: y_{part} holds the label {y.min()}; labels run from 0 up")
-    return x, y.astype(np.int64)
-
-
-def _check_together(source: str, parts: dict[str, Part], classes: int) -> None:
-    """Refuse parts that do not fit each other, labels out of range, and a part without images of some class."""
-    shape = parts["train"][0].shape[1:]
-    for part, (x, y) in parts.items():
+def _checked(source: str, found: Parts, known: Known | None) -> tuple[dict[str, Part], int]:
+    """Return the parts with their labels as int64, and the number of classes; or say what is wrong with them."""
+    for part, (x, y) in found.items():
+        if x.dtype != np.uint8:
+            raise DataError(f"{source}: x_{part} is {x.dtype}; images are uint8, 0 to 255")
+        if y.dtype.kind not in "ui":
+            raise DataError(f"{source}: y_{part} is {y.dtype}; labels are whole numbers from 0 up (uint8)")
+        if y.shape != x.shape[:1]:
+            raise DataError(f"{source}: y_{part} has shape {list(y.shape)}; beside {len(x)} images it is [{len(x)}]")
+        if not x.size:
+            raise DataError(f"{source}: x_{part} is empty, of shape {list(x.shape)}")
+        if known and x.shape != (known.sizes[part], *known.shape):
+            raise DataError(
+                f"{source}: {part} has {len(x)} images of {list(x.shape[1:])} (channels, height, width),"
+                f" {known.title} has {known.sizes[part]} of {list(known.shape)};"
+                f" a set of your own takes another name (data=npz)"
+            )
+    shape = found["train"][0].shape[1:]
+    classes = known.classes if known else len(np.unique(found["train"][1]))
+    if classes < 2:
+        raise DataError(f"{source}: all training images are of one class; two or more are needed")
+    for part, (x, y) in found.items():
         if x.shape[1:] != shape:
             raise DataError(
-                f"{source}: images are {list(shape)} in train and {list(x.shape[1:])} in {part}, not the same"
+                f"{source}: images are {list(shape)} in train, {list(x.shape[1:])} in {part}; one shape is right"
             )
-        if y.max() >= classes:
+        labels = np.unique(y)
+        if labels[0] < 0 or labels[-1] >= classes:
+            wrong = labels[0] if labels[0] < 0 else labels[-1]
             raise DataError(
-                f"{source}: y_{part} holds the label {y.max()}; with {classes} classes they are 0 to {classes - 1}"
+                f"{source}: y_{part} holds the label {wrong}; for {classes} classes they are 0 to {classes - 1}"
             )
-        if (empty := np.flatnonzero(np.bincount(y, minlength=classes) == 0)).size:
-            raise DataError(
-                f"{source}: {part} has no image of class {empty[0]}; labels are 0 to {classes - 1}, none left out"
-            )
-    if classes < 2:
-        raise DataError(f"{source}: all labels are 0; there must be two classes or more")
+        if len(labels) < classes:
+            empty = min(set(range(classes)) - set(labels.tolist()))
+            raise DataError(f"{source}: {part} has no image of class {empty}; each of the {classes} classes needs some")
+    return {part: (x, y.astype(np.int64)) for part, (x, y) in found.items()}, classes
 
 
 def _hold_out(source: str, part: str, y: NDArray[np.int64], classes: int, known: Known | None) -> NDArray[np.bool_]:
@@ -181,8 +174,8 @@ def _keep_first(
         mask[inside], kept = kept[: len(inside)], kept[len(inside) :]
 
 
-def _gather(parts: dict[str, Part], masks: dict[str, NDArray[np.bool_]]) -> Images:
-    """Copy the chosen images of all parts, in their order, into one array of their own."""
+def _gather(parts: dict[str, Part], masks: dict[str, NDArray[np.bool_]], size: int | None) -> Images:
+    """Copy the chosen images of all parts, in their order, into one array of their own; resize them if asked."""
     chosen = {part: np.flatnonzero(mask) for part, mask in masks.items()}
     x = np.empty((sum(map(len, chosen.values())), *parts["test"][0].shape[1:]), np.uint8)
     start = 0
@@ -191,7 +184,8 @@ def _gather(parts: dict[str, Part], masks: dict[str, NDArray[np.bool_]]) -> Imag
             x[start : start + len(block)] = parts[part][0][block]
             start += len(block)
     y = np.concatenate([parts[part][1][index] for part, index in chosen.items()])
-    return Images(torch.from_numpy(x), torch.from_numpy(y))
+    images = Images(torch.from_numpy(x), torch.from_numpy(y))
+    return images if size is None else images.resize(size)
 
 
 def _fingerprint(*splits: Images) -> str:
