@@ -3,18 +3,16 @@
 import io
 import pickle
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-
-import backforward._torchvision  # noqa: F401  (before Lightning)
-from backforward.data import EpochLoader, Images
 from tests.oracles import batches as oracle
+from torch import Tensor
+
+from backforward.data import EpochLoader, Images
 
 exactly = settings(derandomize=True, deadline=None, max_examples=60)
 Batches = list[tuple[Tensor, Tensor]]
@@ -257,78 +255,3 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change: dict[s
 def test_epochs_are_counted_from_0() -> None:
     with pytest.raises(ValueError, match="epoch=-1: epochs are counted from 0"):
         EpochLoader(numbered(3), 1).set_epoch(-1)
-
-
-# ------------------------------------------------------------------------------------------------ under Lightning
-
-import lightning as L  # noqa: E402  (after torchvision was made to import)
-
-
-class Recorder(L.LightningModule):
-    """Notes which images each batch holds; saves itself while a given batch is worked on, or after an epoch."""
-
-    def __init__(self, folder: Path, save: int | str | None = None) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.layer = nn.Linear(1, 1)
-        self.folder, self.save, self.seen = folder, save, []  # type: ignore[var-annotated]
-
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        self.seen.append(batch[1].tolist())
-        self.optimizers().step()  # type: ignore[union-attr]
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        if len(self.seen) == self.save:
-            self.trainer.save_checkpoint(self.folder / "saved.ckpt")
-
-    def on_train_epoch_end(self) -> None:
-        if self.save == f"epoch {self.current_epoch}":
-            self.trainer.save_checkpoint(self.folder / "saved.ckpt")
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        pass
-
-    def on_validation_end(self) -> None:
-        if self.save == f"validation {self.current_epoch}" and not self.trainer.sanity_checking:
-            self.trainer.save_checkpoint(self.folder / "saved.ckpt")
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def fit(folder: Path, save: int | str | None = None, resume: bool = False, **limits: int) -> list[list[int]]:
-    module = Recorder(folder, save)
-    trainer = L.Trainer(
-        **limits,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-    )
-    validation = EpochLoader(numbered(6), 4, shuffle=False, drop_last=False)
-    path = folder / "saved.ckpt" if resume else None
-    trainer.fit(module, EpochLoader(numbered(12), 4, seed=5), validation, ckpt_path=path, weights_only=True)
-    return module.seen
-
-
-EPOCHS, STEPS = {"max_epochs": 4}, {"max_epochs": -1, "max_steps": 11}
-# Saved at the end of a training epoch and resumed with `max_steps`, Lightning 2.6.6 itself counts an epoch too many.
-CASES = [(save, limits) for save in (1, 2, 3, 5, 6, 8, "validation 0", "validation 1") for limits in (EPOCHS, STEPS)]
-CASES += [("epoch 0", EPOCHS), ("epoch 2", EPOCHS)]
-
-
-@pytest.mark.parametrize(("save", "limits"), CASES, ids=[f"{save}-{max(limits)}" for save, limits in CASES])
-@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-def test_lightning_sets_the_epoch_and_resumes_with_the_next_batch(
-    tmp_path: Path, save: int | str, limits: dict[str, int]
-) -> None:
-    whole = fit(tmp_path, save, **limits)
-    loader = EpochLoader(numbered(12), 4, seed=5)
-    expected = [y.tolist() for epoch in range(4) for _, y in epoch_of(loader, epoch)][: len(whole)]
-    assert whole == expected
-    assert len(whole) in (11, 12)
-    done = save if isinstance(save, int) else 3 * (int(save[-1]) + 1)
-    assert fit(tmp_path, resume=True, **limits) == expected[done:]
