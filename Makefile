@@ -1,0 +1,54 @@
+# Backforward: `make help` lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+PORT   ?= 6006
+
+.PHONY: help setup quickstart test check bench tensorboard clean
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.core ## Create .venv and install what running needs (the other commands do this themselves)
+
+quickstart: $(VENV)/.core ## Sweep Backforward and SGD over learning rates on small digits; print a table (3 minutes at most)
+	@$(PY) src/train.py -m experiment=quickstart
+	@$(PY) src/report.py table outputs/quickstart
+	@echo "Curves: make tensorboard, then open http://localhost:$(PORT)"
+
+test: $(VENV)/.dev ## Run the whole test suite
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+check: $(VENV)/.dev ## Lint, format, types, direction of dependencies
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy src
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/.core ## Measure speed: medians and ratios in one run (several minutes, on a quiet machine)
+	$(PY) src/bench.py
+
+tensorboard: $(VENV)/.core ## Serve the curves in outputs/ on http://localhost:$(PORT) (PORT=...)
+	$(VENV)/bin/tensorboard --logdir outputs --port $(PORT)
+
+clean: ## Remove the environment and caches; outputs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+# A stamp is older than what it was made from: install again. A moved or broken environment is made anew.
+$(VENV)/.core: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11")'
+	@$(PY) -c '' 2>/dev/null || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	@echo "Installing into $(VENV) (once, about a minute) ..."
+	@$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	@echo "Installing the test tools ..."
+	@$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,112 @@
+"""The record of a run: a row of metrics an epoch, in `metrics.csv` and in TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
+import lightning as L
+import torch
+
+from backforward.runs import write_metrics
+from backforward.training import Classification, weight_norms
+
+Row = dict[str, float | int | None]
+
+
+class RunRecord(L.Callback):
+    """Collects a row of metrics before training and after each epoch.
+
+    Its rows travel with the checkpoint: a run that was cut off and resumed writes the same file as one that was not.
+
+    Args:
+        folder: Where `metrics.csv` goes; None keeps the rows in memory alone.
+        log_every: Batches between two points of `loss/batch` in TensorBoard.
+
+    Attributes:
+        rows: One a finished epoch, and row 0 from before training.
+        seconds: Time in training steps, over all sittings of this run.
+        samples: Samples trained on in that time.
+    """
+
+    def __init__(self, folder: Path | None, log_every: int = 50) -> None:
+        self.folder = folder
+        self.log_every = log_every
+        self.rows: list[Row] = []
+        self.seconds = 0.0
+        self.samples = 0
+        self._started = 0.0
+        self._seen = 0
+
+    # --- hooks -------------------------------------------------------------------------------------------------------
+
+    def on_sanity_check_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Row 0: Lightning's check of the validation loop, over the whole set, is its evaluation before training."""
+        assert isinstance(module, Classification)
+        self._add(trainer, {**module.evaluated, **weight_norms(module.network)}, epoch=0)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Set the clock, also after a resume within an epoch."""
+        self._set_clock()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Set the clock."""
+        self._set_clock()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count samples; from time to time a point of the loss within the epoch."""
+        self._seen += len(batch[1]) * trainer.world_size
+        if trainer.global_step % self.log_every == 0 and trainer.logger is not None:
+            trainer.logger.log_metrics({"loss/batch": outputs["loss"].item()}, step=trainer.global_step)
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._stop_clock(module.device)  # before the evaluation
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The epoch's row."""
+        assert isinstance(module, Classification)
+        epoch = trainer.current_epoch + 1
+        speed = self.samples / self.seconds if self.seconds else None
+        metrics = {**module.train_metrics(), **module.evaluated, **weight_norms(module.network)}
+        self._add(trainer, metrics, epoch=epoch)
+        if trainer.logger is not None and speed is not None:
+            trainer.logger.log_metrics({"speed/samples_per_second": speed}, step=trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows and times so far."""
+        return {"rows": self.rows, "seconds": self.seconds, "samples": self.samples}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them up again."""
+        self.rows, self.seconds, self.samples = state["rows"], state["seconds"], state["samples"]
+
+    # --- the rest ----------------------------------------------------------------------------------------------------
+
+    def best(self) -> Row | None:
+        """The row of the highest validation accuracy, the earliest of equals."""
+        scored = [row for row in self.rows if row.get("accuracy/validation") is not None]
+        return max(scored, key=lambda row: row["accuracy/validation"] or 0.0, default=None)
+
+    def _add(self, trainer: L.Trainer, metrics: dict[str, float], epoch: int) -> None:
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        row: Row = {"epoch": epoch, "step": trainer.global_step, "lr": float(lr), **metrics}
+        self.rows = [*self.rows[:epoch], row]
+        if not trainer.is_global_zero:
+            return
+        if self.folder is not None:
+            write_metrics(self.folder, self.rows)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({**metrics, "lr": float(lr), "epoch": epoch}, step=trainer.global_step)
+
+    def _set_clock(self) -> None:
+        self._seen, self._started = 0, time.perf_counter()
+
+    def _stop_clock(self, device: torch.device) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.seconds += time.perf_counter() - self._started
+        self.samples += self._seen
+        self._set_clock()

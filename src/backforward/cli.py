@@ -1,0 +1,176 @@
+"""The command line's manners: one line for bad input, an exit code, no traceback.
+
+Set HYDRA_FULL_ERROR=1 to see tracebacks all the same.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import CompactHydraException, InstantiationException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from backforward.errors import BadInput
+
+BAD_INPUT = 2  # exit code: what was asked for cannot be done
+FAILED = 1  # exit code: runs failed
+INTERRUPTED = 130
+
+
+class RunsFailed(Exception):
+    """Some runs of a sweep failed; their causes have been shown already."""
+
+
+def run(main: Callable[[], Any], conf: Path) -> int:
+    """Call Hydra's main; return an exit code instead of raising.
+
+    Args:
+        main: The function that `@hydra.main` made.
+        conf: The folder of configs, to name the choices of a group.
+    """
+    debug = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print errors of its own and exit; we want to see them here
+    try:
+        main()
+    except KeyboardInterrupt:
+        return _say("interrupted; the same command goes on from here", INTERRUPTED)
+    except RunsFailed as error:
+        return _say(str(error), FAILED)
+    except Exception as error:
+        if debug:
+            raise
+        line = explain(error, conf, sys.argv[1:])
+        if line is None:
+            raise
+        return _say(line, BAD_INPUT)
+    return 0
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn what a constructor says of its arguments into `BadInput`, so that it is shown as one line."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        text = str(cause if not isinstance(cause, OmegaConfBaseException) else error)
+        raise BadInput(_one_line(text)) from error
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise BadInput(_one_line(str(error))) from error
+
+
+def explain(error: BaseException, conf: Path, overrides: Sequence[str]) -> str | None:
+    """What to tell a user in one line, or None if this is no error of theirs."""
+    chain = list(_causes(error))
+    for cause in chain:
+        if isinstance(cause, BadInput):
+            return _one_line(str(cause))
+    for cause in chain:
+        if isinstance(cause, OSError):
+            return _os_error(cause)
+    if isinstance(error, InterpolationResolutionError | OmegaConfBaseException | CompactHydraException):
+        return _config_error(str(error), [str(cause) for cause in chain], conf, overrides)
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}the disk is full; free some space and give the same command again: finished runs are kept"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where}may not be written here ({error.strerror}); change its rights or work in another folder"
+    return f"{where}{error.strerror or error}"
+
+
+def _config_error(text: str, chain: list[str], conf: Path, overrides: Sequence[str]) -> str:
+    everything = "\n".join(chain)
+    if found := re.search(r"Could not find '([\w./-]+)/([^'/]+)'", everything):
+        group, choice = found.groups()
+        there = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+        if there:
+            return f"{group}={choice}: no such {group}; there are {', '.join(there)}{_close(choice, there)}"
+    if found := re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", everything):
+        full_key = found.group(2)
+        folder, _, leaf = full_key.rpartition(".")
+        keys = _keys(conf, folder, overrides)
+        there = f"; there are {', '.join(keys)}{_close(leaf, keys)}" if keys else ""
+        return f"{full_key}: no such key{there}"
+    if found := re.search(r"Could not override '([^']+)'", everything):
+        groups = sorted(path.name for path in conf.iterdir() if path.is_dir())
+        return f"{found.group(1)}: no such key or group; groups are {', '.join(groups)}{_close(found.group(1), groups)}"
+    return _one_line(text)
+
+
+def _keys(conf: Path, folder: str, overrides: Sequence[str]) -> list[str]:
+    """The keys of `conf/train.yaml`, or those of the choice made (else any choice) of a group."""
+    from omegaconf import DictConfig, OmegaConf
+
+    if folder:
+        chosen = [text.partition("=")[2].split(",")[0] for text in overrides if text.startswith(f"{folder}=")]
+        files = [conf / folder / f"{choice}.yaml" for choice in chosen] + sorted((conf / folder).glob("*.yaml"))
+        file = next((path for path in files if path.is_file()), None)
+    else:
+        file = conf / "train.yaml"
+    if file is None:
+        return []
+    loaded = OmegaConf.load(file)
+    assert isinstance(loaded, DictConfig)
+    keys = [str(key) for key in loaded if key not in ("defaults", "hydra")]
+    if not folder:
+        keys += sorted(path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra")
+    return keys
+
+
+def _close(word: str, words: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, words, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _one_line(text: str) -> str:
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip()) or "unknown error"
+
+
+def show(result: Mapping[str, Any], folder: Path) -> None:
+    """Print a run's result as a short table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    final, timing = result["final"], result["timing"]
+    table = Table(title=f"{folder.name}: {result['status']}", title_justify="left")
+    table.add_column("")
+    for split in ("train", "validation", "test"):
+        table.add_column(split, justify="right")
+    for label, metric, form in (("loss", "loss", "{:.4f}"), ("accuracy", "accuracy", "{:.2%}")):
+        values = [final.get(f"{metric}/{split}") for split in ("train", "validation", "test")]
+        table.add_row(label, *("-" if value is None else form.format(value) for value in values))
+    console = Console()
+    console.print(table)
+    speed = timing["samples_per_second"]
+    console.print(
+        f"epoch {final['epoch']}, weight norm {final['weight_norm/total']:.2f}, {timing['seconds']:.1f} s"
+        + (f", {speed:,.0f} samples/s" if speed else "")
+        + f"\nin {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _say(line: str, code: int) -> int:
+    print(f"error: {line}", file=sys.stderr)
+    return code

@@ -1,0 +1,207 @@
+"""One training, from its start or its last checkpoint to its result."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from backforward.callbacks.checkpoint import LastCheckpoint, WholeFileIO
+from backforward.callbacks.record import RunRecord
+from backforward.data import DataSplits
+from backforward.hardware import cpu_model
+from backforward.runs import Result
+from backforward.settings import Settings, deciding, fingerprint
+from backforward.training import Classification, InMemoryData
+
+BAR_REFRESH = 50  # batches between two redraws of the progress bar; each costs as much as a small network's step
+
+
+def fit(
+    settings: Settings,
+    asked: dict[str, Any],
+    module: Classification,
+    loaders: InMemoryData,
+    folder: Path | None,
+    choices: dict[str, str] | None = None,
+) -> Result:
+    """Train, evaluate on the test set once, and say what came of it.
+
+    Args:
+        settings: The checked settings.
+        asked: The same as plain values; hashed, and written into checkpoint and result.
+        module: Network, optimizer and update rule.
+        loaders: The data.
+        folder: Where curves and checkpoints go and where a half-done run goes on; None writes nothing.
+        choices: By group, the name of the config it was read from: `method: bfp`.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        BadInput: The folder holds a damaged checkpoint, or one of other settings.
+    """
+    _quiet()
+    started = time.perf_counter()
+    record = RunRecord(folder, settings.trainer.log_every_n_steps)
+    callbacks: list[L.Callback] = [record]
+    resume: Path | None = None
+    logger: TensorBoardLogger | None = None
+    if folder is not None:
+        last = LastCheckpoint(folder, asked, settings.trainer.checkpoint_minutes)
+        best = ModelCheckpoint(
+            folder, "best", "accuracy/validation", mode="max", enable_version_counter=False, save_on_train_epoch_end=True
+        )
+        callbacks += [best, last]
+        step = None
+        if last.path.exists():
+            resume, step = last.path, last.step_to_resume() + 1
+        # TensorBoard hides what a sitting that was cut off logged after the checkpoint where this one goes on.
+        logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=step)
+    bar = settings.trainer.progress_bar and sys.stderr.isatty()
+    if bar:
+        callbacks.append(TQDMProgressBar(refresh_rate=BAR_REFRESH))
+
+    with tempfile.TemporaryDirectory() as nowhere:
+        trainer = L.Trainer(
+            accelerator=settings.trainer.accelerator,
+            devices=settings.trainer.devices,
+            strategy="ddp" if settings.trainer.devices > 1 else "auto",
+            precision=settings.trainer.precision,
+            max_epochs=settings.max_epochs,
+            num_sanity_val_steps=-1,  # the whole validation set before training: epoch 0
+            log_every_n_steps=loaders.steps_per_epoch,  # how often Lightning flushes the logger to disk
+            use_distributed_sampler=False,  # the loader shares out each batch itself
+            logger=logger or False,
+            callbacks=callbacks,
+            plugins=[WholeFileIO()],
+            enable_checkpointing=folder is not None,
+            enable_progress_bar=bar,
+            enable_model_summary=False,
+            default_root_dir=nowhere if folder is None else folder,
+        )
+        trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
+        final = dict(record.rows[-1])
+        if not module.diverged:
+            trainer.test(module, loaders, verbose=False)
+            final |= module.evaluated
+    if logger is not None:
+        metrics = {key: value for key, value in final.items() if isinstance(value, float) and math.isfinite(value)}
+        logger.log_metrics(
+            {key: value for key, value in metrics.items() if key.endswith("/test")}, step=trainer.global_step
+        )
+        logger.log_hyperparams(_readable(asked, choices or {}), {key: metrics[key] for key in _SHOWN if key in metrics})
+        logger.finalize("success")
+    return {
+        "status": "diverged" if module.diverged else "finished",
+        "final": _finite(final),
+        "best": _finite(dict(record.best() or {})),
+        "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
+        "choices": choices or {},
+        "settings": asked,
+        "settings_hash": fingerprint(asked),
+        "data": _origin(loaders.data),
+        "code": _code(),
+        "hardware": _hardware(trainer),
+        "timing": {
+            "seconds": time.perf_counter() - started,  # of this sitting
+            "training_seconds": record.seconds,
+            "samples_per_second": record.samples / record.seconds if record.seconds else None,
+            "peak_memory_bytes": _peak_memory(),
+            "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    }
+
+
+# Final metrics in TensorBoard's HParams.
+_SHOWN = (
+    "loss/train",
+    "accuracy/train",
+    "loss/validation",
+    "accuracy/validation",
+    "loss/test",
+    "accuracy/test",
+    "weight_norm/total",
+)
+
+
+def _readable(asked: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
+    """Settings for HParams, as a person gives them: choices of groups, then keys."""
+    flat = {key: value for key, value in deciding(asked).items() if not key.endswith("_target_")}
+    return choices | {key: value if isinstance(value, bool | int | float) else str(value) for key, value in flat.items()}
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no word for infinity or not-a-number: null."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+
+
+def _origin(data: DataSplits) -> dict[str, Any]:
+    sizes = {"train": len(data.train.y), "validation": len(data.validation.y), "test": len(data.test.y)}
+    return {"name": data.name, "shape": list(data.shape), "classes": data.classes, **sizes, "sha256": data.fingerprint}
+
+
+def _code() -> dict[str, Any]:
+    packages = ("backforward", "torch", "torchvision", "lightning", "hydra-core", "numpy")
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **{package: version(package) if package != "torch" else torch.__version__ for package in packages[1:]},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source that runs, with `+changes` if the working tree differs; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit, changes = (
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout  # noqa: S603, S607
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.strip() + ("+changes" if changes.strip() else "")
+
+
+def _hardware(trainer: L.Trainer) -> dict[str, Any]:
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+    return {
+        "device": name,
+        "devices": trainer.world_size,
+        "threads": torch.get_num_threads(),
+        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "system": platform.platform(),
+    }
+
+
+def _peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _quiet() -> None:
+    """Leave out what Lightning says to everyone: that a GPU is there or not, tips, that training has stopped."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

@@ -1,0 +1,45 @@
+"""What this machine has, asked without importing torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from functools import cache
+from pathlib import Path
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpu_names() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES would call each NVIDIA GPU open to this process."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    present = _driver_gpus()
+    if visible is None:
+        return [str(index) for index in range(present)]
+    # Present or not: a list that names GPUs which are not there is a fault of the list, and torch will not see them.
+    return [name for name in (part.strip() for part in visible.split(",")) if name and name != "-1"][:present]
+
+
+def gpu_count() -> int:
+    """NVIDIA GPUs open to this process."""
+    return len(gpu_names())
+
+
+def cpu_model() -> str:
+    """The processor's name, as far as the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@cache
+def _driver_gpus() -> int:
+    # Device files, since a container sees only those of the GPUs that it was given.
+    return sum(re.fullmatch(r"nvidia\d+", entry.name) is not None for entry in Path("/dev").iterdir())

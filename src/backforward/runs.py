@@ -1,0 +1,261 @@
+"""A run's folder: its name, what lies in it, and when the run counts as done.
+
+    outputs/<name>/<run name>/
+        .hydra/          the composed config and the overrides
+        events.out.*     TensorBoard
+        metrics.csv      one row an epoch, row 0 before training
+        last.ckpt        where a half-done run goes on; best.ckpt: the epoch of best validation accuracy
+        run.log          what the run printed, when it ran in a sweep
+        result.json      written last and whole: the run is done
+
+Knows neither torch nor Lightning: sweeps and reports read folders with this module alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import faulthandler
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from backforward.errors import BadInput
+from backforward.settings import WITHOUT_EFFECT, Settings, differing, fingerprint, plain
+
+DONE = ("finished", "diverged")
+NAME_LIMIT = 150  # characters; most file systems end at 255 bytes
+
+Result = dict[str, Any]
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def run_name(cfg: DictConfig) -> str:
+    """A run's name: its method, then each override that can change the result, in the order of `conf/train.yaml`.
+
+    Args:
+        cfg: The composed config with Hydra's node, which knows the overrides and the choices of groups.
+
+    Returns:
+        For example `bfp-lr0.05-seed3`. The same settings give the same name, however the overrides were ordered.
+
+    Raises:
+        BadInput: A setting has the wrong type or range: such a run has no name, and so no folder is made for it.
+    """
+    Settings.check(cfg)
+    choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+    assert isinstance(choices, dict)
+    overrides = OverridesParser.create().parse_overrides(list(cfg.hydra.overrides.task))
+    keys = {override.key_or_group for override in overrides} - WITHOUT_EFFECT - {"method", "experiment"}
+    keys = {key for key in keys if not key.startswith("hydra.")}
+    order = {key: place for place, key in enumerate(key for key in cfg if key != "hydra")}
+    keys_in_order = sorted(keys, key=lambda key: (order.get(key.split(".")[0], len(order)), key))
+    leaves = [key.rpartition(".")[2] for key in keys_in_order]
+
+    parts = [str(choices.get("method"))]
+    for key, leaf in zip(keys_in_order, leaves, strict=True):
+        if key in choices:
+            parts.append(str(choices[key]))
+            continue
+        label = leaf if leaves.count(leaf) == 1 else key
+        value = OmegaConf.select(cfg, key)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        parts.append(f"{label}{value}" if number else f"{label}_{value}")
+    return _as_file_name("-".join(parts))
+
+
+def _as_file_name(text: str) -> str:
+    safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("_")
+    if safe == text and len(safe) <= NAME_LIMIT:
+        return safe
+    # Two different texts must not meet in one folder.
+    return f"{safe[:NAME_LIMIT]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def choices() -> dict[str, str]:
+    """The choices of groups in the current Hydra run, such as `method: bfp`; none outside Hydra."""
+    if not HydraConfig.initialized():
+        return {}
+    made = HydraConfig.get().runtime.choices
+    return {str(group): str(choice) for group, choice in made.items() if "/" not in group and choice is not None}
+
+
+def register_resolvers() -> None:
+    """Give configs `${run_name:}`."""
+    OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that appears under its name whole or not at all: written beside, flushed to disk, then renamed."""
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    text = "b" not in mode
+    try:
+        with os.fdopen(handle, mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def write_metrics(folder: Path, rows: list[dict[str, float | int | None]]) -> None:
+    """Write `metrics.csv`: one row an epoch, numbers in full precision, an empty cell where nothing was measured."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with whole(folder / "metrics.csv") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float | None]]:
+    """Read `metrics.csv`; no file, no rows."""
+    try:
+        with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            return [{key: float(cell) if cell else None for key, cell in row.items()} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write `result.json`."""
+    with whole(folder / "result.json") as file:
+        json.dump(result, file, indent=2, default=str)
+        file.write("\n")
+
+
+def read_result(folder: Path) -> Result | None:
+    """Read `result.json`; None where there is none.
+
+    Raises:
+        BadInput: The file is damaged.
+    """
+    path = folder / "result.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(result, dict) and isinstance(result.get("status"), str):
+            return result
+        raise ValueError("no status in it")
+    except FileNotFoundError:
+        return None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is damaged ({error}); delete it to have this run done again") from None
+
+
+def finished_result(folder: Path, cfg: DictConfig) -> Result | None:
+    """The result of a run that is done, or None if it is still to do.
+
+    Args:
+        folder: The run's folder.
+        cfg: What is asked for now.
+
+    Raises:
+        BadInput: The folder holds the finished run of other settings, or a damaged result.
+    """
+    result = read_result(folder)
+    if result is None or result["status"] not in DONE:
+        return None
+    asked = plain(cfg)
+    if result.get("settings_hash") != fingerprint(asked):
+        keys = differing(asked, result.get("settings", {})) or "its settings do not match their hash"
+        raise BadInput(f"{folder} holds a finished run of other settings: {keys}; give another name=... to keep both")
+    return result
+
+
+def result_folders(root: Path) -> list[Path]:
+    """Folders of runs below `root`, by name in natural order (lr0.05 before lr0.1, seed2 before seed10)."""
+    marks = ("result.json", "metrics.csv", "run.log", "last.ckpt")
+    found = {path.parent for mark in marks for path in root.rglob(mark)}
+    return sorted(found, key=lambda path: natural(str(path)))
+
+
+def natural(text: str) -> list[Any]:
+    """A sort key that orders numbers inside text by value."""
+    return [(0, float(part)) if number else (1, part) for number, part in _split_numbers(text)]
+
+
+def _split_numbers(text: str) -> Iterator[tuple[bool, str]]:
+    for part in re.split(r"(\d+(?:\.\d+)?)", text):
+        if part:
+            yield part[0].isdigit(), part
+
+
+@contextmanager
+def sitting(folder: Path, cfg: DictConfig) -> Iterator[Callable[[Result], Result]]:
+    """Have a run's folder to oneself while training in it.
+
+    Yields:
+        A function that writes the result and returns it. If an error comes instead, a result of status `failed`
+        with its cause is written, and the error goes on.
+
+    Raises:
+        BadInput: Another process trains in this folder.
+    """
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # one process of several of the same run: the first keeps the folder
+        yield lambda result: result
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / ".lock", timeout=0).acquire()
+    except Timeout:
+        raise BadInput(f"{folder}: another process is training this run; wait for it, or stop it") from None
+    with lock:
+        _write_hydra(folder, cfg)
+        minutes = cfg.timeout_min
+        if minutes is not None:
+            # A watchdog outside Python's reach: it also ends a process that hangs in native code.
+            faulthandler.dump_traceback_later(60 * minutes, exit=True)
+        try:
+            yield partial(_written, folder)
+        except Exception as error:
+            with suppress(OSError):  # a full disk is the likely cause, and no reason to hide it
+                cause = str(error) or type(error).__name__
+                write_result(folder, {"status": "failed", "cause": cause, "settings": plain(cfg)})
+            raise
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _written(folder: Path, result: Result) -> Result:
+    write_result(folder, result)
+    return result
+
+
+def _write_hydra(folder: Path, cfg: DictConfig) -> None:
+    """Keep the composed config where Hydra's users look for it."""
+    there = folder / ".hydra"
+    there.mkdir(exist_ok=True)
+    hydra_cfg = HydraConfig.instance().cfg
+    assert hydra_cfg is not None
+    overrides = hydra_cfg.hydra.overrides.task
+    for name, node in (("config", cfg), ("hydra", hydra_cfg), ("overrides", overrides)):
+        with whole(there / f"{name}.yaml") as file:
+            file.write(OmegaConf.to_yaml(node))
+
+
+# --- what a person reads ---------------------------------------------------------------------------------------------
+
+
+def objective(result: Mapping[str, Any]) -> float | None:
+    """The number by which settings are chosen: accuracy on the validation set after the last epoch."""
+    return result.get("final", {}).get("accuracy/validation")
+
+

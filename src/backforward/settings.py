@@ -1,0 +1,184 @@
+"""What a run was asked for: types, ranges, and the part that decides its result.
+
+Knows neither torch nor Lightning, so that a sweep of finished runs is skipped in a moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from backforward.errors import BadInput
+from backforward.hardware import cpu_count, gpu_count
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+# Keys that leave the result as it is: they are neither in a run's name nor in the hash of its settings.
+WITHOUT_EFFECT = frozenset(
+    {
+        "name",
+        "timeout_min",
+        "data.root",
+        "trainer.accelerator",
+        "trainer.progress_bar",
+        "trainer.log_every_n_steps",
+        "trainer.checkpoint_minutes",
+    }
+)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class _Group(_Model):
+    """A group whose further keys are arguments of its target."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+
+    target: str | None = Field(alias="_target_")
+
+
+class NormSettings(_Model):
+    """The `norm` group."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+
+    kind: Literal["none", "batch", "prop"]
+
+
+class DataSettings(_Model):
+    """The `data` group."""
+
+    name: str
+    root: str
+    protocol: Literal["holdout", "paper", "poster"]
+    size: Count | None
+    train_images: Count | None
+    augment: Literal["none", "flip"]
+
+
+class TrainerSettings(_Model):
+    """The `trainer` group."""
+
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: Count
+    precision: Literal["32-true", "64-true", "bf16-mixed"]
+    progress_bar: bool
+    log_every_n_steps: Count
+    checkpoint_minutes: Positive
+
+
+class Settings(_Model):
+    """Everything that one run was asked for, in the order of `conf/train.yaml`."""
+
+    method: _Group
+    model: _Group
+    norm: NormSettings
+    data: DataSettings
+    optimizer: _Group
+    schedule: _Group
+    trainer: TrainerSettings
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
+    lr: NonNegative
+    batch_size: Count
+    max_epochs: Count
+    weight_decay: NonNegative
+    data_norm: Literal["none", "channel", "global", "batch"]
+    max_grad_norm: Positive | None
+    timeout_min: Positive | None
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+
+    @classmethod
+    def check(cls, cfg: DictConfig) -> Settings:
+        """Read a composed config.
+
+        Raises:
+            BadInput: A value has the wrong type or range, or two of them do not go together. The first fault in
+                the order of `conf/train.yaml` is named.
+        """
+        values = plain(cfg)
+        try:
+            settings = cls.model_validate(values)
+        except ValidationError as error:
+            raise BadInput(_first_fault(error)) from None
+        settings._check_combination()
+        return settings
+
+    def _check_combination(self) -> None:
+        devices, batch = self.trainer.devices, self.batch_size
+        on_gpu = self.trainer.accelerator == "gpu" or (self.trainer.accelerator == "auto" and gpu_count() > 0)
+        have, kind = (gpu_count(), "GPU") if on_gpu else (cpu_count(), "CPU core")
+        if devices > have:
+            plural = "" if have == 1 else "s"
+            raise BadInput(
+                f"trainer.devices={devices}: this machine has {have} {kind}{plural}; give at most {have}"
+                if have
+                else f"trainer.accelerator={self.trainer.accelerator}: this machine has no GPU; give trainer.accelerator=cpu"
+            )
+        if batch % devices:
+            raise BadInput(f"batch_size={batch} cannot be shared by {devices} devices; give a multiple of {devices}")
+        if batch == 1 and self.norm.kind == "batch":
+            raise BadInput("norm=batch needs at least two samples to a batch; give batch_size=2 or more, or norm=prop")
+        if batch == 1 and self.data_norm == "batch":
+            raise BadInput("data_norm=batch needs at least two samples to a batch; give data_norm=global")
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The composed config as plain values, interpolations resolved, Hydra's own part left out.
+
+    Raises:
+        BadInput: A value is missing or an interpolation leads nowhere.
+    """
+    try:
+        whole = {key: cfg._get_node(key) for key in cfg if key != "hydra"}
+        values = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(whole)), resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise BadInput(f"{error.full_key}: {str(error.msg).splitlines()[0]}") from None
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items() if value is not None or key in Settings.model_fields}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `(dotted key, value)` for each leaf of nested settings, in order."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide a result, flat: dotted key -> value."""
+    return {key: value for key, value in flatten(values) if key not in WITHOUT_EFFECT}
+
+
+def fingerprint(values: Mapping[str, Any]) -> str:
+    """SHA-256 over the settings that decide a result."""
+    return hashlib.sha256(json.dumps(deciding(values), sort_keys=True).encode()).hexdigest()
+
+
+def differing(asked: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Name the deciding keys in which two settings differ, as `key=asked (there: found)`, or return ''."""
+    here, there = deciding(asked), deciding(found)
+    keys = [key for key in {**here, **there} if here.get(key) != there.get(key)]
+    return ", ".join(f"{key}={here.get(key)} (there: {there.get(key)})" for key in keys)
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    message = fault["msg"][0].lower() + fault["msg"][1:]
+    if fault["type"] == "missing":
+        return f"{key} is missing; conf/train.yaml lists what there is"
+    if fault["type"] == "extra_forbidden":
+        return f"{key} is no key here; conf/train.yaml lists what there is"
+    return f"{key}={fault['input']}: {message}"

@@ -1,0 +1,281 @@
+"""Training with Lightning: manual optimization, any update rule, one `global_step` a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from backforward.data import DataSplits, EpochLoader, Images
+
+Metrics = dict[str, float]
+
+EVALUATION_BATCH = 500  # samples; of no effect on the result but for rounding
+
+
+class Step(Protocol):
+    """What an update rule returns: loss (scalar) and output [N, classes], detached, from before the update."""
+
+    loss: Tensor
+    output: Tensor
+
+
+class Rule(Protocol):
+    """What a training loop needs of an update rule."""
+
+    def step(self, x: Tensor, y: Tensor) -> Step:
+        """Change the weights by one mini-batch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins, counted from 0."""
+
+
+class Classification(L.LightningModule):
+    """A network, an optimizer and an update rule, for Lightning.
+
+    Metrics are sums over samples kept in tensors and read once an epoch: reading a number out of a tensor, like
+    `self.log`, costs more than a small network's step. Training metrics are those of each batch before its update.
+
+    Args:
+        network: Takes float images [N, C, H, W] in [0, 1] to logits [N, classes].
+        make_optimizer: `network -> optimizer`.
+        make_rule: `(network, optimizer, loss_fn, reduce=, step=, after_update=) -> rule`.
+        make_schedule: `optimizer -> scheduler`, or None for a constant learning rate.
+        schedule_interval: `"epoch"` or `"step"` (a batch): how often the schedule moves.
+        after_update: Called with the parameters just updated, after each optimizer step.
+        check_every: Batches between two looks at whether the loss is still finite.
+
+    Attributes:
+        diverged: Whether a loss was not finite; training then ends, with what it had recorded.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        make_rule: Callable[..., Rule],
+        make_schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+        schedule_interval: str = "epoch",
+        after_update: Callable[..., None] | None = None,
+        check_every: int = 50,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.network = network
+        self.make_optimizer = make_optimizer
+        self.make_rule = make_rule
+        self.make_schedule = make_schedule
+        self.schedule_interval = schedule_interval
+        self.after_update = after_update
+        self.check_every = check_every
+        self.diverged = False
+        self.rule: Rule | None = None
+        self._rng: dict[str, Any] | None = None
+        # (sum of losses, correct, samples). Those of training travel with a checkpoint taken within an epoch.
+        self.register_buffer("train_sums", torch.zeros(3, dtype=torch.float64))
+        self.register_buffer("eval_sums", torch.zeros(3, dtype=torch.float64), persistent=False)
+        self.evaluated: Metrics = {}
+
+    train_sums: Tensor
+    eval_sums: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] to logits [N, classes]."""
+        return self.network(x)  # type: ignore[no-any-return]
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer, and its schedule if there is one, from the network."""
+        optimizer = self.make_optimizer(self.network)
+        return optimizer if self.make_schedule is None else ([optimizer], [self.make_schedule(optimizer)])
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Build the update rule, now that weights and optimizer lie on their device."""
+        raw, wrapped = self.optimizers(use_pl_optimizer=False), self.optimizers()
+        assert isinstance(raw, torch.optim.Optimizer)
+        # Lightning counts a global step whenever the wrapped optimizer steps: once a batch, at its last update.
+        strategy = self.trainer.strategy
+        self.rule = self.make_rule(
+            self.network,
+            raw,
+            F.cross_entropy,
+            # Gradients come from torch.autograd.grad, which DistributedDataParallel's hooks never see.
+            reduce=(lambda flat: strategy.reduce(flat, reduce_op="mean")) if self.trainer.world_size > 1 else None,
+            step=lambda last: (wrapped if last else raw).step(),  # type: ignore[union-attr]
+            after_update=self.after_update,
+        )
+        self.rule.set_epoch(self.current_epoch)
+        if self._rng is not None:
+            _set_rng_state(self._rng)
+
+    def on_train_epoch_start(self) -> None:
+        """Tell the loader and the rule which epoch begins."""
+        self.train_sums.zero_()
+        self.trainer.train_dataloader.set_epoch(self.current_epoch)  # type: ignore[union-attr]
+        assert self.rule is not None
+        self.rule.set_epoch(self.current_epoch)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Let the rule change the weights by one mini-batch; return the loss from before."""
+        x, y = batch
+        assert self.rule is not None
+        out = self.rule.step(x, y)
+        _add(self.train_sums, out.loss, out.output, y)
+        if self.make_schedule is not None and self.schedule_interval == "step":
+            self.lr_schedulers().step()  # type: ignore[union-attr]
+        if (batch_idx + 1) % self.check_every == 0:
+            self._check_finite()
+        return out.loss
+
+    def on_train_epoch_end(self) -> None:
+        """Move the schedule, once the epoch's record stands."""
+        self._check_finite()
+        if self.make_schedule is not None and self.schedule_interval == "epoch":
+            self.lr_schedulers().step()  # type: ignore[union-attr]
+
+    def _check_finite(self) -> None:
+        if not self.diverged and not bool(torch.isfinite(self._reduced(self.train_sums)[0])):
+            self.diverged = True
+            self.trainer.should_stop = True
+
+    def train_metrics(self) -> Metrics:
+        """Mean loss (nats) and accuracy over the samples of this epoch so far, each from before its batch's update."""
+        return self._means(self.train_sums, "train")
+
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to sum."""
+        self.eval_sums.zero_()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        """Add a batch of the validation set."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Read the sums."""
+        self.evaluated = self._means(self.eval_sums, "validation")
+        self.log("accuracy/validation", self.evaluated["accuracy/validation"], logger=False, rank_zero_only=True)
+
+    def on_test_epoch_start(self) -> None:
+        """Begin to sum."""
+        self.eval_sums.zero_()
+
+    def test_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        """Add a batch of the test set."""
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Read the sums."""
+        self.evaluated = self._means(self.eval_sums, "test")
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
+        x, y = batch
+        logits = self.network(x)
+        _add(self.eval_sums, F.cross_entropy(logits, y), logits, y)
+
+    def _means(self, sums: Tensor, split: str) -> Metrics:
+        loss, correct, count = self._reduced(sums).tolist()
+        return {f"loss/{split}": loss / count, f"accuracy/{split}": correct / count} if count else {}
+
+    def _reduced(self, sums: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return sums
+        # A copy: the strategy may reduce in place. Ranks may hold uneven shares, so sums are added, never means.
+        return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")  # type: ignore[return-value]
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the generators' state: dropout goes on where it stopped."""
+        checkpoint["rng"] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the generators' state when training starts."""
+        self._rng = checkpoint["rng"]
+
+
+class InMemoryData(L.LightningDataModule):
+    """The splits of a data set on the training device, batch by batch.
+
+    Args:
+        data: Images and labels, uint8.
+        batch_size: Samples in a training batch, over all devices.
+        seed: Decides, with the epoch, the order of samples and the flips.
+        augment: `"none"` or `"flip"`.
+    """
+
+    def __init__(self, data: DataSplits, batch_size: int, seed: int, augment: str = "none") -> None:
+        super().__init__()
+        self.data, self.batch_size, self.seed, self.augment = data, batch_size, seed, augment
+        # Made once here, so that a batch larger than the training set is refused before anything starts.
+        self.steps_per_epoch = len(EpochLoader(data.train, batch_size, seed=seed, augment=augment))
+
+    def train_dataloader(self) -> EpochLoader:
+        """Shuffled, without the last short batch."""
+        return EpochLoader(self.data.train, self.batch_size, seed=self.seed, augment=self.augment, **self._place())
+
+    def val_dataloader(self) -> EpochLoader:
+        """The validation set, in order, whole."""
+        return self._evaluation(self.data.validation)
+
+    def test_dataloader(self) -> EpochLoader:
+        """The test set, in order, whole."""
+        return self._evaluation(self.data.test)
+
+    def _evaluation(self, images: Images) -> EpochLoader:
+        return EpochLoader(images, EVALUATION_BATCH, shuffle=False, drop_last=False, **self._place())
+
+    def _place(self) -> dict[str, Any]:
+        assert self.trainer is not None
+        strategy = self.trainer.strategy
+        return {"device": strategy.root_device, "rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+
+def weight_norms(network: nn.Module) -> Metrics:
+    """L2 norms of the parameters.
+
+    Returns:
+        `weight_norm/total`: of all parameters as one vector. `weight_norm/sum`: the sum of the tensors' norms, as the
+        published Backforward runs log it. `weight_norm/<layer>`: of all parameters that a module holds itself.
+    """
+    layers = {
+        name: [parameter.detach() for parameter in module.parameters(recurse=False)]
+        for name, module in network.named_modules()
+    }
+    tensors = [tensor for held in layers.values() for tensor in held]
+    norms = torch.stack(torch._foreach_norm(tensors)).double()
+    # One read from the device for all of them.
+    values = iter(norms.tolist())
+    per_layer = {name: [next(values) for _ in held] for name, held in layers.items() if held}
+    flat = [value for held in per_layer.values() for value in held]
+    result = {"weight_norm/total": _root_sum_square(flat), "weight_norm/sum": sum(flat)}
+    return result | {f"weight_norm/{name}": _root_sum_square(held) for name, held in per_layer.items()}
+
+
+def _root_sum_square(values: list[float]) -> float:
+    return float(sum(value**2 for value in values) ** 0.5)
+
+
+def _add(sums: Tensor, loss: Tensor, logits: Tensor, y: Tensor) -> None:
+    """Add a batch to (sum of losses, correct, samples)."""
+    correct = (logits.argmax(dim=1) == y).sum()
+    count = len(y)
+    sums[0] += loss.detach() * count
+    sums[1] += correct
+    sums[2] += count
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu())

@@ -1,0 +1,1 @@
+"""Hydra launcher `pool`: one process a run, as many at a time as there are GPUs, else cores."""

@@ -1,0 +1,102 @@
+"""What a person sees of a sweep: a live line a run in a terminal, a printed line a run elsewhere, a summary at the end."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from backforward import runs
+
+if TYPE_CHECKING:
+    from hydra_plugins.backforward_pool._pool import Job, Outcome
+
+
+class View:
+    """Shows how far the runs are.
+
+    Args:
+        jobs: All runs of the sweep.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.console = Console()
+        self.total = len(jobs)
+        self.count = 0
+        self.began = time.monotonic()
+        self.bars: dict[Job, TaskID] = {}
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self.all = self.progress.add_task("[bold]sweep", total=self.total, unit="runs")
+
+    def __enter__(self) -> View:
+        """Begin to draw."""
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """Leave the terminal as it was."""
+        self.progress.stop()
+
+    def started(self, job: Job) -> None:
+        """A run has begun."""
+        self.bars[job] = self.progress.add_task(job.name, total=job.cfg.max_epochs, unit="epochs")
+
+    def tick(self, running: Sequence[Job]) -> None:
+        """Look how far the running ones are."""
+        if self.progress.disable:
+            return
+        for job in running:
+            self.progress.update(self.bars[job], completed=max(0, len(runs.read_metrics(job.folder)) - 1))
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        """A run has ended, or needed no start."""
+        self.count += 1
+        self.progress.update(self.all, completed=self.count)
+        if job in self.bars:
+            self.progress.remove_task(self.bars.pop(job))
+        if outcome.skipped:
+            return
+        if outcome.result is not None:
+            accuracy = runs.objective(outcome.result)
+            what = outcome.result["status"] + (f", validation accuracy {accuracy:.2%}" if accuracy is not None else "")
+        else:
+            what = f"[bold]failed[/]: {outcome.cause}"
+        self.progress.console.print(
+            f"[{self.count}/{self.total}] {job.name}: {what} [dim]({outcome.seconds:.1f} s)",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def summary(self, outcomes: Mapping[Job, Outcome]) -> None:
+        """How many runs ended how, and where to look for those that failed."""
+        self.progress.stop()
+        kinds = Counter(
+            "skipped" if outcome.skipped else outcome.result["status"] if outcome.result else "failed"
+            for outcome in outcomes.values()
+        )
+        labels = {"finished": "finished", "diverged": "diverged", "failed": "failed", "skipped": "done before, skipped"}
+        parts = [f"{kinds[kind]} {label}" for kind, label in labels.items() if kinds[kind]]
+        self.console.print(
+            f"{self.total} runs: {', '.join(parts)}, in {time.monotonic() - self.began:.1f} s", highlight=False
+        )
+        failed = {job: outcome for job, outcome in outcomes.items() if not outcome.done}
+        if failed:
+            table = Table("run", "cause", "log", title="Failed", title_justify="left")
+            for job, outcome in failed.items():
+                table.add_row(job.name, outcome.cause, str(job.log) if job.log.exists() else "-")
+            self.console.print(table)

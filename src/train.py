@@ -1,0 +1,94 @@
+"""Train one network, or sweep over many settings.
+
+    python src/train.py method=bfp lr=0.05
+    python src/train.py -m method=bfp,sgd lr=0.1,0.05,0.01
+
+`conf/train.yaml` lists what can be set.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from backforward import cli, runs
+from backforward.settings import Settings, plain
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
+    """Train one network.
+
+    Args:
+        cfg: A config composed from `conf/train.yaml`.
+        folder: Where curves and checkpoints go, and where a half-done run goes on; None writes nothing.
+
+    Returns:
+        What stands in `result.json`: status, final and best metrics, settings, origin, timing.
+
+    Raises:
+        BadInput: Something asked for cannot be had.
+    """
+    # Importing torch and Lightning takes seconds, which a skipped run or a mistyped key does without.
+    import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
+    from hydra.utils import instantiate
+    from torch import nn
+    from torch.nn import functional as F
+
+    from backforward.data import load_data
+    from backforward.fitting import fit
+    from backforward.models import weight_decay_groups
+    from backforward.normprop import DataNorm, project_unit_norm_
+    from backforward.training import Classification, InMemoryData
+
+    settings = Settings.check(cfg)
+    with cli.refusing():
+        data = load_data(
+            settings.data.name,
+            Path(settings.data.root),
+            protocol=settings.data.protocol,
+            size=settings.data.size,
+            train_images=settings.data.train_images,
+        )
+        model = instantiate(cfg.model, in_shape=data.shape, classes=data.classes, seed=settings.seed, _convert_="all")
+        network = nn.Sequential(OrderedDict(data_norm=DataNorm.fit(settings.data_norm, data.train.x), model=model))
+        schedule = {key: value for key, value in cfg.schedule.items() if key != "interval"}
+        build_optimizer = instantiate(cfg.optimizer, _partial_=True, _convert_="all")
+        build_rule = instantiate(cfg.method, _partial_=True, _convert_="all")
+        module = Classification(
+            network,
+            make_optimizer=lambda network: build_optimizer(weight_decay_groups(network)),
+            make_rule=lambda *args, **hooks: build_rule(*args, max_grad_norm=settings.max_grad_norm, **hooks),
+            make_schedule=instantiate(schedule, _partial_=True, _convert_="all") if schedule["_target_"] else None,
+            schedule_interval=cfg.schedule.get("interval", "epoch"),
+            after_update=project_unit_norm_ if settings.norm.kind == "prop" else None,
+            check_every=settings.trainer.log_every_n_steps,
+        )
+        # A rehearsal: what rule and optimizer refuse is known before anything starts.
+        module.make_rule(network, module.make_optimizer(network), F.cross_entropy)
+        loaders = InMemoryData(data, settings.batch_size, seed=settings.seed, augment=settings.data.augment)
+
+    return fit(settings, plain(cfg), module, loaders, folder, runs.choices())
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """Train in the run's folder, unless that run is done; return its accuracy on the validation set."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    result = runs.finished_result(folder, cfg)
+    if result is None:
+        with runs.sitting(folder, cfg) as record:
+            result = record(train(cfg, folder))
+    cli.show(result, folder)
+    return runs.objective(result)
+
+
+if __name__ == "__main__":
+    runs.register_resolvers()
+    sys.exit(cli.run(main, CONF))
