@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import CompactHydraException, InstantiationException
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from backforward.errors import BadInput
 
@@ -75,12 +75,9 @@ def explain(error: BaseException, conf: Path, overrides: Sequence[str]) -> str |
     for cause in chain:
         if isinstance(cause, BadInput):
             return _one_line(str(cause))
-    for cause in chain:
-        if isinstance(cause, OSError):
-            return _os_error(cause)
-    if isinstance(error, InterpolationResolutionError | OmegaConfBaseException | CompactHydraException):
+    if isinstance(error, OmegaConfBaseException | CompactHydraException):  # some of Hydra's are an OSError as well
         return _config_error(str(error), [str(cause) for cause in chain], conf, overrides)
-    return None
+    return next((_os_error(cause) for cause in chain if isinstance(cause, OSError)), None)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -100,7 +97,7 @@ def _os_error(error: OSError) -> str:
 
 def _config_error(text: str, chain: list[str], conf: Path, overrides: Sequence[str]) -> str:
     everything = "\n".join(chain)
-    if found := re.search(r"Could not find '([\w./-]+)/([^'/]+)'", everything):
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", everything):
         group, choice = found.groups()
         there = sorted(path.stem for path in (conf / group).glob("*.yaml"))
         if there:

@@ -75,7 +75,7 @@ def fit(
             resume, step = last.path, last.step_to_resume() + 1
         # TensorBoard hides what a sitting that was cut off logged after the checkpoint where this one goes on.
         logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=step)
-    bar = settings.trainer.progress_bar and sys.stderr.isatty()
+    bar = sys.stderr.isatty() if settings.trainer.progress_bar == "auto" else settings.trainer.progress_bar
     if bar:
         callbacks.append(TQDMProgressBar(refresh_rate=BAR_REFRESH))
 

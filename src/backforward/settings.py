@@ -72,7 +72,7 @@ class TrainerSettings(_Model):
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Count
     precision: Literal["32-true", "64-true", "bf16-mixed"]
-    progress_bar: bool
+    progress_bar: bool | Literal["auto"]
     log_every_n_steps: Count
     checkpoint_minutes: Positive
 
@@ -169,8 +169,11 @@ def fingerprint(values: Mapping[str, Any]) -> str:
 def differing(asked: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Name the deciding keys in which two settings differ, as `key=asked (there: found)`, or return ''."""
     here, there = deciding(asked), deciding(found)
-    keys = [key for key in {**here, **there} if here.get(key) != there.get(key)]
-    return ", ".join(f"{key}={here.get(key)} (there: {there.get(key)})" for key in keys)
+    pairs = {key: (here.get(key), there.get(key)) for key in {**here, **there} if here.get(key) != there.get(key)}
+    own = {pair for key, pair in pairs.items() if "." not in key}
+    # `optimizer.lr` follows `lr`: name what was set, not what follows from it.
+    named = {key: pair for key, pair in pairs.items() if "." not in key or pair not in own}
+    return ", ".join(f"{key}={asked_for} (there: {there_is})" for key, (asked_for, there_is) in named.items())
 
 
 def _first_fault(error: ValidationError) -> str:

@@ -116,9 +116,8 @@ class Classification(L.LightningModule):
             _set_rng_state(self._rng)
 
     def on_train_epoch_start(self) -> None:
-        """Tell the loader and the rule which epoch begins."""
+        """Tell the rule which epoch begins (Lightning tells the loader)."""
         self.train_sums.zero_()
-        self.trainer.train_dataloader.set_epoch(self.current_epoch)  # type: ignore[union-attr]
         assert self.rule is not None
         self.rule.set_epoch(self.current_epoch)
 

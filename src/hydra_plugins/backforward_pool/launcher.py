@@ -1,6 +1,7 @@
 """The part that speaks with Hydra: from overrides to jobs, and from results to what sweepers read."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Hydra executes this file without entering it in sys.modules, where a
+# dataclass would look up annotations that are text.
 
 import os
 import sys

@@ -1,0 +1,62 @@
+"""What tests share: calling the command line, and real data where there is some."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TRAIN = REPOSITORY / "src" / "train.py"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment with the library on the path, one thread, and no data but what a test names."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA_", "COLUMNS"))}
+    path = os.pathsep.join(filter(None, [str(REPOSITORY / "src"), os.environ.get("PYTHONPATH")]))
+    return clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **changes}
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Command:
+    """`train("lr=0.1", ...)`: run `python src/train.py lr=0.1 ...` in an empty folder."""
+
+    def call(*arguments: str, **changes: str) -> Ended:
+        ended = subprocess.run(
+            [sys.executable, str(TRAIN), *arguments],
+            cwd=tmp_path,
+            env=environment(**changes),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def mnist_root() -> Path:
+    """The folder with real MNIST; tests that ask for it are skipped where there is none."""
+    root = Path(os.environ.get("BACKFORWARD_DATA", REPOSITORY / "data"))
+    if not (root / "mnist.npz").is_file():
+        pytest.skip(f"no {root / 'mnist.npz'}: real MNIST is not here")
+    return root
