@@ -69,6 +69,7 @@ def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
             schedule_interval=cfg.schedule.get("interval", "epoch"),
             after_update=project_unit_norm_ if settings.norm.kind == "prop" else None,
             check_every=settings.trainer.log_every_n_steps,
+            seed=settings.seed,
         )
         # A rehearsal: what rule and optimizer refuse is known before anything starts.
         module.make_rule(network, module.make_optimizer(network), F.cross_entropy)
@@ -80,13 +81,14 @@ def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Train in the run's folder, unless that run is done; return its accuracy on the validation set."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    result = runs.finished_result(folder, cfg)
-    if result is None:
-        with runs.sitting(folder, cfg) as record:
-            result = record(train(cfg, folder))
-    cli.show(result, folder)
-    return runs.objective(result)
+    with cli.past_hydra():
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        result = runs.finished_result(folder, cfg)
+        if result is None:
+            with runs.sitting(folder, cfg) as record:
+                result = record(train(cfg, folder))
+        cli.show(result, folder)
+        return runs.objective(result)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from backforward.errors import BadInput
@@ -29,6 +31,21 @@ class RunsFailed(Exception):
     """Some runs of a sweep failed; their causes have been shown already."""
 
 
+class _Carried(BaseException):
+    """Carries an error past Hydra, which would print lines of its own about an Exception."""
+
+
+@contextmanager
+def past_hydra() -> Iterator[None]:
+    """Let the errors of a single run reach `run` as they are; in a sweep, Hydra's launchers must see them."""
+    try:
+        yield
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.RUN:
+            raise _Carried from error
+        raise
+
+
 def run(main: Callable[[], Any], conf: Path) -> int:
     """Call Hydra's main; return an exit code instead of raising.
 
@@ -39,7 +56,11 @@ def run(main: Callable[[], Any], conf: Path) -> int:
     debug = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print errors of its own and exit; we want to see them here
     try:
-        main()
+        try:
+            main()
+        except _Carried as carried:
+            assert carried.__cause__ is not None
+            raise carried.__cause__ from None
     except KeyboardInterrupt:
         return _say("interrupted; the same command goes on from here", INTERRUPTED)
     except RunsFailed as error:
@@ -149,7 +170,7 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
     from rich.table import Table
 
     final, timing = result["final"], result["timing"]
-    table = Table(title=f"{folder.name}: {result['status']}", title_justify="left")
+    table = Table()
     table.add_column("")
     for split in ("train", "validation", "test"):
         table.add_column(split, justify="right")
@@ -157,6 +178,7 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
         values = [final.get(f"{metric}/{split}") for split in ("train", "validation", "test")]
         table.add_row(label, *("-" if value is None else form.format(value) for value in values))
     console = Console()
+    console.print(f"[bold]{folder.name}[/]: {result['status']}", highlight=False, soft_wrap=True)
     console.print(table)
     speed = timing["samples_per_second"]
     console.print(

@@ -75,6 +75,7 @@ def fit(
             resume, step = last.path, last.step_to_resume() + 1
         # TensorBoard hides what a sitting that was cut off logged after the checkpoint where this one goes on.
         logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=step)
+        logger.hparams.update(_readable(asked, choices or {}))
     bar = sys.stderr.isatty() if settings.trainer.progress_bar == "auto" else settings.trainer.progress_bar
     if bar:
         callbacks.append(TQDMProgressBar(refresh_rate=BAR_REFRESH))
@@ -203,5 +204,5 @@ def _quiet() -> None:
     """Leave out what Lightning says to everyone: that a GPU is there or not, tips, that training has stopped."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")  # Lightning's own call of torch
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

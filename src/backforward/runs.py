@@ -90,7 +90,7 @@ def choices() -> dict[str, str]:
     if not HydraConfig.initialized():
         return {}
     made = HydraConfig.get().runtime.choices
-    return {str(group): str(choice) for group, choice in made.items() if "/" not in group and choice is not None}
+    return {group: str(made[group]) for group in Settings.model_fields if made.get(group) is not None}
 
 
 def register_resolvers() -> None:

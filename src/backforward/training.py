@@ -50,6 +50,7 @@ class Classification(L.LightningModule):
         schedule_interval: `"epoch"` or `"step"` (a batch): how often the schedule moves.
         after_update: Called with the parameters just updated, after each optimizer step.
         check_every: Batches between two looks at whether the loss is still finite.
+        seed: Of what is drawn while training, such as dropout; each device draws its own.
 
     Attributes:
         diverged: Whether a loss was not finite; training then ends, with what it had recorded.
@@ -64,6 +65,7 @@ class Classification(L.LightningModule):
         schedule_interval: str = "epoch",
         after_update: Callable[..., None] | None = None,
         check_every: int = 50,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -74,6 +76,7 @@ class Classification(L.LightningModule):
         self.schedule_interval = schedule_interval
         self.after_update = after_update
         self.check_every = check_every
+        self.seed = seed
         self.diverged = False
         self.rule: Rule | None = None
         self._rng: dict[str, Any] | None = None
@@ -112,7 +115,9 @@ class Classification(L.LightningModule):
             after_update=self.after_update,
         )
         self.rule.set_epoch(self.current_epoch)
-        if self._rng is not None:
+        if self._rng is None:
+            torch.manual_seed(self.seed + self.global_rank)
+        else:
             _set_rng_state(self._rng)
 
     def on_train_epoch_start(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import shlex
 import signal
 import sys
 import threading
@@ -28,7 +29,7 @@ def work(script: Path, arguments: Sequence[str], log: Path, environment: Mapping
     os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.argv = [str(script), *arguments]
-    print("$", "python", *sys.argv, flush=True)
+    print("$", shlex.join(["python", *sys.argv]), flush=True)
     runpy.run_path(str(script), run_name="__main__")
 
 
