@@ -72,7 +72,8 @@ def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
             seed=settings.seed,
         )
         # A rehearsal: what rule and optimizer refuse is known before anything starts.
-        module.make_rule(network, module.make_optimizer(network), F.cross_entropy)
+        rehearsal = module.make_rule(network, module.make_optimizer(network), F.cross_entropy)
+        rehearsal.prepare(data.train.x[:2].float() / 255)
         loaders = InMemoryData(data, settings.batch_size, seed=settings.seed, augment=settings.data.augment)
 
     return fit(settings, plain(cfg), module, loaders, folder, runs.choices())

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import backforward._torchvision  # noqa: F401  (before any test imports Lightning)
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent

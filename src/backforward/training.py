@@ -13,27 +13,38 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from backforward.data import DataSplits, EpochLoader, Images
+from backforward.rules import Result, Switch, UpdateRule
 
 Metrics = dict[str, float]
 
 EVALUATION_BATCH = 500  # samples; of no effect on the result but for rounding
 
 
-class Step(Protocol):
-    """What an update rule returns: loss (scalar) and output [N, classes], detached, from before the update."""
-
-    loss: Tensor
-    output: Tensor
-
-
 class Rule(Protocol):
     """What a training loop needs of an update rule."""
 
-    def step(self, x: Tensor, y: Tensor) -> Step:
+    def step(self, x: Tensor, y: Tensor) -> Result:
         """Change the weights by one mini-batch."""
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch begins, counted from 0."""
+
+    def prepare(self, x: Tensor) -> None:
+        """Refuse, before anything starts, a network or groups that the rule cannot work with."""
+
+
+def switching(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    *,
+    first: Callable[..., UpdateRule],
+    then: Callable[..., UpdateRule],
+    at_epoch: int,
+    **hooks: Any,
+) -> Switch:
+    """Build a `Switch` from two rules yet without network and optimizer, as a config gives them."""
+    return Switch(*(rule(model, optimizer, loss_fn, **hooks) for rule in (first, then)), at_epoch=at_epoch)
 
 
 class Classification(L.LightningModule):
@@ -82,10 +93,12 @@ class Classification(L.LightningModule):
         self._rng: dict[str, Any] | None = None
         # (sum of losses, correct, samples). Those of training travel with a checkpoint taken within an epoch.
         self.register_buffer("train_sums", torch.zeros(3, dtype=torch.float64))
+        self.register_buffer("joint_sums", torch.zeros(3, dtype=torch.float64))
         self.register_buffer("eval_sums", torch.zeros(3, dtype=torch.float64), persistent=False)
         self.evaluated: Metrics = {}
 
     train_sums: Tensor
+    joint_sums: Tensor
     eval_sums: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,6 +136,7 @@ class Classification(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Tell the rule which epoch begins (Lightning tells the loader)."""
         self.train_sums.zero_()
+        self.joint_sums.zero_()
         assert self.rule is not None
         self.rule.set_epoch(self.current_epoch)
 
@@ -132,6 +146,9 @@ class Classification(L.LightningModule):
         assert self.rule is not None
         out = self.rule.step(x, y)
         _add(self.train_sums, out.loss, out.output, y)
+        if out.joint_loss is not None:
+            self.joint_sums[0] += out.joint_loss * len(y)
+            self.joint_sums[2] += len(y)
         if self.make_schedule is not None and self.schedule_interval == "step":
             self.lr_schedulers().step()  # type: ignore[union-attr]
         if (batch_idx + 1) % self.check_every == 0:
@@ -150,8 +167,12 @@ class Classification(L.LightningModule):
             self.trainer.should_stop = True
 
     def train_metrics(self) -> Metrics:
-        """Mean loss (nats) and accuracy over the samples of this epoch so far, each from before its batch's update."""
-        return self._means(self.train_sums, "train")
+        """Mean loss (nats) and accuracy over the samples of this epoch so far, each from before its batch's update.
+
+        With a joint pass also `loss/train_joint`: the loss which that pass saw, after the single updates of its batch.
+        """
+        joint = self._means(self.joint_sums, "train_joint")
+        return self._means(self.train_sums, "train") | {key: joint[key] for key in joint if key.startswith("loss")}
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 

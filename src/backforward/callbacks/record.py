@@ -45,6 +45,8 @@ class RunRecord(L.Callback):
     def on_sanity_check_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Row 0: Lightning's check of the validation loop, over the whole set, is its evaluation before training."""
         assert isinstance(module, Classification)
+        if self.rows:  # resumed at the end of an epoch: Lightning checks the loop again
+            return
         self._add(trainer, {**module.evaluated, **weight_norms(module.network)}, epoch=0)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -1,0 +1,165 @@
+"""Training under Lightning against bare loops, and a run cut off anywhere against one that was not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.test_settings import composed
+from torch import nn
+
+from backforward import runs
+from backforward.callbacks.record import RunRecord
+from backforward.data import EpochLoader, load_data
+from backforward.models import MLP
+from backforward.normprop import DataNorm
+from backforward.runs import Result
+from train import train
+
+SMALL = ("data=digits", "batch_size=32", "model.hidden=16", "trainer.accelerator=cpu")
+
+
+def trained(folder: Path | None, *overrides: str) -> Result:
+    return train(composed(*SMALL, *overrides), folder)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def network_and_loader(seed: int = 0) -> tuple[nn.Sequential, EpochLoader]:
+    data = load_data("digits", Path("nowhere"))
+    network = nn.Sequential()
+    network.add_module("data_norm", DataNorm.fit("channel", data.train.x))
+    network.add_module("model", MLP(data.shape, data.classes, hidden=16, seed=seed))
+    return network, EpochLoader(data.train, 32, seed=seed)
+
+
+def as_trained(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {f"network.{key}": value for key, value in network.state_dict().items()}
+
+
+def only_network(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in state.items() if key.startswith("network.")}
+
+
+def test_sgd_is_a_bare_loop(tmp_path: Path) -> None:
+    trained(tmp_path, "method=sgd", "max_epochs=2", "lr=0.1")
+
+    network, loader = network_and_loader()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        for x, y in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(network(x), y).backward()
+            optimizer.step()
+
+    assert same(only_network(weights(tmp_path)), as_trained(network))
+
+
+def test_bfp_is_a_ten_line_loop(tmp_path: Path) -> None:
+    trained(tmp_path, "method=bfp", "max_epochs=2", "lr=0.1")
+
+    network, loader = network_and_loader()
+    groups = [list(network.model.hidden1.parameters()), list(network.model.head.parameters())]
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        for x, y in loader:
+            for group in groups:
+                loss = F.cross_entropy(network(x), y)
+                for weight, gradient in zip(group, torch.autograd.grad(loss, group), strict=True):
+                    weight.data.add_(gradient, alpha=-0.1)
+
+    assert same(only_network(weights(tmp_path)), as_trained(network))
+
+
+def test_bfp_with_one_group_is_sgd(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    trained(one, "method=bfp", "method.groups=1", "max_epochs=2", "optimizer=sgd_momentum")
+    trained(other, "method=sgd", "max_epochs=2", "optimizer=sgd_momentum")
+    assert same(weights(one), weights(other))
+    assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
+
+
+METHODS = ["sgd", "bfp", "bfp_naive", "bfp_poster", "sgd_repeat", "bfp_warmup", "bfp_finetune"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_starts_alike_and_counts_batches(method: str, tmp_path: Path) -> None:
+    result = trained(tmp_path, f"method={method}", "max_epochs=1")
+    before, after = runs.read_metrics(tmp_path)
+
+    network, _ = network_and_loader()
+    data = load_data("digits", Path("nowhere"))
+    with torch.no_grad():
+        loss = F.cross_entropy(network(data.validation.x.float() / 255), data.validation.y)
+    assert before["loss/validation"] == pytest.approx(loss.item(), rel=1e-6)
+    assert after["step"] == 1297 // 32  # one global step a batch, however many updates
+    assert after["loss/validation"] < before["loss/validation"]
+    assert ("loss/train_joint" in after) == (method == "bfp_poster")
+    assert result["status"] == "finished"
+
+
+def test_training_metrics_are_from_before_the_update(tmp_path: Path) -> None:
+    result = trained(tmp_path, "method=bfp", "max_epochs=1", "lr=0")
+    network, loader = network_and_loader()
+    with torch.no_grad():
+        losses = [F.cross_entropy(network(x), y).item() for x, y in loader]
+    assert result["final"]["loss/train"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+    assert same(only_network(weights(tmp_path)), as_trained(network))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path: Path) -> None:
+    result = trained(tmp_path, "lr=1e30", "max_epochs=3", "trainer.log_every_n_steps=5")
+    assert result["status"] == "diverged"
+    assert result["final"]["loss/train"] is None
+    assert result["final"]["step"] < 40  # it did not wait for the end of the epoch
+    assert len(runs.read_metrics(tmp_path)) == 2
+
+
+class CutOff(Exception):
+    """Stands for kill -9: nothing after it is written."""
+
+
+def cut_off_at(step: int) -> Callable[..., None]:
+    def on_train_batch_start(_: RunRecord, trainer: L.Trainer, *__: Any) -> None:
+        if trainer.global_step == step:
+            raise CutOff
+
+    return on_train_batch_start
+
+
+SETTINGS = {
+    "sgd": ["method=sgd"],
+    "bfp-dropout-adam-halve": ["method=bfp", "model.dropout=0.2", "optimizer=adam", "lr=0.001", "schedule=halve", "schedule.step_size=1"],
+    "bfp-batchnorm-flip-momentum-stepwise": [
+        "method=bfp", "norm=batch", "data.augment=flip", "optimizer=sgd_momentum", "schedule=cosine", "schedule.interval=step", "schedule.T_max=120",
+    ],
+    "warmup-repeat": ["method=bfp_warmup", "method.at_epoch=1"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_run_cut_off_anywhere_goes_on_as_if_it_had_not_been(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [*settings, "max_epochs=3", "trainer.checkpoint_minutes=1e-9"]  # a checkpoint after every batch
+    trained(tmp_path / "whole", *overrides)
+    for step in (1, 17, 39, 40, 41, 79, 80, 119):  # 40 batches an epoch
+        with monkeypatch.context() as patch, pytest.raises(CutOff):
+            patch.setattr(RunRecord, "on_train_batch_start", cut_off_at(step))
+            trained(tmp_path / "cut", *overrides)
+    trained(tmp_path / "cut", *overrides)
+    assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    assert (tmp_path / "cut" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
