@@ -12,7 +12,7 @@ def test_default_is_784_256_10():
     assert model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("norm", ["none", "batch", "prop"])
 @pytest.mark.parametrize("depth", [0, 1, 8])
 def test_any_depth(norm: str, depth: int):
     model = MLP((3, 4, 4), 5, hidden=7, depth=depth, norm=norm, dropout=0.5, activation="tanh")
@@ -22,7 +22,7 @@ def test_any_depth(norm: str, depth: int):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"norm": "layer"}, "unknown norm 'layer': there are none, batch"),
+        ({"norm": "layer"}, "unknown norm 'layer': there are none, batch, prop"),
         ({"activation": "rellu"}, "unknown activation 'rellu': there are relu, "),
         ({"init": "xavier"}, "unknown init 'xavier': there are he, glorot, default"),
         ({"depth": -1}, "depth must be at least 0, got -1"),

@@ -1,5 +1,7 @@
-"""Networks: every one takes ``norm=none|batch|prop`` and the same seed gives the same initial weights in every arm."""
+"""Networks: every one takes ``norm=none|batch|prop``, and one seed gives the same initial weights under each."""
 
 from backforward.models.mlp import MLP
+from backforward.models.nin import NIN
+from backforward.models.residual import Residual
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "NIN", "Residual"]

@@ -3,70 +3,137 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-NORMS = ("none", "batch")
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "prelu": nn.PReLU,
-    "elu": nn.ELU,
-    "selu": nn.SELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "softplus": nn.Softplus,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-}
+from backforward.normprop import (
+    ACTIVATIONS,
+    NormPropConv2d,
+    NormPropLinear,
+    StandardizedActivation,
+    check_jacobian_factor,
+    make_activation,
+)
+
+NORMS = ("none", "batch", "prop")
 
 
 @dataclass(frozen=True)
 class Blocks:
     """Makes the blocks of a network: ``norm`` decides what stands between a layer and its activation.
 
-    ======= ================================================================ =======================
-    norm    hidden block                                                     last layer
-    ======= ================================================================ =======================
-    none    layer with bias, activation                                      layer with bias
-    batch   layer without bias, BatchNorm, activation                        layer with bias
-    ======= ================================================================ =======================
+    ======= ============================================== =====================================
+    norm    hidden block                                   last layer
+    ======= ============================================== =====================================
+    none    layer with bias, activation                    layer with bias
+    batch   layer without bias, BatchNorm, activation      layer with bias
+    prop    NormProp layer, which includes the activation  gamma (W * x) / ||W|| + beta
+    ======= ============================================== =====================================
 
-    The layer is called ``linear`` or ``conv`` under every norm, so that weights can be compared by name.
+    NormProp's last layer has no activation, so neither J nor post-normalisation, and is not projected: the paper
+    constrains hidden weights (section 4.4). The layer is called ``linear`` or ``conv`` under every norm, so that
+    weights can be compared by name.
 
     Raises:
-        ValueError: If a name is unknown or ``dropout`` is outside [0, 1).
+        ValueError: If a name is unknown.
     """
 
     norm: str = "none"
     activation: str = "relu"
     jacobian_factor: str | float = "exact"
-    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise ValueError(f"unknown norm {self.norm!r}: there are {', '.join(NORMS)}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {self.activation!r}: there are {', '.join(ACTIVATIONS)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and less than 1, got {self.dropout}")
+        make_activation(self.activation)
+        check_jacobian_factor(self.jacobian_factor)
 
     def linear(self, d_in: int, d_out: int) -> nn.Sequential:
-        """A hidden fully connected block, dropout included: ``[N, d_in]`` to ``[N, d_out]``."""
-        parts: OrderedDict[str, nn.Module] = OrderedDict()
-        parts["linear"] = nn.Linear(d_in, d_out, bias=self.norm == "none")
-        if self.norm == "batch":
-            parts["norm"] = nn.BatchNorm1d(d_out)
-        parts["act"] = ACTIVATIONS[self.activation]()
-        if self.dropout:
-            parts["dropout"] = nn.Dropout(self.dropout)
-        return nn.Sequential(parts)
+        """A hidden fully connected block: ``[N, d_in]`` to ``[N, d_out]``."""
+        if self.norm == "prop":
+            prop = NormPropLinear(d_in, d_out, activation=self.activation, jacobian_factor=self.jacobian_factor)
+            return named(linear=prop)
+        linear = nn.Linear(d_in, d_out, bias=self.norm == "none")
+        norm = nn.BatchNorm1d(d_out) if self.norm == "batch" else None
+        return named(linear=linear, norm=norm, act=self.activate())
+
+    def conv(
+        self, c_in: int, c_out: int, size: int, *, stride: int = 1, padding: int = 0, activate: bool = True
+    ) -> nn.Sequential:
+        """A hidden convolutional block, zero-padded: ``[N, c_in, H, W]`` to ``[N, c_out, H', W']``.
+
+        With ``activate=False`` it ends in its normalisation (before the sum of a residual block).
+        """
+        if self.norm == "prop":
+            activation, factor = (self.activation, self.jacobian_factor) if activate else ("identity", "none")
+            prop = NormPropConv2d(c_in, c_out, size, stride, padding, activation=activation, jacobian_factor=factor)
+            return named(conv=prop)
+        conv = nn.Conv2d(c_in, c_out, size, stride, padding, bias=self.norm == "none")
+        norm = nn.BatchNorm2d(c_out) if self.norm == "batch" else None
+        return named(conv=conv, norm=norm, act=self.activate() if activate else None)
+
+    def activate(self) -> nn.Module:
+        """The activation alone, for values of mean 0 and variance 1; with NormProp standardised like its layers."""
+        if self.norm == "prop":
+            return StandardizedActivation(self.activation)
+        return ACTIVATIONS[self.activation]()
 
     def last_linear(self, d_in: int, d_out: int) -> nn.Module:
         """The layer that gives the logits: ``[N, d_in]`` to ``[N, d_out]``."""
+        if self.norm == "prop":
+            return NormPropLinear(d_in, d_out, activation="identity", jacobian_factor="none", project=False)
         return nn.Linear(d_in, d_out)
+
+    def last_conv(self, c_in: int, c_out: int) -> nn.Module:
+        """The 1 x 1 convolution that gives a logit for each class and position."""
+        if self.norm == "prop":
+            return NormPropConv2d(c_in, c_out, 1, activation="identity", jacobian_factor="none", project=False)
+        return nn.Conv2d(c_in, c_out, 1)
+
+
+def named(**modules: nn.Module | None) -> nn.Sequential:
+    """A sequence of named modules, without those that are None."""
+    return nn.Sequential(OrderedDict({name: module for name, module in modules.items() if module is not None}))
+
+
+def dropout_or_none(share: float) -> nn.Module | None:
+    """Dropout of that share, or None for none.
+
+    Raises:
+        ValueError: If the share is outside [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"dropout must be at least 0 and less than 1, got {share}")
+    return nn.Dropout(share) if share else None
+
+
+def scaled(filters: int, width: float) -> int:
+    """So many filters times the width, at least one.
+
+    Raises:
+        ValueError: If the width is not positive.
+    """
+    if not width > 0:
+        raise ValueError(f"width must be more than 0, got {width}")
+    return max(1, round(filters * width))
+
+
+def image_channels(in_shape: Sequence[int], smallest: int, network: str) -> int:
+    """The channels of images of shape ``(channels, height, width)``.
+
+    Raises:
+        ValueError: If it is no such shape or a side has less than ``smallest`` pixels.
+    """
+    if len(in_shape) != 3 or min(in_shape) < 1:
+        raise ValueError(f"{network} needs images of shape (channels, height, width), got {tuple(in_shape)}")
+    channels, height, width = in_shape
+    if min(height, width) < smallest:
+        raise ValueError(
+            f"{network} needs at least {smallest} x {smallest} pixels, got {height} x {width}: enlarge them"
+        )
+    return channels
 
 
 def at_least(least: int, **values: int) -> None:

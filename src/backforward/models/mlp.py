@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from backforward.models.blocks import Blocks, at_least
+from backforward.models.blocks import Blocks, at_least, dropout_or_none
 from backforward.models.init import initialise_, undisturbed_generator
 
 
@@ -24,7 +24,7 @@ class MLP(nn.Sequential):
         classes: Number of logits.
         hidden: Units of each hidden layer.
         depth: Number of hidden layers.
-        activation: ``relu``, ``tanh``, ... (``blocks.ACTIVATIONS``).
+        activation: ``relu``, ``tanh``, ... (``normprop.ACTIVATIONS``).
         norm: ``none``, ``batch`` or ``prop``.
         jacobian_factor: NormProp's J: ``none``, ``paper``, ``exact`` or a number. For ``norm="prop"`` only.
         dropout: Share of hidden units dropped in training.
@@ -51,12 +51,14 @@ class MLP(nn.Sequential):
     ) -> None:
         at_least(1, classes=classes, hidden=hidden)
         at_least(0, depth=depth)
-        blocks = Blocks(norm, activation, jacobian_factor, dropout)
+        blocks = Blocks(norm, activation, jacobian_factor)
         widths = [math.prod(in_shape)] + [hidden] * depth
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         with undisturbed_generator():
             for i in range(depth):
                 layers[f"hidden{i + 1}"] = blocks.linear(widths[i], widths[i + 1])
+                if drop := dropout_or_none(dropout):
+                    layers[f"dropout{i + 1}"] = drop
             layers["head"] = blocks.last_linear(widths[-1], classes)
         super().__init__(layers)
         initialise_(self, init, seed)

@@ -1,0 +1,76 @@
+"""The Network in Network of the Normalization Propagation paper."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import nn
+
+from backforward.models.blocks import Blocks, at_least, dropout_or_none, image_channels, scaled
+from backforward.models.init import initialise_, undisturbed_generator
+
+SMALLEST = 17  # pixels a side: two poolings leave 5, one tap of conv7
+
+
+class NIN(nn.Sequential):
+    """Network in Network as in Arpit et al., "Normalization Propagation", ICML 2016, section 5.
+
+    conv1 192 5x5 pad 2, conv2 160 1x1, pool1 max 3x3 stride 2 pad 1, conv3 96 1x1, conv4 192 5x5 pad 2, conv5 192
+    1x1, pool2 average 3x3 stride 2 pad 1, conv6 192 1x1, conv7 192 5x5, conv8 192 1x1 pad 2, head (classes) 1x1, pool3
+    average over all positions. At 32 x 32 pixels the sides are 32, 16 after pool1, 8 after pool2, 4, 8 again, 1.
+
+    Shape: ``[N, *in_shape]`` to logits ``[N, classes]``.
+
+    Args:
+        in_shape: ``(channels, height, width)``, at least 17 x 17 pixels.
+        classes: Number of logits.
+        width: Scales the number of hidden filters.
+        norm: ``none``, ``batch`` or ``prop``.
+        activation: ``relu``, ``tanh``, ... (``normprop.ACTIVATIONS``).
+        jacobian_factor: NormProp's J: ``none``, ``paper``, ``exact`` or a number. For ``norm="prop"`` only.
+        dropout: Share of features dropped in training after pool1 and pool2. The paper uses none with NormProp.
+        init: ``he``, ``glorot`` or ``default`` (``models.init``).
+        seed: Of the initial weights; ``None`` draws one from torch's global generator.
+
+    Raises:
+        ValueError: If a name is unknown, a size makes no sense, or the images are too small.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        classes: int,
+        width: float = 1.0,
+        norm: str = "none",
+        *,
+        activation: str = "relu",
+        jacobian_factor: str | float = "exact",
+        dropout: float = 0.0,
+        init: str = "glorot",
+        seed: int | None = None,
+    ) -> None:
+        channels = image_channels(in_shape, SMALLEST, "NIN")
+        at_least(1, classes=classes)
+        blocks = Blocks(norm, activation, jacobian_factor)
+        c96, c160, c192 = (scaled(filters, width) for filters in (96, 160, 192))
+        with undisturbed_generator():
+            layers: OrderedDict[str, nn.Module | None] = OrderedDict(
+                conv1=blocks.conv(channels, c192, 5, padding=2),
+                conv2=blocks.conv(c192, c160, 1),
+                pool1=nn.MaxPool2d(3, 2, padding=1),
+                dropout1=dropout_or_none(dropout),
+                conv3=blocks.conv(c160, c96, 1),
+                conv4=blocks.conv(c96, c192, 5, padding=2),
+                conv5=blocks.conv(c192, c192, 1),
+                pool2=nn.AvgPool2d(3, 2, padding=1),
+                dropout2=dropout_or_none(dropout),
+                conv6=blocks.conv(c192, c192, 1),
+                conv7=blocks.conv(c192, c192, 5),
+                conv8=blocks.conv(c192, c192, 1, padding=2),
+                head=blocks.last_conv(c192, classes),
+                pool3=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+            )
+        super().__init__(OrderedDict((name, layer) for name, layer in layers.items() if layer is not None))
+        initialise_(self, init, seed)
