@@ -181,10 +181,11 @@ class UpdateRule:
         with closing(plan.engine.run(inputs, y)) as passes:
             for k, (output, loss, gradients) in enumerate(passes):
                 if k == 0:
-                    result = Result(loss.detach(), _detach(output))
-                elif k == len(plan.groups):
+                    result = Result(loss.detach(), _map(Tensor.detach, output))
+                if k == last and plan.joint:
                     result = result._replace(joint_loss=loss.detach())
-                self._update(plan.passes[k], gradients, last=k == last)
+                self._update(plan.passes[k].parameters, gradients, last=k == last)
+                del output, loss, gradients  # nothing of this pass is needed in the next
                 if autocast:
                     torch.clear_autocast_cache()  # it holds casts of the weights as they were
         return result
@@ -262,12 +263,10 @@ class Backprop(UpdateRule):
         return [Group("all", tuple(self._trainable()))]
 
     def _make_plan(self, inputs: Sequence[Any]) -> _Plan:
-        every = self._trainable()
+        passes = self.groups * self.repeats
         moving = survey(self.model, inputs).moving if self.repeats > 1 else []
-        statistics = Statistics(self.model, moving, {})
-        passes = [tuple(every)] * self.repeats
-        engine = Naive(self.model, self.loss_fn, self.groups * self.repeats, statistics)
-        return _Plan([], passes, engine, Settings(self.model))
+        engine = Naive(self.model, self.loss_fn, passes, Statistics(self.model, moving, {}))
+        return _Plan(self.groups, passes, engine, Settings(self.model))
 
 
 class Backforward(UpdateRule):
@@ -276,8 +275,8 @@ class Backforward(UpdateRule):
     Args:
         model, optimizer, loss_fn, max_grad_norm, reduce, step, after_update: See `UpdateRule`.
         groups: "layer": one group for each module that directly holds parameters, a normalisation layer joining the
-            layer before it; an integer k: k groups of neighbouring layers of near-equal multiply-accumulates (1 is ordinary
-            backpropagation); or a list of lists of module names, updated in the order given.
+            layer before it; an integer k: k groups of neighbouring layers of near-equal multiply-accumulates (1 is
+            ordinary backpropagation); or a list of lists of module names, updated in the order given.
         engine: "replay" computes only what changed since the pass before (exact: bitwise equal to "naive", which runs
             the whole network in each pass); "auto" is "replay", or "naive" where torch.fx cannot trace the network.
         joint_pass: Append one ordinary update of all groups (what the paper's published code does).
@@ -323,9 +322,7 @@ class Backforward(UpdateRule):
         groups, group_of, unused = group_layers(self.model, trainable, found, self._spec)
         if unused:
             self._warn(f"Backforward: the forward does not use {', '.join(unused)}: not updated")
-        passes = [group.parameters for group in groups]
-        if self.joint_pass:
-            passes.append(tuple(p for group in groups for p in group.parameters))
+        passes = groups + [Group("all", tuple(p for group in groups for p in group.parameters))] * self.joint_pass
         statistics = Statistics(self.model, found.moving, group_of)
         if self.engine != "naive":
             try:
@@ -335,11 +332,10 @@ class Backforward(UpdateRule):
                     raise ValueError(f"engine='replay' cannot cut this network: {error}") from None
                 self._warn(f"Backforward: the naive engine takes over: {error}")
             else:
-                engine = Replay(self.model, self.loss_fn, passes, statistics, parts)
-                return _Plan(groups, passes, engine, Settings(self.model, parts.entered))
-        every = tuple(p for group in groups for p in group.parameters)
-        both = [Group(g.name, g.parameters) for g in groups] + ([Group("all", every)] if self.joint_pass else [])
-        return _Plan(groups, passes, Naive(self.model, self.loss_fn, both, statistics), Settings(self.model))
+                replay = Replay(self.model, self.loss_fn, passes, statistics, parts)
+                return _Plan(groups, passes, replay, Settings(self.model, parts.entered), joint=self.joint_pass)
+        naive = Naive(self.model, self.loss_fn, passes, statistics)
+        return _Plan(groups, passes, naive, Settings(self.model), joint=self.joint_pass)
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:
@@ -394,66 +390,70 @@ class Naive:
     """Each pass is one forward and backward of the whole network: the definition, and the oracle of the others."""
 
     def __init__(
-        self, model: nn.Module, loss_fn: LossFunction, groups: Sequence[Group], statistics: Statistics
+        self, model: nn.Module, loss_fn: LossFunction, passes: Sequence[Group], statistics: Statistics
     ) -> None:
         self._model = model
         self._loss_fn = loss_fn
-        self._groups = groups
-        self._every = list(dict.fromkeys(p for group in groups for p in group.parameters))
+        self._passes = passes
+        self._every = list(dict.fromkeys(p for group in passes for p in group.parameters))
         place = {id(p): i for i, p in enumerate(self._every)}
-        self._places = [[place[id(p)] for p in group.parameters] for group in groups]
+        self._places = [[place[id(p)] for p in group.parameters] for group in passes]
         self._statistics = statistics
         self._generators = Generators(p.device for p in model.parameters())
 
     def run(self, inputs: Sequence[Any], target: Any) -> Generator[Pass, None, None]:
         """See `Engine`."""
-        if len(self._groups) == 1:
+        if len(self._passes) == 1:
             yield self._pass(0, inputs, target)
             return
-        versions = [tensor._version for tensor in tensors_in(inputs)]
         start = self._generators.save()
         self._statistics.begin()
         try:
-            for k in range(len(self._groups)):
-                now = self._generators.save()
-                self._generators.restore(start)
-                self._statistics.enter(k)
-                try:
-                    found = self._pass(k, inputs, target)
-                finally:
-                    self._statistics.leave(k)
-                    if k:
-                        self._generators.restore(now)
-                if [tensor._version for tensor in tensors_in(inputs)] != versions:
-                    raise ValueError("the network changes its input in place: a second pass would see another batch")
-                yield found
+            for k in range(len(self._passes)):
+                yield self._same_function(k, inputs, target, start)
         finally:
             self._statistics.end()
+
+    def _same_function(self, k: int, inputs: Sequence[Any], target: Any, start: list[Tensor]) -> Pass:
+        """Pass k with the draws of the first, its own statistics moving."""
+        now = self._generators.save()
+        self._generators.restore(start)
+        self._statistics.enter(k)
+        versions = [tensor._version for tensor in tensors_in(inputs)]
+        try:
+            found = self._pass(k, inputs, target)
+        finally:
+            self._statistics.leave(k)
+            if k:
+                self._generators.restore(now)
+        if [tensor._version for tensor in tensors_in(inputs)] != versions:
+            raise ValueError("the network changes its input in place: a second pass would see another batch")
+        return found
 
     def _pass(self, k: int, inputs: Sequence[Any], target: Any) -> Pass:
         output = self._model(*inputs)
         loss = self._loss_fn(output, target)
-        gradients: Sequence[Tensor | None] = [None]
         if loss.requires_grad:
             gradients = torch.autograd.grad(loss, self._every, allow_unused=True)
-            gradients = [gradients[i] for i in self._places[k]]
-        if all(gradient is None for gradient in gradients):
-            raise ValueError(f"the loss does not depend on group {self._groups[k].name!r}: freeze it or leave it out")
-        return Pass(output, loss, gradients)
+            wanted = [gradients[i] for i in self._places[k]]
+            if any(gradient is not None for gradient in wanted):
+                return Pass(output, loss, wanted)
+        raise ValueError(_independent(self._passes[k]))
 
 
 class Replay:
     """Each pass runs only the stages that changed or that the group's gradient flows through.
 
-    Outputs of stages below the group are final and are kept; only the group's parameters require a gradient, so the
-    backward ends there by itself.
+    Outputs of all other stages are kept from earlier passes, cut off from their graph, so the backward ends there.
+    They go on requiring a gradient (which nobody asks for), and so do all weights: some kernels differ by that flag,
+    and every operation is to do exactly what it does in the naive engine.
     """
 
     def __init__(
         self,
         model: nn.Module,
         loss_fn: LossFunction,
-        passes: Sequence[Sequence[nn.Parameter]],
+        passes: Sequence[Group],
         statistics: Statistics,
         parts: Cut,
     ) -> None:
@@ -461,7 +461,6 @@ class Replay:
         self._passes = passes
         self._statistics = statistics
         self._cut = parts
-        self._trainable = [p for p in model.parameters() if p.requires_grad]
         self._generators = Generators(p.device for p in model.parameters())
         self._loss_draws = may_draw(loss_fn)
 
@@ -477,36 +476,33 @@ class Replay:
             self._statistics.end()
 
     def _pass(self, k: int, values: list[Any], states: dict[int, list[Tensor]], target: Any) -> Pass:
-        parameters = self._passes[k]
-        draws = k > 0 and (self._cut.draws[k] or self._loss_draws)
-        now = self._generators.save() if draws else None
+        program = self._cut.programs[k]
+        now = self._generators.save() if k and (program.draws or self._loss_draws) else None
         self._statistics.enter(k)
-        for parameter in self._trainable:
-            parameter.requires_grad = False
-        for parameter in parameters:
-            parameter.requires_grad = True
         try:
-            for index, stage, spent in self._cut.programs[k]:
+            for number, stage, spent in program.steps:
                 if stage.draws:
-                    self._same_draws(index, states)
+                    self._same_draws(number, states)
                 results = stage.run(*[values[slot] for slot in stage.inputs])
                 for slot, value in zip(stage.outputs, results, strict=True):
                     values[slot] = value
                 for slot in spent:
                     values[slot] = None
+            output, values[self._cut.output] = values[self._cut.output], None
             if self._loss_draws:
                 self._same_draws(-1, states)
-            output = values[self._cut.output]
             loss = self._loss_fn(output, target)
-            if not loss.requires_grad:
-                raise ValueError(f"the loss does not depend on group {k}: freeze it or leave it out")
-            return Pass(output, loss, torch.autograd.grad(loss, parameters, allow_unused=True))
         finally:
-            for parameter in self._trainable:
-                parameter.requires_grad = True
             self._statistics.leave(k)
             if now is not None:
                 self._generators.restore(now)
+        for slot in program.kept:
+            values[slot] = _cut_off(values[slot])
+        if loss.requires_grad:
+            gradients = torch.autograd.grad(loss, self._passes[k].parameters, allow_unused=True)
+            if any(gradient is not None for gradient in gradients):
+                return Pass(output, loss, gradients)
+        raise ValueError(_independent(self._passes[k]))
 
     def _same_draws(self, index: int, states: dict[int, list[Tensor]]) -> None:
         """The first pass of a batch notes the generators' states before a stage, later ones go back to them."""
@@ -527,16 +523,23 @@ class _Plan:
     def __init__(
         self,
         groups: list[Group],
-        passes: Sequence[Sequence[nn.Parameter]],
+        passes: list[Group],
         engine: Engine,
         settings: Settings,
+        *,
+        joint: bool = False,
     ) -> None:
         self.groups = groups
         self.passes = passes
         self.engine = engine
         self.settings = settings
-        self.every = list(dict.fromkeys(p for parameters in passes for p in parameters))
+        self.joint = joint
+        self.every = list(dict.fromkeys(p for group in passes for p in group.parameters))
         self.device = self.every[0].device.type
+
+
+def _independent(group: Group) -> str:
+    return f"the loss does not depend on group {group.name!r}: freeze its parameters"
 
 
 def _inputs(x: Any) -> tuple[Any, ...]:
@@ -545,17 +548,22 @@ def _inputs(x: Any) -> tuple[Any, ...]:
     return tuple(t.detach() if isinstance(t, Tensor) and t.requires_grad else t for t in inputs)
 
 
-def _detach(output: Any) -> Any:
-    """The output without its graph."""
-    if isinstance(output, Tensor):
-        return output.detach()
-    if isinstance(output, dict):
-        return {key: _detach(value) for key, value in output.items()}
-    if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return type(output)(*map(_detach, output))
-    if isinstance(output, list | tuple):
-        return type(output)(map(_detach, output))
-    return output
+def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Change every tensor in a nest of tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _map(change, item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map(change, item) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(_map(change, item) for item in value)
+    return value
+
+
+def _cut_off(value: Any) -> Any:
+    """The value without its graph, requiring a gradient if it did."""
+    return _map(lambda t: t.detach().requires_grad_() if t.requires_grad else t, value)
 
 
 def _autocast(device: str) -> bool:

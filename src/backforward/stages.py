@@ -15,8 +15,10 @@ Depends on torch and the standard library only.
 from __future__ import annotations
 
 import inspect
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, pairwise
@@ -98,11 +100,10 @@ class Statistics:
     """
 
     def __init__(self, model: nn.Module, moving: Iterable[tuple[str, str]], pass_of: dict[str, int]) -> None:
-        self._norms = [
-            (module, pass_of.get(name, 0))
-            for name, module in model.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-        ]
+        self._norms: dict[int, list[nn.Module]] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+                self._norms.setdefault(pass_of.get(name, 0), []).append(module)
         self._buffers = [
             (model.get_submodule(module)._buffers, name, pass_of.get(module, 0)) for module, name in moving
         ]
@@ -111,22 +112,18 @@ class Statistics:
 
     def begin(self) -> None:
         """The batch begins: hold everything still."""
-        for norm, _ in self._norms:
-            norm.__dict__["track_running_stats"] = False  # past nn.Module.__setattr__, which is 20 times slower
+        for index in self._norms:
+            self._track(index, False)
         self._start = [_buffer(buffers, name).clone() for buffers, name, _ in self._buffers]
         self._moved = list(self._start)
 
     def enter(self, index: int) -> None:
         """Pass `index` begins: let go of the statistics that move in it."""
-        for norm, moves_in in self._norms:
-            if moves_in == index:
-                norm.__dict__["track_running_stats"] = True
+        self._track(index, True)
 
     def leave(self, index: int) -> None:
         """Pass `index` ends: hold everything still again."""
-        for norm, moves_in in self._norms:
-            if moves_in == index:
-                norm.__dict__["track_running_stats"] = False
+        self._track(index, False)
         for i, (buffers, name, moves_in) in enumerate(self._buffers):
             if moves_in == index:
                 self._moved[i] = _buffer(buffers, name).detach().clone()
@@ -136,8 +133,12 @@ class Statistics:
         """The batch ends, or was broken off: the moved values become the values."""
         self._write(self._moved)
         self._start, self._moved = [], []
-        for norm, _ in self._norms:
-            norm.__dict__["track_running_stats"] = True
+        for index in self._norms:
+            self._track(index, True)
+
+    def _track(self, index: int, on: bool) -> None:
+        for norm in self._norms.get(index, ()):
+            norm.__dict__["track_running_stats"] = on  # past nn.Module.__setattr__, which takes 20 times as long
 
     def _write(self, values: list[Tensor]) -> None:
         with torch.no_grad():
@@ -163,14 +164,16 @@ class Survey:
     Attributes:
         order: Names of the modules that directly hold parameters or buffers, in the order of their first use.
         macs: Multiply-accumulates of the forward, by the module whose parameters took part in them (else by the module
-            used before). Empty when they were not counted.
+            used before). All 0 when they were not counted.
         moving: (module, buffer) for each buffer that the forward changed, BatchNorm's aside.
-        output: What the forward returned, detached.
+        reached: Ids of the leaf tensors that the output depends on.
+        output: What the forward returned.
     """
 
     order: list[str] = field(default_factory=list)
     macs: dict[str, int] = field(default_factory=dict)
     moving: list[tuple[str, str]] = field(default_factory=list)
+    reached: set[int] = field(default_factory=set)
     output: Any = None
 
 
@@ -192,14 +195,45 @@ class _Watch(TorchFunctionMode):
             if name not in self._survey.macs:
                 self._survey.order.append(name)
                 self._survey.macs[name] = 0
-        self._last = used[0] if used else self._last
-        if self._counter and self._last:
+        if used:
+            self._last = used[0]
+        if self._counter and self._survey.order:
             self._survey.macs[self._last] += (self._counter.get_total_flops() - before) // 2
         return result
 
 
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[Callable[[], list[tuple[str, str]]]]:
+    """Run the network for information only: generators and buffers are put back at the end.
+
+    Yields:
+        A function that names the (module, buffer) pairs that have changed so far.
+    """
+    buffers = [
+        (name, key, module, value, value._version, value.clone())
+        for name, module in model.named_modules()
+        for key, value in module._buffers.items()
+        if value is not None
+    ]
+    generators = Generators(tensor.device for tensor in chain(model.parameters(), model.buffers()))
+    states = generators.save()
+    try:
+        yield lambda: [
+            (name, key)
+            for name, key, module, value, version, _ in buffers
+            if module._buffers[key] is not value or value._version != version
+        ]
+    finally:
+        generators.restore(states)
+        with torch.no_grad():
+            for _, key, module, value, _, copy in buffers:
+                module._buffers[key] = value
+                value.copy_(copy)
+        torch.clear_autocast_cache()
+
+
 def survey(model: nn.Module, inputs: Sequence[Any], *, count: bool = False) -> Survey:
-    """Run one forward and note what it uses. Leaves generators, buffers and gradients as they were.
+    """Run one forward and note what it uses. Leaves generators and buffers as they were.
 
     Args:
         model: Any network.
@@ -207,32 +241,25 @@ def survey(model: nn.Module, inputs: Sequence[Any], *, count: bool = False) -> S
         count: Whether to count multiply-accumulates.
     """
     found = Survey()
-    buffers = [
-        (name, key, module, value)
-        for name, module in model.named_modules()
-        for key, value in module._buffers.items()
-        if value is not None
-    ]
-    before = [(value.clone(), value._version) for *_, value in buffers]
-    generators = Generators(tensor.device for tensor in chain(model.parameters(), model.buffers()))
-    states = generators.save()
-    try:
-        with torch.no_grad():
-            if count:
-                with FlopCounterMode(display=False) as counter, _Watch(_owners(model), found, counter):
-                    found.output = model(*inputs)
-            else:
-                with _Watch(_owners(model), found, None):
-                    found.output = model(*inputs)
-    finally:
-        generators.restore(states)
-        for (name, key, module, value), (copy, version) in zip(buffers, before, strict=True):
-            if module._buffers[key] is not value or value._version != version:
-                if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    found.moving.append((name, key))
-                module._buffers[key] = value
-                value.copy_(copy)
-        torch.clear_autocast_cache()  # casts made here carry no gradient
+    with _untouched(model) as changed, ExitStack() as stack:
+        counter = stack.enter_context(FlopCounterMode(display=False)) if count else None
+        stack.enter_context(_Watch(_owners(model), found, counter))
+        found.output = model(*inputs)
+        found.moving = [
+            (name, key)
+            for name, key in changed()
+            if not isinstance(model.get_submodule(name), nn.modules.batchnorm._BatchNorm)
+        ]
+    pending = [tensor.grad_fn for tensor in tensors_in(found.output)]
+    seen = set(pending)
+    while pending:
+        step = pending.pop()
+        if step is not None:
+            if hasattr(step, "variable"):  # AccumulateGrad: a leaf
+                found.reached.add(id(step.variable))
+            more = {source for source, _ in step.next_functions} - seen
+            seen |= more
+            pending.extend(more)
     return found
 
 
@@ -298,6 +325,13 @@ def _entries(spec: Sequence[str | Sequence[str]]) -> list[list[str]]:
     return [[entry] if isinstance(entry, str) else list(entry) for entry in spec]
 
 
+class _Layer(NamedTuple):
+    """A parametric layer, or several: the modules that belong to it in forward order, and what of it is trained."""
+
+    modules: list[str]
+    parameters: list[nn.Parameter]
+
+
 def group_layers(
     model: nn.Module, trainable: Sequence[nn.Parameter], found: Survey, spec: GroupSpec
 ) -> tuple[list[Group], dict[str, int], list[str]]:
@@ -314,118 +348,102 @@ def group_layers(
             group, in the order in which the groups are to be updated.
 
     Returns:
-        The groups in the order of their updates; for each module that holds buffers the index of its group; the names
-        of parameters that are not used by the forward and belong to no group.
+        The groups in the order of their updates; for each module of a group the group's index; the names of parameters
+        that the forward does not use, which belong to no group.
 
     Raises:
-        ValueError: More groups than layers, a parameter named by no group or by two.
+        ValueError: More groups than layers, a parameter in no group or in two, a use of parameters that cannot be seen.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     owner = _owners(model)
-    used = set(found.order)
-    unused = [names[id(p)] for p in trainable if owner[id(p)] not in used]
+    unseen = [p for p in trainable if owner[id(p)] not in found.macs]
+    unused = [names[id(p)] for p in unseen if id(p) not in found.reached]
+    hidden = [names[id(p)] for p in unseen if id(p) in found.reached]
+    if hidden:
+        raise ValueError(f"the forward uses {', '.join(hidden)} out of sight, so its layers have no order")
 
-    layers: list[list[str]] = [[]]  # [parametric layer, its norms...]; what comes before the first joins the first
+    heads = {owner[id(p)] for p in model.parameters()}
+    heads = {name for name in heads if not _is_norm(model.get_submodule(name))}
+    layers: list[list[str]] = [[]]  # what comes before the first parametric layer belongs to it
     for name in found.order:
-        module = model.get_submodule(name)
-        parametric = any(True for p in module.parameters() if owner[id(p)] == name)
-        if parametric and not _is_norm(module) and any(_holds(model, n, owner) for n in layers[-1]):
+        if name in heads and heads.intersection(layers[-1]):
             layers.append([])
         layers[-1].append(name)
-
-    members: list[tuple[list[str], list[nn.Parameter]]] = []
-    for layer in layers:
-        own = [p for p in trainable if owner[id(p)] in layer]
-        if own:
-            members.append((layer, own))
+    members = [_Layer(layer, [p for p in trainable if owner[id(p)] in layer]) for layer in layers]
+    members = [layer for layer in members if layer.parameters]
     if not members:
-        raise ValueError("the optimizer holds no parameter that the network's forward uses")
+        raise ValueError("the network's forward uses no parameter that the optimizer holds")
     if isinstance(spec, int):
         members = _near_equal(members, spec, found.macs)
     elif not isinstance(spec, str):
-        members = _explicit(model, members, spec, names, owner)
+        members = _explicit(model, members, spec, owner)
 
-    def title(layer: list[str]) -> str:
-        heads = [n for n in layer if _holds(model, n, owner)] or layer
-        if isinstance(spec, str):
-            return heads[0] or type(model).__name__
-        return heads[0] if len(heads) == 1 else f"{heads[0]}..{heads[-1]}"
+    def title(layer: _Layer) -> str:
+        own = [name or type(model).__name__ for name in layer.modules if name in heads] or layer.modules
+        return own[0] if len(own) == 1 else f"{own[0]}..{own[-1]}"
 
-    groups = [Group(title(layer), tuple(own)) for layer, own in members]
-    group_of = {name: index for index, (layer, _) in enumerate(members) for name in layer}
+    groups = [Group(title(layer), tuple(layer.parameters)) for layer in members]
+    group_of: dict[str, int] = {}
+    for k, layer in enumerate(members):
+        for name in layer.modules:
+            group_of.setdefault(name, k)
     return groups, group_of, unused
 
 
-def _holds(model: nn.Module, name: str, owner: dict[int, str]) -> bool:
-    """Whether the named module is a parametric layer."""
-    module = model.get_submodule(name)
-    return not _is_norm(module) and any(owner[id(p)] == name for p in module.parameters())
-
-
-def _near_equal(
-    members: list[tuple[list[str], list[nn.Parameter]]], count: int, macs: dict[str, int]
-) -> list[tuple[list[str], list[nn.Parameter]]]:
-    """Join neighbouring layers into `count` groups so that the dearest group is as cheap as can be."""
-    if count > len(members):
-        raise ValueError(f"groups={count}: the network has {len(members)} layers to update")
-    costs = [sum(macs.get(name, 0) for name in layer) for layer, _ in members]
-    total = [0]
-    for cost in costs:
-        total.append(total[-1] + cost)
-    # best[j]: (price of the dearest group, sum of squares to settle ties, cuts) for the first j layers
-    best: list[tuple[float, float, list[int]]] = [(0, 0, [0])] + [(float("inf"), 0, [])] * len(costs)
+def _near_equal(layers: list[_Layer], count: int, macs: dict[str, int]) -> list[_Layer]:
+    """Join neighbouring layers into `count` groups, the dearest as cheap as can be and the others as even as can be."""
+    if count > len(layers):
+        raise ValueError(f"groups={count}: the network has {len(layers)} layers to update")
+    costs = [sum(macs[name] for name in layer.modules) for layer in layers]
+    # best[j]: (price of the dearest group, sum of squared prices, cuts) of the first j layers in so many groups
+    best: dict[int, tuple[int, int, list[int]]] = {0: (0, 0, [0])}
     for _ in range(count):
-        best = [(float("inf"), 0.0, list[int]())] + [
-            min(
+        best = {
+            j: min(
                 (max(dearest, price), squares + price**2, [*cuts, j])
-                for i in range(j)
-                for dearest, squares, cuts in [best[i]]
-                for price in [total[j] - total[i]]
+                for i, (dearest, squares, cuts) in best.items()
+                if i < j
+                for price in [sum(costs[i:j])]
             )
-            for j in range(1, len(costs) + 1)
-        ]
-    joined = []
-    for i, j in pairwise(best[-1][2]):
-        part = members[i:j]
-        joined.append(([n for layer, _ in part for n in layer], [p for _, own in part for p in own]))
-    return joined
+            for j in range(min(best) + 1, len(layers) + 1)
+        }
+    return [
+        _Layer(
+            [m for layer in layers[i:j] for m in layer.modules], [p for layer in layers[i:j] for p in layer.parameters]
+        )
+        for i, j in pairwise(best[len(layers)][2])
+    ]
 
 
 def _explicit(
-    model: nn.Module,
-    members: list[tuple[list[str], list[nn.Parameter]]],
-    spec: Sequence[str | Sequence[str]],
-    names: dict[int, str],
-    owner: dict[int, str],
-) -> list[tuple[list[str], list[nn.Parameter]]]:
-    index: dict[int, int] = {}
-    for i, entry in enumerate(_entries(spec)):
+    model: nn.Module, layers: list[_Layer], spec: Sequence[str | Sequence[str]], owner: dict[int, str]
+) -> list[_Layer]:
+    """Put each parameter into the group that names it, and unnamed norms into the group of their layer."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    name_of = {id(p): name for name, p in model.named_parameters()}
+    named: dict[int, int] = {}
+    for k, entry in enumerate(_entries(spec)):
         for name in entry:
-            parameters = dict(model.named_parameters(remove_duplicate=False))
-            inside = [parameters[name]] if name in parameters else list(model.get_submodule(name).parameters())
-            for p in inside:
-                if index.setdefault(id(p), i) != i:
-                    raise ValueError(f"groups: {names[id(p)]} is named by two groups")
-    result: list[tuple[list[str], list[nn.Parameter]]] = [([], []) for _ in _entries(spec)]
-    missing = []
-    for layer, own in members:
-        home = next((index[id(p)] for p in own if id(p) in index), None)
-        for p in own:
-            at = index.get(id(p), home if _is_norm(model.get_submodule(owner[id(p)])) else None)
-            if at is None:
-                missing.append(names[id(p)])
-            else:
-                result[at][1].append(p)
-        for name in layer:
-            at = next((index[id(p)] for p in model.get_submodule(name).parameters() if id(p) in index), home)
-            if at is not None:
-                result[at][0].append(name)
-    if missing:
-        raise ValueError(f"groups: no group names {', '.join(missing)}; name or freeze them")
-    for (_, own), entry in zip(result, _entries(spec), strict=True):
-        if not own:
+            for p in [parameters[name]] if name in parameters else model.get_submodule(name).parameters():
+                if named.setdefault(id(p), k) != k:
+                    raise ValueError(f"groups: {name_of[id(p)]} is named by two groups")
+    groups = [_Layer([], []) for _ in _entries(spec)]
+    for layer in layers:
+        home = next((named[id(p)] for p in layer.parameters if id(p) in named), None)
+        for module in layer.modules:
+            own = [p for p in layer.parameters if owner[id(p)] == module]
+            follows = not own or _is_norm(model.get_submodule(module))
+            place = {id(p): named.get(id(p), home if follows else None) for p in own} or {0: home}
+            missing = [name_of[id(p)] for p in own if place[id(p)] is None]
+            if missing:
+                raise ValueError(f"groups: no group names {', '.join(missing)}; name or freeze it")
+            for k in dict.fromkeys(k for k in place.values() if k is not None):
+                groups[k].modules.append(module)
+                groups[k].parameters.extend(p for p in own if place[id(p)] == k)
+    for group, entry in zip(groups, _entries(spec), strict=True):
+        if not group.parameters:
             raise ValueError(f"groups: {', '.join(entry)} holds no parameter to update")
-    return result
+    return groups
 
 
 class Settings:
@@ -437,6 +455,7 @@ class Settings:
     """
 
     def __init__(self, model: nn.Module, entered: Sequence[nn.Module] = ()) -> None:
+        self._entered = entered
         self._modules = list(model.modules())
         self._training = [module.training for module in self._modules]
         self._parameters = list(model.parameters())
@@ -450,12 +469,13 @@ class Settings:
         self._buffers = [(module._buffers, key, value) for module in entered for key, value in module._buffers.items()]
 
     def changed(self) -> bool:
-        """Whether a mode, a frozen parameter or an attribute is no longer what it was."""
+        """Whether a mode, a frozen parameter, an attribute or a hook is no longer what it was."""
         return (
             [module.training for module in self._modules] != self._training
             or [p.requires_grad for p in self._parameters] != self._trainable
             or any(attributes.get(key) != value for attributes, key, value in self._plain)
             or any(buffers.get(key) is not value for buffers, key, value in self._buffers)
+            or any(module._forward_hooks or module._forward_pre_hooks for module in self._entered)
         )
 
 
@@ -475,7 +495,7 @@ class _Tracer(fx.Tracer):
         self._inputs = inputs
         self.entered: list[nn.Module] = []
 
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
         self.entered.append(self.root)
         proxies = [self.create_proxy("placeholder", f"input_{i}", (), {}) for i in range(self._inputs)]
         return root_fn, [self.root, *proxies]
@@ -521,22 +541,33 @@ class Step(NamedTuple):
     spent: tuple[int, ...]
 
 
-@dataclass
-class Cut:
+class Program(NamedTuple):
+    """What a pass runs.
+
+    Attributes:
+        steps: The stages, in forward order.
+        draws: Whether any of them may draw random numbers.
+        kept: Slots that this pass writes for later ones.
+    """
+
+    steps: list[Step]
+    draws: bool
+    kept: tuple[int, ...]
+
+
+class Cut(NamedTuple):
     """A network as a program of stages for each pass.
 
     Attributes:
         slots: Number of values that travel between stages; the network's inputs are the first.
-        programs: For each pass the stages to run, in forward order. The last one is the joint pass.
-        draws: For each pass whether any of its stages may draw random numbers.
         output: Slot of the network's output.
+        programs: One for each group, and one for a joint pass of all groups.
         entered: The modules whose own forward was traced: what it did in Python is fixed by now.
     """
 
     slots: int
-    programs: list[list[Step]]
-    draws: list[bool]
     output: int
+    programs: list[Program]
     entered: list[nn.Module]
 
 
@@ -555,25 +586,28 @@ def cut(
     Raises:
         UntraceableError: torch.fx cannot trace the network, or what it traced is another function.
     """
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise UntraceableError("the network itself carries forward hooks")
     tracer = _Tracer(len(inputs))
-    states = torch.default_generator.get_state()
     known = set(vars(model))
     try:
+        states = (torch.default_generator.get_state().tolist(), random.getstate())
         graph = tracer.trace(model)
-        if not torch.equal(states, torch.default_generator.get_state()):
-            raise UntraceableError("its forward draws random numbers that do not depend on its inputs")
+        drew = states != (torch.default_generator.get_state().tolist(), random.getstate())
         _single_output(graph)
-        ties = _watch_graph(model, graph, inputs, expected)
-        return _assemble(model, graph, groups, statistics, ties, tracer.entered)
+        ties = _ties(model, graph, inputs, expected)
+        parts = _assemble(model, graph, groups, statistics, ties, tracer.entered)
     except UntraceableError:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UntraceableError(f"torch.fx cannot trace it: {reason}") from error
     finally:
-        torch.default_generator.set_state(states)
         for name in set(vars(model)) - known:  # constants that the tracer has hung on the network
             delattr(model, name)
+    if drew:
+        raise UntraceableError("its forward decides by chance, outside the graph")
+    return parts
 
 
 def _pack(value: Any) -> Any:
@@ -588,65 +622,54 @@ def _single_output(graph: fx.Graph) -> None:
             output.args = (graph.call_function(_pack, (output.args[0],)),)
 
 
-def _watch_graph(model: nn.Module, graph: fx.Graph, inputs: Sequence[Any], expected: Any) -> list[set[fx.Node]]:
+def _ties(model: nn.Module, graph: fx.Graph, inputs: Sequence[Any], expected: Any) -> list[set[fx.Node]]:
     """Run the graph once, check its output, and find values that are changed in place.
 
     Returns:
-        Sets of nodes that share memory which one of them changes: they have to run in the same passes.
+        Sets of nodes that share memory which one of them changes, with those that read it before: nodes of a set have
+        to run in the same passes.
     """
-    interpreter = fx.Interpreter(fx.GraphModule(model, graph), garbage_collect_values=False)
     order = {node: i for i, node in enumerate(graph.nodes)}
     homes: dict[int, list[fx.Node]] = {}  # storage -> the nodes whose values live there
     last_change: dict[int, int] = {}
-    env = interpreter.env
-    arguments = iter(inputs)
-    buffers = [(b, b.clone()) for b in model.buffers()]
-    generators = Generators(tensor.device for tensor in chain(model.parameters(), model.buffers()))
-    states = generators.save()
-    result = None
-    try:
-        with torch.no_grad():
-            for node in graph.nodes:
-                if node.op == "placeholder":
-                    env[node] = next(arguments)
-                elif node.op == "output":
-                    result = env[node.args[0]]
-                    continue
-                else:
-                    reads = [(t, t._version) for n in node.all_input_nodes for t in tensors_in(env[n])]
-                    env[node] = interpreter.run_node(node)
-                    for tensor, version in reads:
-                        if tensor._version != version:
-                            last_change[tensor.untyped_storage().data_ptr()] = order[node]
-                for tensor in tensors_in(env[node]):
-                    homes.setdefault(tensor.untyped_storage().data_ptr(), []).append(node)
-    finally:
-        generators.restore(states)
-        with torch.no_grad():
-            for buffer, copy in buffers:
-                buffer.copy_(copy)
-        torch.clear_autocast_cache()
+
+    class Observer(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            before = [(t, t._version) for source in n.all_input_nodes for t in tensors_in(self.env[source])]
+            value = super().run_node(n)
+            for tensor, version in before:
+                if tensor._version != version:
+                    last_change[tensor.untyped_storage().data_ptr()] = order[n]
+            for tensor in tensors_in(value):
+                homes.setdefault(tensor.untyped_storage().data_ptr(), []).append(n)
+            return value
+
+    with _untouched(model):  # all values are kept, so that no two share an address by accident
+        result = Observer(fx.GraphModule(model, graph), garbage_collect_values=False).run(*inputs)
     got, want = list(tensors_in(result)), list(tensors_in(expected))
-    if len(got) != len(want) or not all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-4, equal_nan=True)
-        for a, b in zip(got, want, strict=True)
-    ):
-        raise UntraceableError(
-            "its forward is not a fixed graph of operations: the traced graph returns another output"
-        )
+    if len(got) != len(want) or not all(map(_alike, got, want)):
+        raise UntraceableError("its forward is no fixed graph: the traced one returns another output")
     ties = []
     for storage, changed_at in last_change.items():
-        tie = set(homes[storage])
-        tie |= {user for node in homes[storage] for user in node.users if order[user] < changed_at}
-        if any(node.op == "get_attr" for node in tie):
-            if len(tie) > sum(node.op == "get_attr" for node in tie) + 1:
-                raise UntraceableError("its forward reads a parameter or buffer that it changes in place")
+        tie = {n for n in homes[storage] if n.op != "output"}
+        if any(node.op == "placeholder" for node in tie):
+            raise UntraceableError("its forward changes its input in place")
+        attributes = {node for node in tie if node.op == "get_attr"}
+        if attributes:  # a buffer that moves; its value must not matter to this forward
+            if len(tie - attributes) > 1 or len({user for node in attributes for user in node.users}) > 1:
+                raise UntraceableError("its forward reads a buffer that it changes in place")
             continue
-        ties.append(tie)
+        readers = {user for node in tie for user in node.users if order[user] < changed_at}
+        ties.append(tie | readers)
     return ties
 
 
-def _assemble(
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding: kernels may differ from run to run on some devices."""
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-4, equal_nan=True)
+
+
+def _assemble(  # noqa: PLR0917
     model: nn.Module,
     graph: fx.Graph,
     groups: Sequence[Group],
@@ -684,15 +707,8 @@ def _assemble(
         return [i for i, run in enumerate(runs) if not k or depends[run[0]] & concerned or k in moves[i]]
 
     order = [runs_in(k) for k in range(len(groups) + 1)]
-    programs = [
-        [
-            Step(i, stages[i], spent)
-            for i, spent in zip(mine, _spent(mine, order[k + 1 :], stages, slot[output]), strict=True)
-        ]
-        for k, mine in enumerate(order)
-    ]
-    draws = [any(stages[i].draws for i in mine) for mine in order]
-    return Cut(len(slot), programs, draws, slot[output], entered)
+    programs = [_program(mine, order[k + 1 :], stages, slot[output]) for k, mine in enumerate(order)]
+    return Cut(len(slot), slot[output], programs, entered)
 
 
 def _dependencies(
@@ -720,8 +736,6 @@ def _dependencies(
             for source in node.all_input_nodes:
                 depends[node] |= depends[source]
         for tie in ties:
-            if any(node.op == "placeholder" for node in tie):
-                raise UntraceableError("its forward changes its input in place")
             mask = 0
             for node in tie:
                 mask |= depends[node]
@@ -767,21 +781,21 @@ def _stage(model: nn.Module, run: Sequence[fx.Node], slot: dict[fx.Node, int]) -
     )
 
 
-def _spent(mine: list[int], later: list[list[int]], stages: list[Stage], output: int) -> list[tuple[int, ...]]:
-    """After each stage of a pass, the slots that neither the rest of the pass nor a later pass reads before writing."""
-    needed: set[int] = set()
-    for program in reversed(later):
-        for i in reversed(program):
-            needed.difference_update(stages[i].outputs)
-            needed.update(stages[i].inputs)
+def _program(mine: list[int], later: list[list[int]], stages: list[Stage], output: int) -> Program:
+    """The program of a pass, from the numbers of its stages and of those of later passes."""
+    needed: set[int] = set()  # slots that are read from here on before they are written again
+    for number in reversed([number for program in later for number in program]):
+        needed.difference_update(stages[number].outputs)
+        needed.update(stages[number].inputs)
+    kept = needed.intersection(slot for number in mine for slot in stages[number].outputs)
     needed.add(output)
-    spent: list[tuple[int, ...]] = []
-    for i in reversed(mine):
-        touched = {*stages[i].inputs, *stages[i].outputs}
-        spent.append(tuple(sorted(touched - needed)))
-        needed.difference_update(stages[i].outputs)
-        needed.update(stages[i].inputs)
-    return spent[::-1]
+    steps = []
+    for number in reversed(mine):
+        stage = stages[number]
+        steps.append(Step(number, stage, tuple(sorted({*stage.inputs, *stage.outputs} - needed))))
+        needed.difference_update(stage.outputs)
+        needed.update(stage.inputs)
+    return Program(steps[::-1], any(stages[number].draws for number in mine), tuple(sorted(kept)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
