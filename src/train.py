@@ -44,7 +44,7 @@ def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
     from backforward.data import load_data
     from backforward.fitting import fit
     from backforward.models import weight_decay_groups
-    from backforward.normprop import DataNorm, project_unit_norm_
+    from backforward.normprop import DataNorm, unit_norm_projection
     from backforward.training import Classification, InMemoryData
 
     settings = Settings.check(cfg)
@@ -67,7 +67,7 @@ def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
             make_rule=lambda *args, **hooks: build_rule(*args, max_grad_norm=settings.max_grad_norm, **hooks),
             make_schedule=instantiate(schedule, _partial_=True, _convert_="all") if schedule["_target_"] else None,
             schedule_interval=cfg.schedule.get("interval", "epoch"),
-            after_update=project_unit_norm_ if settings.norm.kind == "prop" else None,
+            after_update=unit_norm_projection(network) if settings.norm.kind == "prop" else None,
             check_every=settings.trainer.log_every_n_steps,
             seed=settings.seed,
         )

@@ -49,7 +49,10 @@ def test_defaults_are_the_backforward_papers_setting() -> None:
         ("timeout_min=-1", "timeout_min=-1: input should be greater than 0"),
         ("data_norm=foo", "data_norm=foo: input should be 'none', 'channel', 'global' or 'batch'"),
         ("data.protocol=x", "data.protocol=x: input should be 'holdout', 'paper' or 'poster'"),
-        ("trainer.precision=16-mixed", "trainer.precision=16-mixed: input should be '32-true', '64-true' or 'bf16-mixed'"),
+        (
+            "trainer.precision=16-mixed",
+            "trainer.precision=16-mixed: input should be '32-true', '64-true' or 'bf16-mixed'",
+        ),
         ("trainer.devices=99", "trainer.devices=99: this machine has 2 CPU cores; give at most 2"),
         ("trainer.accelerator=gpu", "trainer.accelerator=gpu: this machine has no GPU; give trainer.accelerator=cpu"),
         ("name=../x", "name=../x: string should match pattern"),
@@ -87,13 +90,16 @@ def test_of_several_faults_the_first_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["name=x", "timeout_min=5", "data.root=/elsewhere", "trainer.progress_bar=false", "trainer.accelerator=cpu"]
+    "override",
+    ["name=x", "timeout_min=5", "data.root=/elsewhere", "trainer.progress_bar=false", "trainer.accelerator=cpu"],
 )
 def test_what_does_not_decide_the_result_is_not_hashed(override: str) -> None:
     assert fingerprint(plain(composed(override))) == fingerprint(plain(composed()))
 
 
-@pytest.mark.parametrize("override", ["lr=0.2", "seed=1", "method=bfp", "model.depth=2", "data.augment=flip", "norm=batch"])
+@pytest.mark.parametrize(
+    "override", ["lr=0.2", "seed=1", "method=bfp", "model.depth=2", "data.augment=flip", "norm=batch"]
+)
 def test_what_decides_the_result_is_hashed(override: str) -> None:
     assert fingerprint(plain(composed(override))) != fingerprint(plain(composed()))
 

@@ -67,7 +67,12 @@ def fit(
     if folder is not None:
         last = LastCheckpoint(folder, asked, settings.trainer.checkpoint_minutes)
         best = ModelCheckpoint(
-            folder, "best", "accuracy/validation", mode="max", enable_version_counter=False, save_on_train_epoch_end=True
+            folder,
+            "best",
+            "accuracy/validation",
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
         )
         callbacks += [best, last]
         step = None
@@ -147,12 +152,16 @@ _SHOWN = (
 def _readable(asked: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
     """Settings for HParams, as a person gives them: choices of groups, then keys."""
     flat = {key: value for key, value in deciding(asked).items() if not key.endswith("_target_")}
-    return choices | {key: value if isinstance(value, bool | int | float) else str(value) for key, value in flat.items()}
+    return choices | {
+        key: value if isinstance(value, bool | int | float) else str(value) for key, value in flat.items()
+    }
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
     """JSON has no word for infinity or not-a-number: null."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }
 
 
 def _origin(data: DataSplits) -> dict[str, Any]:

@@ -424,26 +424,28 @@ class StandardizedActivation(nn.Module):
         return (act(z) - mean) / std
 
 
-def project_unit_norm_(*targets: nn.Module | Tensor) -> None:
+def project_unit_norm_(target: nn.Module | Tensor | Iterable[nn.Module | Tensor]) -> None:
     """Scale each unit's or filter's weight to unit Frobenius norm, in place (NormProp, section 4.4).
 
     A unit whose weights are all 0 is left alone.
 
     Args:
-        targets: Weights, ``W[i]`` belonging to unit i; or modules, whose NormProp layers are projected, those made with
-            ``project=False`` (the last layer) excepted.
+        target: A weight, ``W[i]`` belonging to unit i; or a module, whose NormProp layers are projected, those made with
+            ``project=False`` (the last layer) excepted; or several of these.
     """
-    for target in targets:
-        if isinstance(target, nn.Module):
-            project_unit_norm_(*_projected_weights(target))
-            continue
+    if isinstance(target, nn.Module):
+        project_unit_norm_(_projected_weights(target))
+    elif isinstance(target, Tensor):
         weight = target.detach()
         norm = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
         weight.div_(norm.clamp_min_(torch.finfo(weight.dtype).tiny))
+    else:
+        for one in target:
+            project_unit_norm_(one)
 
 
 def unit_norm_projection(model: nn.Module) -> Callable[[Iterable[Tensor]], None]:
-    """The hook ``after_update(parameters)`` of an update rule: project what needs it of the parameters just updated.
+    """The hook ``after_update(parameters)`` of an update rule: projects what needs it of those parameters.
 
     Args:
         model: Its hidden NormProp layers are the ones to project. Copy a model first, make its hook then.
@@ -451,23 +453,13 @@ def unit_norm_projection(model: nn.Module) -> Callable[[Iterable[Tensor]], None]
     hidden = set(_projected_weights(model))
 
     def after_update(parameters: Iterable[Tensor]) -> None:
-        project_unit_norm_(*(p for p in parameters if p in hidden))
+        project_unit_norm_(parameter for parameter in parameters if parameter in hidden)
 
     return after_update
 
 
 def _projected_weights(model: nn.Module) -> list[nn.Parameter]:
     return [m.weight for m in model.modules() if isinstance(m, _NormProp) and m.project]
-
-
-def weight_decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split the parameters into those that weight decay is for, and the rest, both in the model's order.
-
-    Returns:
-        Weight matrices and filters (two dimensions or more); then biases, scales, shifts and slopes.
-    """
-    parameters = list(model.parameters())
-    return [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
 
 
 DATA_NORMS = ("global", "channel", "batch", "none")

@@ -257,5 +257,3 @@ def _write_hydra(folder: Path, cfg: DictConfig) -> None:
 def objective(result: Mapping[str, Any]) -> float | None:
     """The number by which settings are chosen: accuracy on the validation set after the last epoch."""
     return result.get("final", {}).get("accuracy/validation")
-
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from backforward.normprop import NormPropConv2d, NormPropLinear
 
 
 def literal(layer: NormPropLinear | NormPropConv2d, x: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
-    """``(act(gamma (W * x) / (J ||W||) + beta) - mean) / std``; ``act`` as the layer was told, PReLU with its slopes."""
+    """``(act(gamma (W * x) / (J ||W||) + beta) - mean) / std``; ``act`` is the layer's."""
     mean, std, jacobian = layer.moments()
     norm = layer.weight.square().flatten(1).sum(1).sqrt()
     if isinstance(layer, NormPropConv2d):

@@ -42,7 +42,13 @@ def run(train: Train, root: Path) -> dict[str, Any]:
     for _ in range(ROUNDS):
         bare.append(steps / bare_loop(data, epochs))
         with tempfile.TemporaryDirectory() as folder:
-            overrides = [*choice, "method=sgd", f"batch_size={BATCH}", f"max_epochs={epochs}", "trainer.progress_bar=true"]
+            overrides = [
+                *choice,
+                "method=sgd",
+                f"batch_size={BATCH}",
+                f"max_epochs={epochs}",
+                "trainer.progress_bar=true",
+            ]
             result = train([*overrides, "trainer.accelerator=cpu"], Path(folder))
         full.append(steps / result["timing"]["training_seconds"])
     return {

@@ -21,7 +21,9 @@ from backforward.settings import differing, fingerprint
 class WholeFileIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it; Lightning's own may copy across file systems."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
         """Save tensors and plain values."""
         with whole(Path(path), "wb") as file:
             torch.save(checkpoint, file)

@@ -3,5 +3,6 @@
 from backforward.models.mlp import MLP
 from backforward.models.nin import NIN
 from backforward.models.residual import Residual
+from backforward.models.weight_decay import weight_decay_groups
 
-__all__ = ["MLP", "NIN", "Residual"]
+__all__ = ["MLP", "NIN", "Residual", "weight_decay_groups"]

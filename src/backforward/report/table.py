@@ -51,7 +51,9 @@ def sweep_table(root: Path) -> Table:
     table.add_column("seeds", justify="right")
     for heading, _, _ in COLUMNS:
         table.add_column(heading, justify="right")
-    for members in sorted(groups.values(), key=lambda members: [natural(str(_setting(members[0])[k])) for k in varying]):
+    for members in sorted(
+        groups.values(), key=lambda members: [natural(str(_setting(members[0])[k])) for k in varying]
+    ):
         diverged = sum(result["status"] == "diverged" for result in members)
         seeds = str(len(members)) + (f" ({diverged} diverged)" if diverged else "")
         cells = [mean_and_spread([read(result) for result in members], form) for _, read, form in COLUMNS]
