@@ -24,7 +24,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -265,6 +265,8 @@ def _why_not(name: str, root: Path, error: BaseException) -> str:
     title = KNOWN[name].title
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, HTTPError):
+            cause.close()  # it holds its connection open
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"no space left under {root} to download {title}; free some, or set data.root or $BACKFORWARD_DATA"
         if isinstance(cause, OSError) and not isinstance(cause, URLError) and cause.filename is not None:
