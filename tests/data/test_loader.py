@@ -39,14 +39,15 @@ def epoch_of(loader: EpochLoader, epoch: int) -> Batches:
 @st.composite
 def settings_of_loaders(draw: st.DrawFn) -> dict[str, Any]:
     ranks = draw(st.integers(1, 4))
-    batch_size = ranks * draw(st.integers(1, 6))
+    drop_last = draw(st.booleans())
+    batch_size = ranks * draw(st.integers(1, 6)) if drop_last else draw(st.integers(ranks, 24))
     return {
-        "count": draw(st.integers(max(ranks, batch_size), 40)),
+        "count": draw(st.integers(batch_size if drop_last else ranks, 40)),
         "batch_size": batch_size,
         "world_size": ranks,
         "seed": draw(st.integers(0, 2**32 - 1)),
         "epoch": draw(st.integers(0, 1000)),
-        "drop_last": draw(st.booleans()),
+        "drop_last": drop_last,
         "shuffle": draw(st.booleans()),
         "augment": draw(st.sampled_from(["none", "flip"])),
     }
@@ -218,6 +219,10 @@ def test_a_loader_travels_to_another_process() -> None:
         ({"batch_size": 2.5}, "batch_size=2.5: a whole number from 1 up is right"),
         ({"batch_size": 11}, "batch_size=11 is more than the 10 images there are to train on"),
         ({"world_size": 2}, "batch_size=3 does not divide among 2 processes; a multiple would"),
+        (
+            {"world_size": 4, "drop_last": False},
+            "batch_size=3 does not divide among 4 processes; a multiple would",
+        ),
         ({"rank": 1}, "rank=1 of world_size=1: ranks run from 0 to world_size - 1"),
         ({"seed": -1}, "seed=-1: a whole number from 0 to 4294967295 is right"),
         ({"seed": "1"}, "seed='1': a whole number from 0 to 4294967295 is right"),

@@ -27,9 +27,9 @@ class EpochLoader:
     loader that loads it start at batch k + 1. It holds whole numbers alone, the same on every rank.
 
     **Several processes.** ``batch_size`` is the global one. Every rank takes its own contiguous share of every global
-    batch, so that n ranks together see what one process sees. With ``drop_last=False`` the shares of the last batch may
-    differ by one image, though none is empty: a remainder too small for that joins the batch before it. Then *sums*
-    over images (of losses, of hits, of the images themselves) are what must be added over batches and ranks, and
+    batch, so that n ranks together see what one process sees. With ``drop_last=False`` (evaluation) the shares of a
+    batch may differ by one image, though none is empty: a remainder too small for that joins the batch before it. Then
+    *sums* over images (of losses, of hits, of the images themselves) are what must be added over batches and ranks, and
     divided at the end; means of means would be wrong.
 
     Args:
@@ -64,7 +64,7 @@ class EpochLoader:
             raise ValueError(f"batch_size={batch_size!r}: a whole number from 1 up is right")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} of world_size={world_size}: ranks run from 0 to world_size - 1")
-        if batch_size % world_size:
+        if batch_size % world_size if drop_last else batch_size < world_size:
             raise ValueError(f"batch_size={batch_size} does not divide among {world_size} processes; a multiple would")
         if not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise ValueError(f"seed={seed!r}: a whole number from 0 to {2**32 - 1} is right")
