@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, InstantiationException
+from hydra.errors import CompactHydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
@@ -97,12 +97,14 @@ def explain(error: BaseException, conf: Path, overrides: Sequence[str]) -> str |
         if isinstance(cause, BadInput):
             return _one_line(str(cause))
     if isinstance(error, OmegaConfBaseException | CompactHydraException):  # some of Hydra's are an OSError as well
-        return _config_error(str(error), [str(cause) for cause in chain], conf, overrides)
+        return _config_error(error, [str(cause) for cause in chain], conf, overrides)
     return next((_os_error(cause) for cause in chain if isinstance(cause, OSError)), None)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen: set[int] = set()  # a chain may lead back to itself
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 
@@ -116,8 +118,8 @@ def _os_error(error: OSError) -> str:
     return f"{where}{error.strerror or error}"
 
 
-def _config_error(text: str, chain: list[str], conf: Path, overrides: Sequence[str]) -> str:
-    everything = "\n".join(chain)
+def _config_error(error: Exception, chain: list[str], conf: Path, overrides: Sequence[str]) -> str:
+    text, everything = str(error), "\n".join(chain)
     if found := re.search(r"Could not find '([^']+)/([^'/]+)'", everything):
         group, choice = found.groups()
         there = sorted(path.stem for path in (conf / group).glob("*.yaml"))
@@ -132,6 +134,8 @@ def _config_error(text: str, chain: list[str], conf: Path, overrides: Sequence[s
     if found := re.search(r"Could not override '([^']+)'", everything):
         groups = sorted(path.name for path in conf.iterdir() if path.is_dir())
         return f"{found.group(1)}: no such key or group; groups are {', '.join(groups)}{_close(found.group(1), groups)}"
+    if isinstance(error, OverrideParseException):
+        return f"{' '.join(overrides)}: {_one_line(text)}"
     return _one_line(text)
 
 

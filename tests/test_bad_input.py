@@ -1,0 +1,137 @@
+"""Bad input gets one line, an exit code, no traceback, and nothing is written over."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conftest import Command, Ended
+
+DIGITS = ("data=digits", "max_epochs=1", "model.hidden=8", "batch_size=64", "trainer.accelerator=cpu")
+FINISHED = "outputs/train/sgd-hidden8-digits-batch_size64-max_epochs1"
+
+
+def assert_one_line(ended: Ended, *parts: str, code: int = 2) -> None:
+    lines = [line for line in ended.err.splitlines() if line.strip()]
+    assert len(lines) == 1, ended.err
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+    assert "Traceback" not in ended.out + ended.err
+    assert ended.code == code
+
+
+CONFIG = [
+    (["methd=bfp"], ["methd: no such key", "did you mean method?"]),
+    (["+foo=1"], ["foo is no key here"]),
+    (["model.dept=3"], ["model.dept: no such key", "did you mean depth?"]),
+    (["method=bpf"], ["method=bpf: no such method; there are bfp,", "did you mean bfp?"]),
+    (["data=cifr10"], ["data=cifr10: no such data", "did you mean cifar10?"]),
+    (["hydra/launcher=pol"], ["hydra/launcher=pol"]),
+    (["lr=-1"], ["lr=-1", "greater than or equal to 0"]),
+    (["lr=abc"], ["lr=abc", "a valid number"]),
+    (["lr=[1"], ["lr"]),
+    (["batch_size=0"], ["batch_size=0", "greater than or equal to 1"]),
+    (["max_epochs=-3"], ["max_epochs=-3", "greater than or equal to 1"]),
+    (["trainer.devices=99"], ["trainer.devices=99", "give at most"]),
+    (["norm=batch", "batch_size=1"], ["norm=batch needs at least two samples", "batch_size=2"]),
+    (["max_epochs=-3", "batch_size=0", "lr=-1"], ["lr=-1"]),
+    (["-m", "method=sgd,bfp", "lr=0.1,-1"], ["lr=-1"]),
+    (["-m", "method=sgd,bpf"], ["method=bpf: no such method"]),
+    (["-m", "lr=0.1,0.2", "hydra.launcher.slots=0"], ["hydra.launcher.slots=0"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "parts"), CONFIG, ids=[" ".join(overrides) for overrides, _ in CONFIG])
+def test_a_setting_that_cannot_be(train: Command, tmp_path: Path, overrides: list[str], parts: list[str]) -> None:
+    assert_one_line(train(*overrides), *parts)
+    made = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "multirun.yaml"]
+    assert made == []  # it is known before anything is written
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["model.hidden=-5"], ["hidden"]),
+        (["model.activation=foo"], ["foo", "relu"]),
+        (["method=bfp", "method.groups=0"], ["groups=0"]),
+        (["method=bfp", "method.engine=fast"], ["fast", "replay"]),
+        (["batch_size=5000"], ["batch_size=5000", "1297"]),
+    ],
+    ids=str,
+)
+def test_an_argument_that_a_constructor_refuses(train: Command, overrides: list[str], parts: list[str]) -> None:
+    assert_one_line(train(*DIGITS[:2], *overrides), *parts)
+
+
+class TestData:
+    def test_damaged_file(self, train: Command, tmp_path: Path) -> None:
+        (tmp_path / "d").mkdir()
+        (tmp_path / "d" / "mnist.npz").write_bytes(b"PK\x03\x04 this is no archive")
+        assert_one_line(train(BACKFORWARD_DATA=str(tmp_path / "d")), "mnist.npz")
+
+    def test_labels_out_of_range(self, train: Command, tmp_path: Path) -> None:
+        x, y = np.zeros((20, 28, 28), np.uint8), np.arange(20, dtype=np.uint8) % 7 * 30
+        np.savez(tmp_path / "mnist.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+        assert_one_line(train(BACKFORWARD_DATA=str(tmp_path)), "label")
+
+    def test_root_that_cannot_be_written(self, train: Command) -> None:
+        assert_one_line(train(BACKFORWARD_DATA="/proc/nowhere"), "/proc/nowhere")
+
+    def test_no_data_and_no_network(self, train: Command, tmp_path: Path) -> None:
+        closed = "http://127.0.0.1:9"  # the port where nothing answers
+        ended = train(BACKFORWARD_DATA=str(tmp_path / "d"), http_proxy=closed, https_proxy=closed)
+        assert_one_line(ended, "mnist", "npz")
+        assert not list((tmp_path / "d").rglob("*.gz"))
+
+
+def test_damaged_result(train: Command, tmp_path: Path) -> None:
+    result = tmp_path / FINISHED / "result.json"
+    result.parent.mkdir(parents=True)
+    result.write_text('{"status": "fini')
+    assert_one_line(train(*DIGITS), "result.json is damaged", "delete it")
+    assert result.read_text() == '{"status": "fini'
+
+
+def test_damaged_checkpoint(train: Command, tmp_path: Path) -> None:
+    checkpoint = tmp_path / FINISHED / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"garbage")
+    assert_one_line(train(*DIGITS), "last.ckpt is damaged", "delete it")
+    assert checkpoint.read_bytes() == b"garbage"
+
+
+def test_finished_run_of_other_settings(train: Command, tmp_path: Path) -> None:
+    assert train(*DIGITS).code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / FINISHED).rglob("*") if path.is_file()}
+    folder = f"hydra.run.dir={FINISHED}"
+    assert_one_line(train(*DIGITS, "lr=0.3", folder), "finished run of other settings", "lr=0.3 (there: 0.1)")
+    (tmp_path / FINISHED / "result.json").unlink()
+    assert_one_line(train(*DIGITS, "lr=0.3", folder), "last.ckpt is of other settings", "lr=0.3 (there: 0.1)")
+    after = {path: path.read_bytes() for path in before if path.name not in ("result.json", "config.yaml", "overrides.yaml", "hydra.yaml")}
+    assert after == {path: before[path] for path in after}
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may mount a small disk")
+def test_full_disk(train: Command, tmp_path: Path) -> None:
+    (tmp_path / "outputs").mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path / "outputs")], check=False)
+    if mounted.returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        assert train(*DIGITS).code == 0
+        finished = (tmp_path / FINISHED / "result.json").read_bytes()
+        filler = tmp_path / "outputs" / "filler"
+        with filler.open("wb") as file, pytest.raises(OSError, match="No space"):
+            while True:
+                file.write(b"0" * 4096)
+                file.flush()
+        assert_one_line(train(*DIGITS, "lr=0.2"), "disk is full")
+        assert (tmp_path / FINISHED / "result.json").read_bytes() == finished
+        filler.unlink()
+        assert train(*DIGITS, "lr=0.2").code == 0
+    finally:
+        subprocess.run(["umount", str(tmp_path / "outputs")], check=True)
