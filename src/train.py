@@ -63,7 +63,9 @@ def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
         build_rule = instantiate(cfg.method, _partial_=True, _convert_="all")
         module = Classification(
             network,
-            make_optimizer=lambda network: build_optimizer(weight_decay_groups(network)),
+            make_optimizer=lambda network: build_optimizer(
+                weight_decay_groups(network) if settings.weight_decay else network.parameters()
+            ),
             make_rule=lambda *args, **hooks: build_rule(*args, max_grad_norm=settings.max_grad_norm, **hooks),
             make_schedule=instantiate(schedule, _partial_=True, _convert_="all") if schedule["_target_"] else None,
             schedule_interval=cfg.schedule.get("interval", "epoch"),
@@ -92,6 +94,11 @@ def main(cfg: DictConfig) -> float | None:
         return runs.objective(result)
 
 
-if __name__ == "__main__":
+def command() -> int:
+    """The command line; returns its exit code."""
     runs.register_resolvers()
-    sys.exit(cli.run(main, CONF))
+    return cli.run(main, CONF)
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import backforward._torchvision  # noqa: F401  (before any test imports Lightning)
 import pytest
+from train import command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN = REPOSITORY / "src" / "train.py"
@@ -36,8 +37,8 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def train(tmp_path: Path) -> Command:
-    """`train("lr=0.1", ...)`: run `python src/train.py lr=0.1 ...` in an empty folder."""
+def spawned(tmp_path: Path) -> Command:
+    """`spawned("lr=0.1", ...)`: `python src/train.py lr=0.1 ...` in an empty folder, as a process of its own."""
 
     def call(*arguments: str, **changes: str) -> Ended:
         ended = subprocess.run(
@@ -50,6 +51,24 @@ def train(tmp_path: Path) -> Command:
             timeout=300,
         )
         return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    return call
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """The same within this process: it need not import torch again."""
+
+    def call(*arguments: str, **changes: str) -> Ended:
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            patch.setattr(sys, "argv", [str(TRAIN), *arguments])
+            patch.setenv("HYDRA_FULL_ERROR", "")
+            for key, value in changes.items():
+                patch.setenv(key, value)
+            capfd.readouterr()
+            code = command()
+        return Ended(code, *capfd.readouterr())
 
     return call
 

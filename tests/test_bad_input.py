@@ -125,10 +125,9 @@ def test_full_disk(train: Command, tmp_path: Path) -> None:
         assert train(*DIGITS).code == 0
         finished = (tmp_path / FINISHED / "result.json").read_bytes()
         filler = tmp_path / "outputs" / "filler"
-        with filler.open("wb") as file, pytest.raises(OSError, match="No space"):
+        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(b"0" * 4096)
-                file.flush()
         assert_one_line(train(*DIGITS, "lr=0.2"), "disk is full")
         assert (tmp_path / FINISHED / "result.json").read_bytes() == finished
         filler.unlink()

@@ -120,11 +120,9 @@ def _os_error(error: OSError) -> str:
 
 def _config_error(error: Exception, chain: list[str], conf: Path, overrides: Sequence[str]) -> str:
     text, everything = str(error), "\n".join(chain)
-    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", everything):
-        group, choice = found.groups()
-        there = sorted(path.stem for path in (conf / group).glob("*.yaml"))
-        if there:
-            return f"{group}={choice}: no such {group}; there are {', '.join(there)}{_close(choice, there)}"
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':((?:\n\t\S+)+)", everything):
+        group, choice, there = found.group(1), found.group(2), found.group(3).split()
+        return f"{group}={choice}: no such {group}; there are {', '.join(there)}{_close(choice, there)}"
     if found := re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", everything):
         full_key = found.group(2)
         folder, _, leaf = full_key.rpartition(".")
