@@ -156,6 +156,51 @@ def _gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
     return nodes, 2 * vectors[0].square()
 
 
+@torch.fx.wrap
+def _with_norms(weight: Tensor, norms: Tensor) -> Tensor:
+    """``norms * W / ||W||``, each unit's own, in the memory layout of W.
+
+    By the kernel behind PyTorch's weight normalisation: one pass over W forward, one backward.
+    """
+    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        return torch._weight_norm(weight.permute(0, 2, 3, 1), norms, 0).permute(0, 3, 1, 2)
+    return torch._weight_norm(weight, norms, 0)
+
+
+class _Clamp(torch.autograd.Function):
+    """``max(z, floor)`` in the place of z: backward needs only the output, which the next layer keeps anyway.
+
+    PyTorch's own ways keep z beside it, and ``clamp_min`` has a slow backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, floor: float) -> Tensor:
+        z.clamp_min_(floor)
+        ctx.mark_dirty(z)
+        ctx.save_for_backward(z)
+        ctx.floor = floor
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (out,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad, out, ctx.floor), None
+
+
+@torch.fx.wrap
+def _clamp(z: Tensor, floor: float) -> Tensor:
+    """``max(z, floor)``; z may be overwritten."""
+    if torch._C._are_functorch_transforms_active():
+        return F.threshold(z, floor, floor)
+    out: Tensor = _Clamp.apply(z, floor)
+    return out
+
+
+def _affine(x: Tensor, scale: float, shift: float) -> Tensor:
+    """``scale * x + shift`` in one pass."""
+    return torch.rsub(x, shift, alpha=-scale)
+
+
 class _NormProp(nn.Module):
     """What NormPropLinear and NormPropConv2d share: parameters, the fold, and what follows the linear map.
 
@@ -219,28 +264,26 @@ class _NormProp(nn.Module):
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the plain layer that this one runs; gradients flow through ||W||."""
         mean, std, jacobian = self.moments()
-        scale, bias = 1 / jacobian, self.beta
+        scale = 1 / jacobian
+        bias: Tensor = self.beta
         if self.form in ("relu", "leaky_relu", "prelu"):
-            scale, bias = scale / std, bias / std
-        if self.form == "relu":
-            bias = bias - mean / std
+            scale = scale / std
+            bias = _affine(bias, 1 / std, -mean / std) if self.form == "relu" else bias / std
         per_unit = (self.gamma * scale).view(self._unit_shape)
-        # per_unit * W / ||W|| by the kernel behind PyTorch's weight normalisation: one pass forward, one backward
-        return torch._weight_norm(self.weight, per_unit, 0), bias
+        return _with_norms(self.weight, per_unit), bias
 
     def _activate(self, z: Tensor) -> Tensor:
-        """From the plain layer's output ``[N, O, ...]``, which may be overwritten, to this layer's."""
+        """From the plain layer's output ``[N, O, ...]`` to this layer's."""
         if self.form == "identity":
             return z
         mean, std, _ = self.moments()
-        floor = -mean / std
         if self.form == "relu":
-            return F.hardtanh(z, floor, math.inf, inplace=True)
+            return _clamp(z, -mean / std)
         if self.slope is not None:
-            return F.prelu(z, self.slope.to(z.dtype)).add_(floor.view(self._unit_shape[1:]))
+            return F.prelu(z, self.slope.to(z.dtype)).sub_((mean / std).view(self._unit_shape[1:]))
         if self.form == "leaky_relu":
-            return self.activation(z).add_(floor)
-        return torch.rsub(self.activation(z), floor, alpha=-1 / std)  # activation(z) / std + floor in one pass
+            return self.activation(z).sub_(mean / std)
+        return _affine(self.activation(z), 1 / std, -mean / std)
 
     def _repr(self) -> str:
         slopes = "" if self.slope is None else f", slopes={self.slope.numel()}"
@@ -430,8 +473,8 @@ def project_unit_norm_(target: nn.Module | Tensor | Iterable[nn.Module | Tensor]
     A unit whose weights are all 0 is left alone.
 
     Args:
-        target: A weight, ``W[i]`` belonging to unit i; or a module, whose NormProp layers are projected, those made with
-            ``project=False`` (the last layer) excepted; or several of these.
+        target: A weight, ``W[i]`` belonging to unit i; or a module, whose NormProp layers are projected, those made
+            with ``project=False`` (the last layer) excepted; or several of these.
     """
     if isinstance(target, nn.Module):
         project_unit_norm_(_projected_weights(target))

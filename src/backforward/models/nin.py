@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from backforward.models.blocks import Blocks, at_least, dropout_or_none, image_channels, scaled
+from backforward.models.blocks import Blocks, at_least, dropout_or_none, image_channels, scaled, use_channels_last_
 from backforward.models.init import initialise_, undisturbed_generator
 
 SMALLEST = 17  # pixels a side: two poolings leave 5, one tap of conv7
@@ -74,3 +74,4 @@ class NIN(nn.Sequential):
             )
         super().__init__(OrderedDict((name, layer) for name, layer in layers.items() if layer is not None))
         initialise_(self, init, seed)
+        use_channels_last_(self)

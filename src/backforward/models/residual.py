@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backforward.models.blocks import Blocks, at_least, dropout_or_none, image_channels, scaled
+from backforward.models.blocks import Blocks, at_least, dropout_or_none, image_channels, scaled, use_channels_last_
 from backforward.models.init import initialise_, undisturbed_generator
 
 
@@ -111,3 +111,4 @@ class Residual(nn.Sequential):
             layers["head"] = blocks.last_linear(c_in, classes)
         super().__init__(layers)
         initialise_(self, init, seed)
+        use_channels_last_(self)
