@@ -31,7 +31,7 @@ Command = Callable[..., Ended]
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment with the library on the path, one thread, and no data but what a test names."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA_", "COLUMNS"))}
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA_", "BACKFORWARD_", "COLUMNS"))}
     path = os.pathsep.join(filter(None, [str(REPOSITORY / "src"), os.environ.get("PYTHONPATH")]))
     return clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **changes}
 
@@ -63,7 +63,8 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
         with monkeypatch.context() as patch:
             patch.chdir(tmp_path)
             patch.setattr(sys, "argv", [str(TRAIN), *arguments])
-            patch.setenv("HYDRA_FULL_ERROR", "")
+            patch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets both: have them put back
+            patch.setenv("BACKFORWARD_TRACEBACKS", "0")
             for key, value in changes.items():
                 patch.setenv(key, value)
             capfd.readouterr()

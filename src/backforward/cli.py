@@ -1,6 +1,6 @@
 """The command line's manners: one line for bad input, an exit code, no traceback.
 
-Set HYDRA_FULL_ERROR=1 to see tracebacks all the same.
+Set BACKFORWARD_TRACEBACKS=1 (or Hydra's HYDRA_FULL_ERROR=1) to see tracebacks all the same.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def run(main: Callable[[], Any], conf: Path) -> int:
         main: The function that `@hydra.main` made.
         conf: The folder of configs, to name the choices of a group.
     """
-    debug = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print errors of its own and exit; we want to see them here
+    # Hydra would print errors of its own and exit; we want to see them here. The runs of a sweep inherit both.
+    tracebacks = os.environ.setdefault("BACKFORWARD_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         try:
             main()
@@ -66,7 +67,7 @@ def run(main: Callable[[], Any], conf: Path) -> int:
     except RunsFailed as error:
         return _say(str(error), FAILED)
     except Exception as error:
-        if debug:
+        if tracebacks:
             raise
         line = explain(error, conf, sys.argv[1:])
         if line is None:

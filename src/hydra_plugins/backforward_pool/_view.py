@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from backforward import runs
 
@@ -75,12 +75,8 @@ class View:
             accuracy = runs.objective(outcome.result)
             what = outcome.result["status"] + (f", validation accuracy {accuracy:.2%}" if accuracy is not None else "")
         else:
-            what = f"[bold]failed[/]: {outcome.cause}"
-        self.progress.console.print(
-            f"[{self.count}/{self.total}] {job.name}: {what} [dim]({outcome.seconds:.1f} s)",
-            highlight=False,
-            soft_wrap=True,
-        )
+            what = f"[bold]failed[/]: {escape(outcome.cause or '')}"
+        self._say(f"\\[{self.count}/{self.total}] {job.name}: {what} [dim]({outcome.seconds:.1f} s)")
 
     def summary(self, outcomes: Mapping[Job, Outcome]) -> None:
         """How many runs ended how, and where to look for those that failed."""
@@ -91,12 +87,12 @@ class View:
         )
         labels = {"finished": "finished", "diverged": "diverged", "failed": "failed", "skipped": "done before, skipped"}
         parts = [f"{kinds[kind]} {label}" for kind, label in labels.items() if kinds[kind]]
-        self.console.print(
-            f"{self.total} runs: {', '.join(parts)}, in {time.monotonic() - self.began:.1f} s", highlight=False
-        )
-        failed = {job: outcome for job, outcome in outcomes.items() if not outcome.done}
-        if failed:
-            table = Table("run", "cause", "log", title="Failed", title_justify="left")
-            for job, outcome in failed.items():
-                table.add_row(job.name, outcome.cause, str(job.log) if job.log.exists() else "-")
-            self.console.print(table)
+        runs_ = "run" if self.total == 1 else "runs"
+        self._say(f"{self.total} {runs_}: {', '.join(parts)}, in {time.monotonic() - self.began:.1f} s")
+        for job, outcome in outcomes.items():
+            if not outcome.done:
+                log = f"\n    log: {job.log}" if job.log.exists() else ""
+                self._say(f"[bold]failed[/] {job.name}: {escape(outcome.cause or '')}{log}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)

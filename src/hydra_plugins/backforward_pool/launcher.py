@@ -4,6 +4,7 @@
 # dataclass would look up annotations that are text.
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,12 +91,26 @@ class PoolLauncher(Launcher):
 
     @staticmethod
     def _returned(job: Job, outcome: Outcome, failure: RunsFailed) -> JobReturn:
-        returned = JobReturn(overrides=list(job.overrides), cfg=job.cfg, working_dir=os.fspath(job.folder))
-        if outcome.done and outcome.result is not None:
+        returned = _Returned(overrides=list(job.overrides), cfg=job.cfg, working_dir=os.fspath(job.folder))
+        if outcome.result is not None:
             returned.status, returned.return_value = JobStatus.COMPLETED, runs.objective(outcome.result)
         else:
             returned.status, returned.return_value = JobStatus.FAILED, failure
         return returned
+
+
+class _Returned(JobReturn):
+    """Hydra's own prints lines about a failure before it raises; the summary has said it all."""
+
+    @property
+    def return_value(self) -> Any:
+        if self.status == JobStatus.FAILED:
+            raise self._return_value
+        return self._return_value
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
 
 
 def _without_hydra(cfg: DictConfig) -> DictConfig:
@@ -106,5 +121,7 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
 
 def _quoted(text: str) -> str:
     """A value in Hydra's grammar, whatever characters are in it."""
+    if re.fullmatch(r"[\w./+-]+", text):
+        return text
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

@@ -1,0 +1,221 @@
+"""Sweeps by the pool launcher, as a user gives them: processes, skips, kills, failures."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import TRAIN, Command, environment
+
+from backforward import runs
+
+DIGITS = ("data=digits", "model.hidden=8", "batch_size=64", "trainer.accelerator=cpu")
+MAIN_JOB = ("-m", "method=bfp,sgd", "lr=0.1,0.05,0.01", "data=mnist", "max_epochs=2")
+SIX = sorted(f"{method}-mnist-lr{lr}-max_epochs2" for method in ("bfp", "sgd") for lr in ("0.1", "0.05", "0.01"))
+
+
+def start(cwd: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(TRAIN), *arguments],
+        cwd=cwd,
+        env=environment(**changes),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def until(condition: object, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def results(root: Path) -> dict[str, tuple[bytes, dict[str, torch.Tensor]]]:
+    """By run: metrics.csv, and the weights and running sums of the last checkpoint."""
+    found = {}
+    for folder in sorted(path.parent for path in root.rglob("result.json")):
+        state = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+        found[folder.name] = ((folder / "metrics.csv").read_bytes(), state)
+    return found
+
+
+def assert_same(ours: Path, theirs: Path) -> None:
+    one, other = results(ours), results(theirs)
+    assert one.keys() == other.keys()
+    for name, (metrics, state) in one.items():
+        assert metrics == other[name][0], name
+        assert state.keys() == other[name][1].keys()
+        assert all(torch.equal(state[key], other[name][1][key]) for key in state), name
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Iterator[tuple[Path, str]]:
+    """The main job on real MNIST, once, and what it printed."""
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    sweep = start(cwd, *MAIN_JOB, BACKFORWARD_DATA=str(mnist_root))
+    out, _ = sweep.communicate(timeout=300)
+    assert sweep.returncode == 0, out
+    yield cwd, out
+
+
+class TestMainJob:
+    def test_six_runs_finish(self, undisturbed: tuple[Path, str]) -> None:
+        cwd, out = undisturbed
+        folders = sorted(path for path in (cwd / "outputs" / "train").iterdir() if path.is_dir())
+        assert [folder.name for folder in folders] == SIX
+        for folder in folders:
+            result = runs.read_result(folder)
+            assert result is not None
+            assert result["status"] == "finished"
+            assert result["data"] == {**result["data"], "name": "mnist", "train": 55000, "validation": 5000, "test": 10000}
+            assert result["final"]["accuracy/test"] > 0.85
+            rows = runs.read_metrics(folder)
+            assert [row["step"] for row in rows] == [0, 429, 858]
+        assert "6 runs: 6 finished" in out
+
+    def test_all_start_from_the_same_weights(self, undisturbed: tuple[Path, str]) -> None:
+        cwd, _ = undisturbed
+        first = {runs.read_metrics(cwd / "outputs" / "train" / name)[0]["loss/validation"] for name in SIX}
+        assert len(first) == 1
+
+    def test_again_trains_nothing_and_longer_trains_anew(
+        self, undisturbed: tuple[Path, str], mnist_root: Path
+    ) -> None:
+        cwd, _ = undisturbed
+        before = {path: path.stat().st_mtime_ns for path in cwd.rglob("*") if path.is_file() and path.suffix != ".yaml"}
+        again = start(cwd, *MAIN_JOB, BACKFORWARD_DATA=str(mnist_root))
+        out, _ = again.communicate(timeout=120)
+        assert again.returncode == 0
+        assert "6 runs: 6 done before, skipped" in out
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+
+        longer = start(cwd, "-m", "method=sgd", "lr=0.1", "data=mnist", "max_epochs=3", BACKFORWARD_DATA=str(mnist_root))
+        out, _ = longer.communicate(timeout=120)
+        assert "1 run: 1 finished" in out
+        assert (cwd / "outputs" / "train" / "sgd-mnist-lr0.1-max_epochs3" / "result.json").exists()
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        # Out of the way of the comparison below.
+        for path in sorted((cwd / "outputs" / "train" / "sgd-mnist-lr0.1-max_epochs3").rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+    def test_killed_in_the_middle_it_ends_with_the_same(
+        self, undisturbed: tuple[Path, str], tmp_path: Path, mnist_root: Path
+    ) -> None:
+        # Checkpoints within the epoch as well: the kill falls between two of them.
+        job = (*MAIN_JOB, "trainer.checkpoint_minutes=0.003")
+        sweep = start(tmp_path, *job, BACKFORWARD_DATA=str(mnist_root))
+        until(lambda: list(tmp_path.rglob("result.json")) and len(list(tmp_path.rglob("last.ckpt"))) >= 3)
+        family = tree(sweep.pid)
+        for pid in family:
+            os.kill(pid, signal.SIGKILL)
+        sweep.communicate(timeout=10)
+        until(lambda: not any(map(alive, family)), seconds=10)
+        done = len(list(tmp_path.rglob("result.json")))
+        assert 0 < done < 6
+
+        again = start(tmp_path, *job, BACKFORWARD_DATA=str(mnist_root))
+        out, _ = again.communicate(timeout=300)
+        assert again.returncode == 0, out
+        assert f"6 runs: {6 - done} finished, {done} done before, skipped" in out
+        assert_same(tmp_path, undisturbed[0])
+        assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_failed_run_does_not_stop_the_others(spawned: Command, tmp_path: Path) -> None:
+    ended = spawned("-m", "lr=0.1", "model.hidden=8,-5,4", *DIGITS[:1], *DIGITS[2:], "max_epochs=1")
+    assert ended.code == 1
+    assert "3 runs: 2 finished, 1 failed" in ended.out
+    assert "hidden must be at least 1, got -5" in ended.out
+    assert ended.err == "error: 1 of 3 runs failed; the same command runs them again\n"
+    log = next(tmp_path.rglob("sgd-hidden-5*/run.log"))
+    assert "Traceback" not in log.read_text()
+    assert runs.read_result(log.parent)["status"] == "failed"
+
+
+def test_a_killed_child_does_not_stop_the_others(tmp_path: Path) -> None:
+    sweep = start(tmp_path, "-m", "seed=0,1", *DIGITS, "max_epochs=300", "trainer.checkpoint_minutes=1")
+    until(lambda: list(tmp_path.rglob("*seed1/last.ckpt")))
+    workers = [pid for pid in tree(sweep.pid) if os.getpgid(pid) == pid and pid != sweep.pid]
+    os.kill(max(workers), signal.SIGKILL)
+    out, _ = sweep.communicate(timeout=300)
+    assert sweep.returncode == 1
+    assert "2 runs: 1 finished, 1 failed" in out
+    assert "killed by SIGKILL" in out
+
+
+def test_ctrl_c_ends_the_children(tmp_path: Path) -> None:
+    sweep = start(tmp_path, "-m", "seed=0,1,2", *DIGITS, "max_epochs=100000")
+    until(lambda: list(tmp_path.rglob("last.ckpt")))
+    family = tree(sweep.pid)
+    assert len(family) >= 4  # itself, the server it forks from, two runs
+    os.kill(sweep.pid, signal.SIGINT)
+    out, _ = sweep.communicate(timeout=30)
+    assert sweep.returncode == 130
+    assert "error: interrupted; the same command goes on from here" in out
+    assert "Traceback" not in out
+    until(lambda: not any(map(alive, family)), seconds=10)
+
+
+def test_children_end_with_a_killed_parent(tmp_path: Path) -> None:
+    sweep = start(tmp_path, "-m", "seed=0,1", *DIGITS, "max_epochs=100000")
+    until(lambda: list(tmp_path.rglob("last.ckpt")))
+    family = tree(sweep.pid)
+    sweep.kill()
+    sweep.communicate(timeout=10)
+    until(lambda: not any(map(alive, family)), seconds=10)
+
+
+def test_a_run_that_hangs_is_ended(tmp_path: Path) -> None:
+    sweep = start(tmp_path, "-m", "seed=0", *DIGITS, "max_epochs=100000", "timeout_min=0.05")
+    out, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 1
+    assert "ran longer than timeout_min=0.05" in out
+
+
+def test_slots_bound_how_many_run_at_a_time(spawned: Command, tmp_path: Path) -> None:
+    ended = spawned("-m", "seed=0,1", *DIGITS, "max_epochs=1", "hydra.launcher.slots=1")
+    assert ended.code == 0
+    for folder in (tmp_path / "outputs" / "train").glob("sgd-*"):
+        result = runs.read_result(folder)
+        assert result is not None
+        assert result["hardware"]["threads"] == len(os.sched_getaffinity(0))  # one run at a time has all cores
+
+
+def test_the_same_settings_in_two_spellings_run_once(spawned: Command) -> None:
+    ended = spawned("-m", "lr=0.1,1e-1", *DIGITS, "max_epochs=1")
+    assert ended.code == 0
+    assert "1 run: 1 finished" in ended.out
