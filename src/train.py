@@ -36,11 +36,11 @@ def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
         BadInput: Something asked for cannot be had.
     """
     # Importing torch and Lightning takes seconds, which a skipped run or a mistyped key does without.
-    import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
     from hydra.utils import instantiate
     from torch import nn
     from torch.nn import functional as F
 
+    import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
     from backforward.data import load_data
     from backforward.fitting import fit
     from backforward.models import weight_decay_groups

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import backforward._torchvision  # noqa: F401  (before any test imports Lightning)
 import pytest
+
+import backforward._torchvision  # noqa: F401  (before any test imports Lightning)
 from train import command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -31,7 +32,9 @@ Command = Callable[..., Ended]
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment with the library on the path, one thread, and no data but what a test names."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA_", "BACKFORWARD_", "COLUMNS"))}
+    clean = {
+        key: value for key, value in os.environ.items() if not key.startswith(("HYDRA_", "BACKFORWARD_", "COLUMNS"))
+    }
     path = os.pathsep.join(filter(None, [str(REPOSITORY / "src"), os.environ.get("PYTHONPATH")]))
     return clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **changes}
 
@@ -43,6 +46,7 @@ def spawned(tmp_path: Path) -> Command:
     def call(*arguments: str, **changes: str) -> Ended:
         ended = subprocess.run(
             [sys.executable, str(TRAIN), *arguments],
+            check=False,
             cwd=tmp_path,
             env=environment(**changes),
             stdin=subprocess.DEVNULL,

@@ -111,7 +111,11 @@ def test_finished_run_of_other_settings(train: Command, tmp_path: Path) -> None:
     assert_one_line(train(*DIGITS, "lr=0.3", folder), "finished run of other settings", "lr=0.3 (there: 0.1)")
     (tmp_path / FINISHED / "result.json").unlink()
     assert_one_line(train(*DIGITS, "lr=0.3", folder), "last.ckpt is of other settings", "lr=0.3 (there: 0.1)")
-    after = {path: path.read_bytes() for path in before if path.name not in ("result.json", "config.yaml", "overrides.yaml", "hydra.yaml")}
+    after = {
+        path: path.read_bytes()
+        for path in before
+        if path.name not in ("result.json", "config.yaml", "overrides.yaml", "hydra.yaml")
+    }
     assert after == {path: before[path] for path in after}
 
 

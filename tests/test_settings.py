@@ -85,7 +85,7 @@ def test_values_that_do_not_go_together_are_named(
 
 
 def test_of_several_faults_the_first_is_named() -> None:
-    with pytest.raises(BadInput, match="^lr=-1"):
+    with pytest.raises(BadInput, match=r"^lr=-1"):
         Settings.check(composed("max_epochs=-3", "batch_size=0", "lr=-1"))
 
 

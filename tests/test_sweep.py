@@ -101,7 +101,13 @@ class TestMainJob:
             result = runs.read_result(folder)
             assert result is not None
             assert result["status"] == "finished"
-            assert result["data"] == {**result["data"], "name": "mnist", "train": 55000, "validation": 5000, "test": 10000}
+            assert result["data"] == {
+                **result["data"],
+                "name": "mnist",
+                "train": 55000,
+                "validation": 5000,
+                "test": 10000,
+            }
             assert result["final"]["accuracy/test"] > 0.85
             rows = runs.read_metrics(folder)
             assert [row["step"] for row in rows] == [0, 429, 858]
@@ -112,9 +118,7 @@ class TestMainJob:
         first = {runs.read_metrics(cwd / "outputs" / "train" / name)[0]["loss/validation"] for name in SIX}
         assert len(first) == 1
 
-    def test_again_trains_nothing_and_longer_trains_anew(
-        self, undisturbed: tuple[Path, str], mnist_root: Path
-    ) -> None:
+    def test_again_trains_nothing_and_longer_trains_anew(self, undisturbed: tuple[Path, str], mnist_root: Path) -> None:
         cwd, _ = undisturbed
         before = {path: path.stat().st_mtime_ns for path in cwd.rglob("*") if path.is_file() and path.suffix != ".yaml"}
         again = start(cwd, *MAIN_JOB, BACKFORWARD_DATA=str(mnist_root))
@@ -123,7 +127,9 @@ class TestMainJob:
         assert "6 runs: 6 done before, skipped" in out
         assert {path: path.stat().st_mtime_ns for path in before} == before
 
-        longer = start(cwd, "-m", "method=sgd", "lr=0.1", "data=mnist", "max_epochs=3", BACKFORWARD_DATA=str(mnist_root))
+        longer = start(
+            cwd, "-m", "method=sgd", "lr=0.1", "data=mnist", "max_epochs=3", BACKFORWARD_DATA=str(mnist_root)
+        )
         out, _ = longer.communicate(timeout=120)
         assert "1 run: 1 finished" in out
         assert (cwd / "outputs" / "train" / "sgd-mnist-lr0.1-max_epochs3" / "result.json").exists()

@@ -141,20 +141,23 @@ def cut_off_at(step: int) -> Callable[..., None]:
 
 
 SETTINGS = {
-    "sgd": ["method=sgd"],
-    "bfp-dropout-adam-halve": ["method=bfp", "model.dropout=0.2", "optimizer=adam", "lr=0.001", "schedule=halve", "schedule.step_size=1"],
-    "bfp-batchnorm-flip-momentum-stepwise": [
-        "method=bfp", "norm=batch", "data.augment=flip", "optimizer=sgd_momentum", "schedule=cosine", "schedule.interval=step", "schedule.T_max=120",
-    ],
-    "warmup-repeat": ["method=bfp_warmup", "method.at_epoch=1"],
-}  # fmt: skip
+    "sgd": "method=sgd",
+    "bfp, dropout, Adam, halved": (
+        "method=bfp model.dropout=0.2 optimizer=adam lr=0.001 schedule=halve schedule.step_size=1"
+    ),
+    "bfp, BatchNorm, flips, momentum, stepwise": (
+        "method=bfp norm=batch data.augment=flip optimizer=sgd_momentum "
+        "schedule=cosine schedule.interval=step schedule.T_max=120"
+    ),
+    "bfp_warmup": "method=bfp_warmup method.at_epoch=1",
+}
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_run_cut_off_anywhere_goes_on_as_if_it_had_not_been(
-    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = [*settings, "max_epochs=3", "trainer.checkpoint_minutes=1e-9"]  # a checkpoint after every batch
+    overrides = [*settings.split(), "max_epochs=3", "trainer.checkpoint_minutes=1e-9"]  # a checkpoint after every batch
     trained(tmp_path / "whole", *overrides)
     for step in (1, 17, 39, 40, 41, 79, 80, 119):  # 40 batches an epoch
         with monkeypatch.context() as patch, pytest.raises(CutOff):

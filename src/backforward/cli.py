@@ -121,7 +121,9 @@ def _os_error(error: OSError) -> str:
 
 def _config_error(error: Exception, chain: list[str], conf: Path, overrides: Sequence[str]) -> str:
     text, everything = str(error), "\n".join(chain)
-    if found := re.search(r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':((?:\n\t\S+)+)", everything):
+    if found := re.search(
+        r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':((?:\n\t\S+)+)", everything
+    ):
         group, choice, there = found.group(1), found.group(2), found.group(3).split()
         return f"{group}={choice}: no such {group}; there are {', '.join(there)}{_close(choice, there)}"
     if found := re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", everything):

@@ -17,12 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 from backforward.callbacks.checkpoint import LastCheckpoint, WholeFileIO
 from backforward.callbacks.record import RunRecord
 from backforward.data import DataSplits

@@ -232,7 +232,7 @@ class Backprop(UpdateRule):
             draws, and running statistics move in the first.
     """
 
-    def __init__(  # noqa: PLR0917 - the settings have names
+    def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
@@ -285,7 +285,7 @@ class Backforward(UpdateRule):
         TypeError, ValueError: Bad arguments, at once where they can be seen, else at the first batch.
     """
 
-    def __init__(  # noqa: PLR0917 - the settings have names
+    def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,

@@ -243,10 +243,8 @@ def _write_hydra(folder: Path, cfg: DictConfig) -> None:
     """Keep the composed config where Hydra's users look for it."""
     there = folder / ".hydra"
     there.mkdir(exist_ok=True)
-    hydra_cfg = HydraConfig.instance().cfg
-    assert hydra_cfg is not None
-    overrides = hydra_cfg.hydra.overrides.task
-    for name, node in (("config", cfg), ("hydra", hydra_cfg), ("overrides", overrides)):
+    of_hydra = HydraConfig.get()
+    for name, node in (("config", cfg), ("hydra", {"hydra": of_hydra}), ("overrides", of_hydra.overrides.task)):
         with whole(there / f"{name}.yaml") as file:
             file.write(OmegaConf.to_yaml(node))
 
@@ -256,4 +254,5 @@ def _write_hydra(folder: Path, cfg: DictConfig) -> None:
 
 def objective(result: Mapping[str, Any]) -> float | None:
     """The number by which settings are chosen: accuracy on the validation set after the last epoch."""
-    return result.get("final", {}).get("accuracy/validation")
+    accuracy: float | None = result.get("final", {}).get("accuracy/validation")
+    return accuracy

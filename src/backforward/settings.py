@@ -115,15 +115,14 @@ class Settings(_Model):
 
     def _check_combination(self) -> None:
         devices, batch = self.trainer.devices, self.batch_size
-        on_gpu = self.trainer.accelerator == "gpu" or (self.trainer.accelerator == "auto" and gpu_count() > 0)
-        have, kind = (gpu_count(), "GPU") if on_gpu else (cpu_count(), "CPU core")
+        accelerator, gpus = self.trainer.accelerator, gpu_count()
+        if accelerator == "gpu" and not gpus:
+            raise BadInput("trainer.accelerator=gpu: this machine has no GPU; give trainer.accelerator=cpu")
+        on_gpu = gpus > 0 and accelerator != "cpu"
+        have, kind = (gpus, "GPU") if on_gpu else (cpu_count(), "CPU core")
         if devices > have:
-            plural = "" if have == 1 else "s"
-            raise BadInput(
-                f"trainer.devices={devices}: this machine has {have} {kind}{plural}; give at most {have}"
-                if have
-                else f"trainer.accelerator={self.trainer.accelerator}: this machine has no GPU; give trainer.accelerator=cpu"
-            )
+            kinds = kind if have == 1 else f"{kind}s"
+            raise BadInput(f"trainer.devices={devices}: this machine has {have} {kinds}; give at most {have}")
         if batch % devices:
             raise BadInput(f"batch_size={batch} cannot be shared by {devices} devices; give a multiple of {devices}")
         if batch == 1 and self.norm.kind == "batch":
@@ -139,12 +138,12 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         BadInput: A value is missing or an interpolation leads nowhere.
     """
     try:
-        whole = {key: cfg._get_node(key) for key in cfg if key != "hydra"}
-        values = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(whole)), resolve=True, throw_on_missing=True)
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise BadInput(f"{error.full_key}: {str(error.msg).splitlines()[0]}") from None
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if value is not None or key in Settings.model_fields}
+    return {str(key): value for key, value in values.items()}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

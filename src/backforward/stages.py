@@ -148,7 +148,7 @@ class Statistics:
 
 def _buffer(buffers: dict[str, Tensor | None], name: str) -> Tensor:
     buffer = buffers[name]
-    assert buffer is not None, name  # noqa: S101 - narrows the type: only buffers that hold a tensor can move
+    assert buffer is not None, name
     return buffer
 
 
@@ -495,7 +495,7 @@ class _Tracer(fx.Tracer):
         self._inputs = inputs
         self.entered: list[nn.Module] = []
 
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         self.entered.append(self.root)
         proxies = [self.create_proxy("placeholder", f"input_{i}", (), {}) for i in range(self._inputs)]
         return root_fn, [self.root, *proxies]
@@ -669,7 +669,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-4, equal_nan=True)
 
 
-def _assemble(  # noqa: PLR0917
+def _assemble(
     model: nn.Module,
     graph: fx.Graph,
     groups: Sequence[Group],
@@ -679,7 +679,7 @@ def _assemble(  # noqa: PLR0917
 ) -> Cut:
     depends = _dependencies(model, graph, groups, ties)
     output = graph.output_node().args[0]
-    assert isinstance(output, fx.Node)  # noqa: S101 - narrows the type: see _single_output
+    assert isinstance(output, fx.Node)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     body = [node for node in graph.nodes if node.op not in {"placeholder", "get_attr", "output"}]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 from backforward.data import DataSplits, EpochLoader, Images
 from backforward.rules import Result, Switch, UpdateRule
 
@@ -44,7 +44,8 @@ def switching(
     **hooks: Any,
 ) -> Switch:
     """Build a `Switch` from two rules yet without network and optimizer, as a config gives them."""
-    return Switch(*(rule(model, optimizer, loss_fn, **hooks) for rule in (first, then)), at_epoch=at_epoch)
+    one, other = (rule(model, optimizer, loss_fn, **hooks) for rule in (first, then))
+    return Switch(one, other, at_epoch)
 
 
 class Classification(L.LightningModule):
@@ -214,7 +215,7 @@ class Classification(L.LightningModule):
         if self.trainer.world_size == 1:
             return sums
         # A copy: the strategy may reduce in place. Ranks may hold uneven shares, so sums are added, never means.
-        return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")  # type: ignore[return-value]
+        return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

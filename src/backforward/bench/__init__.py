@@ -1,0 +1,1 @@
+"""Benchmarks: medians of interleaved repeats, and ratios within one run."""

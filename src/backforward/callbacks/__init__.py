@@ -1,0 +1,1 @@
+"""What happens beside training: the record of a run and its checkpoints."""

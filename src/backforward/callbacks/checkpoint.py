@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 from backforward.errors import BadInput
 from backforward.runs import whole
 from backforward.settings import differing, fingerprint
@@ -28,7 +28,7 @@ class WholeFileIO(TorchCheckpointIO):
         with whole(Path(path), "wb") as file:
             torch.save(checkpoint, file)
 
-    def load_checkpoint(  # type: ignore[override]
+    def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
         """Load tensors and plain values, nothing else.

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 import lightning as L
 import torch
 
+import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 from backforward.runs import write_metrics
 from backforward.training import Classification, weight_norms
 

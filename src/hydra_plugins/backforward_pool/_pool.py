@@ -133,9 +133,8 @@ class Pool:
                         view.started(job)
                     if not running:
                         job = pending.popleft()
-                        outcomes[job.folder] = Outcome(
-                            cause=f"trainer.devices={job.cfg.trainer.devices} needs more than the {count} slots there are"
-                        )
+                        wanted = job.cfg.trainer.devices
+                        outcomes[job.folder] = Outcome(cause=f"trainer.devices={wanted}: there are {count} slots")
                         view.ended(job, outcomes[job.folder])
                         continue
                     wait([entry.process.sentinel for entry in running], timeout=POLL)

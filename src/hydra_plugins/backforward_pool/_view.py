@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: a live line a run in a terminal, a printed line a run elsewhere, a summary at the end."""
+"""What a person sees of a sweep: live bars in a terminal, a line a run that ended, a summary."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class _Returned(JobReturn):
 
 
 def _without_hydra(cfg: DictConfig) -> DictConfig:
-    copy: Any = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    copy: Any = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     assert isinstance(copy, DictConfig)
     return copy
 
