@@ -26,10 +26,12 @@ from contextlib import closing
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from backforward.stages import (
+    Chain,
     Cut,
     Generators,
     Group,
@@ -40,6 +42,8 @@ from backforward.stages import (
     check_spec,
     cut,
     group_layers,
+    identity,
+    linear_chain,
     may_draw,
     survey,
     takes_closure,
@@ -278,7 +282,8 @@ class Backforward(UpdateRule):
             layer before it; an integer k: k groups of neighbouring layers of near-equal multiply-accumulates (1 is
             ordinary backpropagation); or a list of lists of module names, updated in the order given.
         engine: "replay" computes only what changed since the pass before (exact: bitwise equal to "naive", which runs
-            the whole network in each pass); "auto" is "replay", or "naive" where torch.fx cannot trace the network.
+            the whole network in each pass); "auto" is "replay", or "naive" where torch.fx cannot trace the network;
+            "shortcut" (see `Shortcut`) serves chains of linear layers under plain SGD.
         joint_pass: Append one ordinary update of all groups (what the paper's published code does).
 
     Raises:
@@ -308,8 +313,20 @@ class Backforward(UpdateRule):
             after_update=after_update,
         )
         check_spec(model, groups)
-        if engine not in {"auto", "replay", "naive"}:
+        if engine not in {"auto", "replay", "naive", "shortcut"}:
             raise ValueError(f"engine={engine!r}: give 'auto', 'replay', 'naive' or 'shortcut'")
+        if engine == "shortcut":
+            without = {
+                "groups='layer'": groups == "layer",
+                "no joint_pass": not joint_pass,
+                "no max_grad_norm": max_grad_norm is None,
+                "no reduce: one device": reduce is None,
+                "no after_update: no projection": after_update is None,
+            }
+            if not all(without.values()):
+                needs = next(need for need, given in without.items() if not given)
+                raise ValueError(f"engine='shortcut' needs {needs}")
+            _require_plain_sgd(optimizer)
         self.engine = engine
         self.joint_pass = joint_pass
         self._spec = groups
@@ -322,20 +339,24 @@ class Backforward(UpdateRule):
         groups, group_of, unused = group_layers(self.model, trainable, found, self._spec)
         if unused:
             self._warn(f"Backforward: the forward does not use {', '.join(unused)}: not updated")
-        passes = groups + [Group("all", tuple(p for group in groups for p in group.parameters))] * self.joint_pass
+        every = Group("all", tuple(p for group in groups for p in group.parameters))
+        passes = groups + [every] * self.joint_pass
         statistics = Statistics(self.model, found.moving, group_of)
-        if self.engine != "naive":
-            try:
-                parts = cut(self.model, inputs, groups, group_of, found.output)
-            except UntraceableError as error:
-                if self.engine == "replay":
-                    raise ValueError(f"engine='replay' cannot cut this network: {error}") from None
-                self._warn(f"Backforward: the naive engine takes over: {error}")
-            else:
-                replay = Replay(self.model, self.loss_fn, passes, statistics, parts)
-                return _Plan(groups, passes, replay, Settings(self.model, parts.entered), joint=self.joint_pass)
-        naive = Naive(self.model, self.loss_fn, passes, statistics)
-        return _Plan(groups, passes, naive, Settings(self.model), joint=self.joint_pass)
+        engine: Engine = Naive(self.model, self.loss_fn, passes, statistics)
+        entered: list[nn.Module] = []
+        try:
+            if self.engine == "shortcut":
+                parts = linear_chain(self.model, inputs, found.output)
+                engine, entered = Shortcut(self.loss_fn, groups, parts, self.optimizer), parts.entered
+                passes = [every]
+            elif self.engine != "naive":
+                cuts = cut(self.model, inputs, groups, group_of, found.output)
+                engine, entered = Replay(self.model, self.loss_fn, passes, statistics, cuts), cuts.entered
+        except UntraceableError as error:
+            if self.engine != "auto":
+                raise ValueError(f"engine={self.engine!r} cannot be used with this network: {error}") from None
+            self._warn(f"Backforward: the naive engine takes over: {error}")
+        return _Plan(groups, passes, engine, Settings(self.model, entered), joint=self.joint_pass)
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:
@@ -512,6 +533,128 @@ class Replay:
             states[index] = self._generators.save()
 
 
+class Shortcut:
+    """A chain of linear layers under plain SGD: a layer's new output is known without its new weights.
+
+    A layer's input h [n, d_in] is final when its turn comes. With d [n, d_out] the gradient at its output
+    z = h W^T + b, the step of W by -lr d^T h and of b by -lr 1^T d moves the output to
+
+        z - lr (h h^T + 1 1^T) d,
+
+    which costs n^2 (d_in + d_out) multiply-accumulates where the layer itself costs n d_in d_out; it is used where
+    n < d_in d_out / (d_in + d_out). Forward and backward of the layers are written out, and so are the derivatives of
+    ReLU and of the mean cross-entropy; autograd serves other activations and losses. The engine takes the steps itself,
+    with the optimizer's learning rates, and adds d^T h onto the weight without ever holding the gradient: the
+    optimizer's own step at the end of the batch finds no gradients and only counts.
+
+    Exact in mathematics, not bitwise.
+    """
+
+    def __init__(
+        self, loss_fn: LossFunction, groups: Sequence[Group], parts: Chain, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if [set(group.parameters) for group in groups] != [set(linear.parameters()) for linear in parts.layers]:
+            raise UntraceableError("every linear layer must be trained, weight and bias")
+        if may_draw(loss_fn):
+            raise UntraceableError("the loss may draw random numbers: give one of torch.nn or torch.nn.functional")
+        self._loss_fn = loss_fn
+        self._optimizer = optimizer
+        self._before = parts.before
+        self._layers = [
+            (linear.weight, linear.bias, after) for linear, after in zip(parts.layers, parts.after, strict=True)
+        ]
+        self._settings = {p: group for group in optimizer.param_groups for p in group["params"]}
+        self._no_gradients = [None for group in groups for _ in group.parameters]
+
+    def run(self, inputs: Sequence[Any], target: Any) -> Generator[Pass, None, None]:
+        """See `Engine`. One pass, with the output and loss of the first; the updates are already made."""
+        _require_plain_sgd(self._optimizer)
+        if torch.is_autocast_enabled(inputs[0].device.type):
+            raise ValueError("engine='shortcut' needs full precision: no autocast")
+        with torch.no_grad():
+            first = self._batch(inputs[0], target)
+        yield Pass(*first, self._no_gradients)
+
+    def _batch(self, x: Tensor, target: Any) -> tuple[Tensor, Tensor]:
+        """Update the layers in turn; return output and loss before."""
+        layers = self._layers
+        h = self._before(x)
+        z = F.linear(h, *layers[0][:2])
+        seen = []
+        for k, (_, _, after) in enumerate(layers):
+            output, loss, d = self._pass(k, z, target)
+            seen.append((output, loss))
+            z = self._update(k, h, z, d)
+            if k + 1 < len(layers):
+                h = after(z)
+                z = F.linear(h, *layers[k + 1][:2])
+        return seen[0]
+
+    def _pass(self, k: int, z: Tensor, target: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Output, loss, and the loss's gradient at the output z of layer k."""
+        value, backward = _with_derivative(self._layers[k][2], z)
+        trail = [backward]
+        for weight, bias, after in self._layers[k + 1 :]:
+            value, backward = _with_derivative(after, F.linear(value, weight, bias))
+            trail.append(backward)
+        loss, d = _loss_and_slope(self._loss_fn, value, target)
+        for (weight, _, _), backward in zip(self._layers[:k:-1], trail[:0:-1], strict=True):
+            d = backward(d) @ weight
+        return value, loss, trail[0](d)
+
+    def _update(self, k: int, h: Tensor, z: Tensor, d: Tensor) -> Tensor:
+        """Take the step of layer k; return its new output (of the last layer, which nobody asks for, the old one)."""
+        weight, bias, _ = self._layers[k]
+        d_out, d_in = weight.shape
+        rows, slopes = h.reshape(-1, d_in), d.reshape(-1, d_out)
+        lr, lr_bias = self._settings[weight]["lr"], 0.0
+        weight.addmm_(slopes.t(), rows, alpha=-lr)
+        if bias is not None:
+            lr_bias = self._settings[bias]["lr"]
+            bias.add_(slopes.sum(0), alpha=-lr_bias)
+        if k + 1 == len(self._layers):
+            return z
+        if len(rows) * (d_in + d_out) >= d_in * d_out:
+            return F.linear(h, weight, bias)
+        gram = torch.addmm(z.new_ones(1), rows, rows.t(), beta=lr_bias, alpha=lr)
+        return torch.addmm(z.view_as(slopes), gram, slopes, alpha=-1).view_as(z)
+
+
+def _with_derivative(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The value of an elementwise function at z, and what takes a gradient back through it."""
+    if function is identity:
+        return z, identity
+    if function is torch.relu:
+        value = torch.relu(z)
+        return value, lambda d: torch.ops.aten.threshold_backward.default(d, value, 0)
+    with torch.enable_grad():
+        at = z.detach().requires_grad_()
+        value = function(at)
+    return value.detach(), lambda d: torch.autograd.grad(value, at, d)[0]
+
+
+def _loss_and_slope(loss_fn: LossFunction, output: Tensor, target: Any) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient at the output."""
+    if _is_cross_entropy(loss_fn) and output.dim() == 2 and target.dtype is torch.long:
+        aten = torch.ops.aten  # the kernels that autograd would run
+        log_p = torch.log_softmax(output, 1)
+        loss, count = aten.nll_loss_forward.default(log_p, target, None, 1, -100)
+        slope = aten.nll_loss_backward.default(torch.ones_like(loss), log_p, target, None, 1, -100, count)
+        return loss, aten._log_softmax_backward_data.default(slope, log_p, 1, log_p.dtype)
+    with torch.enable_grad():
+        at = output.detach().requires_grad_()
+        loss = loss_fn(at, target)
+        return loss.detach(), torch.autograd.grad(loss, at)[0]
+
+
+def _is_cross_entropy(loss_fn: LossFunction) -> bool:
+    """Whether the loss is the plain mean cross-entropy."""
+    if type(loss_fn) is nn.CrossEntropyLoss:
+        plain = loss_fn.weight is None and loss_fn.ignore_index == -100
+        return plain and loss_fn.reduction == "mean" and loss_fn.label_smoothing == 0
+    return loss_fn is F.cross_entropy
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Details
 # ---------------------------------------------------------------------------------------------------------------------
@@ -536,6 +679,19 @@ class _Plan:
         self.joint = joint
         self.every = list(dict.fromkeys(p for group in passes for p in group.parameters))
         self.device = self.every[0].device.type
+
+
+def _require_plain_sgd(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse any optimizer whose step is not -lr times the gradient.
+
+    Raises:
+        ValueError: It is not SGD, or has momentum, weight decay or maximize.
+    """
+    if type(optimizer) is not torch.optim.SGD:
+        raise ValueError(f"engine='shortcut' needs torch.optim.SGD, not {type(optimizer).__name__}")
+    for group in optimizer.param_groups:
+        if group["momentum"] or group["weight_decay"] or group["maximize"]:
+            raise ValueError("engine='shortcut' needs plain SGD: no momentum, weight decay or maximize")
 
 
 def _independent(group: Group) -> str:

@@ -25,6 +25,7 @@ from itertools import chain, pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -141,9 +142,10 @@ class Statistics:
             norm.__dict__["track_running_stats"] = on  # past nn.Module.__setattr__, which takes 20 times as long
 
     def _write(self, values: list[Tensor]) -> None:
-        with torch.no_grad():
-            for (buffers, name, _), value in zip(self._buffers, values, strict=True):
-                _buffer(buffers, name).copy_(value)
+        if values:
+            with torch.no_grad():
+                for (buffers, name, _), value in zip(self._buffers, values, strict=True):
+                    _buffer(buffers, name).copy_(value)
 
 
 def _buffer(buffers: dict[str, Tensor | None], name: str) -> Tensor:
@@ -586,28 +588,101 @@ def cut(
     Raises:
         UntraceableError: torch.fx cannot trace the network, or what it traced is another function.
     """
+    with _constants_taken_off(model):
+        graph, ties, entered = _trace(model, inputs, expected)
+        return _assemble(model, graph, groups, statistics, ties, entered)
+
+
+class Chain(NamedTuple):
+    """A network that is linear layers in a row, with nothing but fixed functions between them.
+
+    Attributes:
+        before: From the input to the first layer.
+        layers: The linear layers.
+        after: For each the function from its output to the next one (from the last to the network's output).
+        entered: See `Cut`.
+    """
+
+    before: Callable[[Tensor], Tensor]
+    layers: list[nn.Linear]
+    after: list[Callable[[Tensor], Tensor]]
+    entered: list[nn.Module]
+
+
+def linear_chain(model: nn.Module, inputs: Sequence[Any], expected: Any) -> Chain:
+    """See a network as a `Chain`; arguments and errors as for `cut`, and an error where it is no such chain."""
+    with _constants_taken_off(model):
+        graph, ties, entered = _trace(model, inputs, expected)
+        runs: list[list[fx.Node]] = [[]]
+        linears: list[nn.Linear] = []
+        for previous, node in pairwise(graph.nodes):
+            called = _callee(model, node)
+            if node.all_input_nodes != [previous]:
+                raise UntraceableError(f"its operations are no chain (at {node.name})")
+            if isinstance(called, nn.Module) and any(True for _ in chain(called.parameters(), called.buffers())):
+                if type(called) is not nn.Linear or called in linears:
+                    raise UntraceableError(f"{node.target} is no linear layer used once")
+                linears.append(called)
+                runs.append([])
+            elif may_draw(called):
+                raise UntraceableError(f"{node.name} may draw random numbers")
+            elif node.op != "output":
+                runs[-1].append(node)
+        if ties or not linears:
+            raise UntraceableError("it changes values in place" if ties else "it has no linear layer")
+        before, *after = [_function(model, run) for run in runs]
+    return Chain(before, linears, after, entered)
+
+
+def identity(value: Tensor) -> Tensor:
+    """What stands between two layers with nothing between them."""
+    return value
+
+
+def _function(model: nn.Module, run: Sequence[fx.Node]) -> Callable[[Tensor], Tensor]:
+    """Compile consecutive nodes of a chain; `identity` where there are none, `torch.relu` where that is all."""
+    called = [_callee(model, node) for node in run]
+    if not called:
+        return identity
+    if len(called) == 1 and (type(called[0]) is nn.ReLU or called[0] in {torch.relu, F.relu, "relu"}):
+        return torch.relu
+    (source,) = run[0].all_input_nodes
+    stage = _stage(model, run, {source: 0, run[-1]: 1})
+    return lambda value: stage.run(value)[0]
+
+
+def _trace(
+    model: nn.Module, inputs: Sequence[Any], expected: Any
+) -> tuple[fx.Graph, list[set[fx.Node]], list[nn.Module]]:
+    """The network's graph, checked against the network; what it changes in place; whose forward was traced."""
     if model._forward_hooks or model._forward_pre_hooks:
         raise UntraceableError("the network itself carries forward hooks")
     tracer = _Tracer(len(inputs))
-    known = set(vars(model))
+    states = (torch.default_generator.get_state().tolist(), random.getstate())
     try:
-        states = (torch.default_generator.get_state().tolist(), random.getstate())
         graph = tracer.trace(model)
         drew = states != (torch.default_generator.get_state().tolist(), random.getstate())
         _single_output(graph)
         ties = _ties(model, graph, inputs, expected)
-        parts = _assemble(model, graph, groups, statistics, ties, tracer.entered)
     except UntraceableError:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UntraceableError(f"torch.fx cannot trace it: {reason}") from error
-    finally:
-        for name in set(vars(model)) - known:  # constants that the tracer has hung on the network
-            delattr(model, name)
     if drew:
         raise UntraceableError("its forward decides by chance, outside the graph")
-    return parts
+    return graph, ties, tracer.entered
+
+
+@contextmanager
+def _constants_taken_off(model: nn.Module) -> Iterator[None]:
+    """Take off what the tracer hangs on the network: tensors that its forward makes from nothing."""
+    known = set(vars(model))
+    try:
+        yield
+    finally:
+        for name in set(vars(model)) - known:
+            delattr(model, name)
 
 
 def _pack(value: Any) -> Any:
