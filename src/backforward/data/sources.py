@@ -264,7 +264,9 @@ def _why_not(name: str, root: Path, error: BaseException) -> str:
     """Say in a line why a download failed; the cause may lie below what other libraries made of it."""
     title = KNOWN[name].title
     cause: BaseException | None = error
-    while cause is not None:
+    seen: list[BaseException] = []  # a chain of causes may lead back to itself
+    while cause is not None and cause not in seen:
+        seen.append(cause)
         if isinstance(cause, HTTPError):
             cause.close()  # it holds its connection open
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -276,8 +278,10 @@ def _why_not(name: str, root: Path, error: BaseException) -> str:
             )
         cause = cause.__cause__ or cause.__context__
     arrays = ", ".join(f"x_{part}, y_{part}" for part in KNOWN[name].sizes)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = " ".join(dict.fromkeys((lines[0], lines[-1])))  # of all mirrors' faults the last one's will do
     return (
-        f"{title} is not under {root} and its download failed ({error}); give {root / name}.npz ({arrays}; uint8),"
+        f"{title} is not under {root} and its download failed ({reason}); give {root / name}.npz ({arrays}; uint8),"
         f" or torchvision's files under {root}, or a network to download from"
     )
 
