@@ -9,16 +9,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from backforward.rules import Backforward, Backprop
+    from backforward.normprop import DataNorm, NormPropConv2d, NormPropLinear, gaussian_moments, unit_norm_projection
+    from backforward.rules import Backforward, Backprop, Switch
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Backforward": "rules",
     "Backprop": "rules",
+    "DataNorm": "normprop",
+    "NormPropConv2d": "normprop",
+    "NormPropLinear": "normprop",
+    "Switch": "rules",
+    "gaussian_moments": "normprop",
+    "unit_norm_projection": "normprop",
 }
 
-__all__ = ["Backforward", "Backprop", "__version__"]
+__all__ = [
+    "Backforward",
+    "Backprop",
+    "DataNorm",
+    "NormPropConv2d",
+    "NormPropLinear",
+    "Switch",
+    "__version__",
+    "gaussian_moments",
+    "unit_norm_projection",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
+
+# isort: split
 import logging
 import math
 import os
@@ -22,7 +25,6 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 from backforward.callbacks.checkpoint import LastCheckpoint, WholeFileIO
 from backforward.callbacks.record import RunRecord
 from backforward.data import DataSplits

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
+
+# isort: split
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -11,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 from backforward.data import DataSplits, EpochLoader, Images
 from backforward.rules import Result, Switch, UpdateRule
 

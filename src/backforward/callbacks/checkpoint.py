@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
+
+# isort: split
 import os
 import time
 from pathlib import Path
@@ -12,7 +15,6 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 from backforward.errors import BadInput
 from backforward.runs import whole
 from backforward.settings import differing, fingerprint

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
+
+# isort: split
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,6 @@ from typing import Any
 import lightning as L
 import torch
 
-import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 from backforward.runs import write_metrics
 from backforward.training import Classification, weight_norms
 
