@@ -23,7 +23,7 @@ def modules_after(code: str) -> set[str]:
     "name", ["backforward.fitting", "backforward.callbacks.record", "backforward.callbacks.checkpoint"]
 )
 def test_what_imports_lightning_can_be_imported_first(name: str) -> None:
-    assert "lightning" in modules_after(f"import {name}")
+    assert "lightning" in modules_after(f"import backforward.{name}")
 
 
 @pytest.mark.parametrize("name", ["runs", "settings", "cli", "report.table"])

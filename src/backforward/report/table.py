@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.console import Group
 from rich.table import Table
 
 from backforward.errors import BadInput
@@ -17,22 +19,23 @@ from backforward.settings import deciding
 
 # Heading, where the number stands in result.json, and how it is written.
 COLUMNS: tuple[tuple[str, Callable[[Result], float | None], str], ...] = (
-    ("train loss", lambda result: result["final"].get("loss/train"), ".4f"),
-    ("validation acc. %", lambda result: _percent(result["final"].get("accuracy/validation")), ".2f"),
-    ("test acc. %", lambda result: _percent(result["final"].get("accuracy/test")), ".2f"),
-    ("weight norm", lambda result: result["final"].get("weight_norm/total"), ".2f"),
-    ("seconds", lambda result: result["timing"]["seconds"], ".1f"),
+    ("loss", lambda result: result["final"].get("loss/train"), ".4f"),
+    ("val. %", lambda result: _percent(result["final"].get("accuracy/validation")), ".2f"),
+    ("test %", lambda result: _percent(result["final"].get("accuracy/test")), ".2f"),
+    ("norm", lambda result: result["final"].get("weight_norm/total"), ".2f"),
+    ("sec.", lambda result: result["timing"]["seconds"], ".1f"),
 )
 
 
-def sweep_table(root: Path) -> Table:
+def sweep_table(root: Path) -> Group:
     """Tabulate the finished runs below a folder.
 
     Args:
         root: A sweep's folder, `outputs/<name>`.
 
     Returns:
-        A row for each setting that the runs differ in, seeds apart: `mean ± standard deviation` over its seeds.
+        What was run, and a row for each setting that the runs differ in, seeds apart: mean and
+        spread over its seeds.
 
     Raises:
         BadInput: There is no finished run, or a result is damaged.
@@ -45,7 +48,7 @@ def sweep_table(root: Path) -> Table:
         groups[json.dumps({**_setting(result), "seed": None}, sort_keys=True)].append(result)
     varying = _varying([_setting(members[0]) for members in groups.values()])
 
-    table = Table(title=f"{root.name}: {_scale(results)}", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for key in varying:
         table.add_column(key)
     table.add_column("seeds", justify="right")
@@ -58,7 +61,7 @@ def sweep_table(root: Path) -> Table:
         seeds = str(len(members)) + (f" ({diverged} diverged)" if diverged else "")
         cells = [mean_and_spread([read(result) for result in members], form) for _, read, form in COLUMNS]
         table.add_row(*(str(_setting(members[0])[key]) for key in varying), seeds, *cells)
-    return table
+    return Group(f"[bold]{root.name}[/]: {_scale(results)}", table)
 
 
 def mean_and_spread(values: Sequence[float | None], form: str) -> str:
@@ -67,7 +70,7 @@ def mean_and_spread(values: Sequence[float | None], form: str) -> str:
     if not measured:
         return "-"
     mean = format(statistics.fmean(measured), form)
-    return mean if len(measured) == 1 else f"{mean} ± {format(statistics.stdev(measured), form)}"
+    return mean if len(measured) == 1 else f"{mean}±{format(statistics.stdev(measured), form)}"
 
 
 def _setting(result: Result) -> dict[str, Any]:
@@ -80,15 +83,27 @@ def _varying(settings: Sequence[dict[str, Any]]) -> list[str]:
     """The keys by which settings differ; a group whose choice tells all of its keys apart stands for them."""
     keys = list(dict.fromkeys(key for setting in settings for key in setting if key != "seed"))
     several = [key for key in keys if len({json.dumps(setting.get(key)) for setting in settings}) > 1]
-    by_choice = {key for key in several if "." in key and key.split(".")[0] in several}
-    return [key for key in several if key not in by_choice] or ["method", "lr"]
+    own = [key for key in several if "." not in key]
+
+    def follows(key: str) -> bool:
+        """Whether it only follows from another: `optimizer.lr` from `lr`, `method.engine` from `method`."""
+        values = [setting.get(key) for setting in settings]
+        return "." in key and (
+            key.split(".", maxsplit=1)[0] in own or any(values == [s.get(k) for s in settings] for k in own)
+        )
+
+    return [key for key in several if not follows(key)] or ["method", "lr"]
 
 
 def _scale(results: Sequence[Result]) -> str:
     """On what, and how long."""
     data = sorted({f"{result['data']['name']} ({result['data']['train']} training images)" for result in results})
     epochs = sorted({result["settings"]["max_epochs"] for result in results})
-    return f"{', '.join(data)}, {', '.join(map(str, epochs))} epochs; mean ± standard deviation over seeds"
+    return (
+        f"{', '.join(data)}, {', '.join(map(str, epochs))} epochs.\n"
+        "Mean±standard deviation over seeds, after the last epoch: training loss,\n"
+        "validation and test accuracy, L2 norm of all parameters, seconds of a run."
+    )
 
 
 def _percent(share: float | None) -> float | None:
