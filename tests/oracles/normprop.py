@@ -22,6 +22,8 @@ def literal(layer: NormPropLinear | NormPropConv2d, x: Tensor, act: Callable[[Te
         z = x @ layer.weight.T
         per_unit = (-1,)
     u = layer.gamma.view(per_unit) * z / (jacobian * norm).view(per_unit) + layer.beta.view(per_unit)
+    if isinstance(mean, Tensor):  # PReLU: a slope for all units, or one for each
+        mean, std = mean.view(per_unit), std.view(per_unit)
     return (act(u) - mean) / std
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -94,6 +95,16 @@ class Blocks:
         if self.norm == "prop":
             return NormPropConv2d(c_in, c_out, 1, activation="identity", jacobian_factor="none", project=False)
         return nn.Conv2d(c_in, c_out, 1)
+
+
+class Chain(nn.Sequential):
+    """A sequence whose slices are plain sequences, as a subclass with its own constructor cannot be called for one."""
+
+    def __getitem__(self, index: slice | int) -> Any:
+        """A module, or a plain sequence of several."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self.named_children())[index]))
+        return super().__getitem__(index)
 
 
 def named(**modules: nn.Module | None) -> nn.Sequential:

@@ -66,8 +66,8 @@ def initialise_(model: nn.Module, init: str, seed: int | None = None) -> None:
             _fill(weight, _uniform(weight, bound, draw))
         bias = getattr(layer, "bias", None)
         if isinstance(bias, Tensor):
-            scale = 0.0 if init == "glorot" else bound
-            _fill(bias, _uniform(bias, scale, _generator(seed, position, "bias")))
+            drawn = _uniform(bias, bound, _generator(seed, position, "bias"))
+            _fill(bias, torch.zeros_like(drawn) if init == "glorot" else drawn)
 
 
 def _has_weight_matrix(module: nn.Module) -> bool:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from backforward.models.blocks import Blocks, at_least, dropout_or_none
+from backforward.models.blocks import Blocks, Chain, at_least, dropout_or_none
 from backforward.models.init import initialise_, undisturbed_generator
 
 
-class MLP(nn.Sequential):
+class MLP(Chain):
     """Fully connected network: ``flatten``, ``hidden1`` .. ``hidden<depth>``, ``head``.
 
     The defaults with MNIST's images are the 784-256-10 of Stoica & Simionescu, "Backforward Propagation", AAAI 2023.

@@ -7,13 +7,21 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from backforward.models.blocks import Blocks, at_least, dropout_or_none, image_channels, scaled, use_channels_last_
+from backforward.models.blocks import (
+    Blocks,
+    Chain,
+    at_least,
+    dropout_or_none,
+    image_channels,
+    scaled,
+    use_channels_last_,
+)
 from backforward.models.init import initialise_, undisturbed_generator
 
 SMALLEST = 17  # pixels a side: two poolings leave 5, one tap of conv7
 
 
-class NIN(nn.Sequential):
+class NIN(Chain):
     """Network in Network as in Arpit et al., "Normalization Propagation", ICML 2016, section 5.
 
     conv1 192 5x5 pad 2, conv2 160 1x1, pool1 max 3x3 stride 2 pad 1, conv3 96 1x1, conv4 192 5x5 pad 2, conv5 192

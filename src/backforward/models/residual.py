@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backforward.models.blocks import Blocks, at_least, dropout_or_none, image_channels, scaled, use_channels_last_
+from backforward.models.blocks import (
+    Blocks,
+    Chain,
+    at_least,
+    dropout_or_none,
+    image_channels,
+    scaled,
+    use_channels_last_,
+)
 from backforward.models.init import initialise_, undisturbed_generator
 
 
@@ -51,7 +59,7 @@ class ResidualBlock(nn.Module):
         return out
 
 
-class Residual(nn.Sequential):
+class Residual(Chain):
     """Residual network of He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
 
     A 3 x 3 convolution, three groups of (depth - 2) / 6 blocks with 16, 32 and 64 filters, the last two groups halving

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from backforward.models import Residual
+from backforward.models.blocks import Blocks
+from backforward.models.residual import ResidualBlock
+
+
+def test_resnet20_has_the_published_size():
+    """He et al. give 0.27 M; with option A exactly this many."""
+    model = Residual((3, 32, 32), 10)
+    assert sum(p.numel() for p in model.parameters()) == 269_722
+    assert sum(p.ndim >= 2 for p in model.parameters()) == 20
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "prop"])
+def test_block_against_plain_operations(norm: str):
+    torch.manual_seed(0)
+    block = ResidualBlock(Blocks(norm), 4, 8, stride=2).eval()
+    x = torch.randn(3, 4, 7, 7)
+    before = x.clone()
+    shortcut = torch.zeros(3, 8, 4, 4)
+    shortcut[:, :4] = x[:, :, ::2, ::2]
+    total = block.conv2(block.conv1(x)) + shortcut
+    if norm == "prop":
+        total[:, :4] /= 2**0.5
+        expected = (F.relu(total) - 0.39894) / 0.58382
+    else:
+        expected = F.relu(total)
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(x, before)
+
+
+def test_normprop_blocks_keep_the_variance():
+    """J off, input N(0, 1): over all units mean 0 and std 1, up to the correlation that the shortcut brings."""
+    torch.manual_seed(0)
+    model = Residual((16, 8, 8), 10, depth=14, width=4, norm="prop", jacobian_factor="none")
+    features = model[: list(dict(model.named_children())).index("pool")]
+    out = features(torch.randn(64, 16, 8, 8))
+    assert abs(out.mean()) < 0.15
+    assert abs(out.std() - 1) < 0.15
+
+
+@pytest.mark.parametrize("depth", [7, 9, 2, 0])
+def test_bad_depth_is_one_clear_line(depth: int):
+    with pytest.raises(ValueError, match=rf"^depth must be 8, 14, 20, .* got {depth}$"):
+        Residual((3, 32, 32), 10, depth=depth)
+
+
+def test_any_size_and_width():
+    model = Residual((1, 8, 8), 5, depth=8, width=0.25, norm="none", dropout=0.1, activation="elu")
+    assert model(torch.rand(2, 1, 8, 8)).shape == (2, 5)
