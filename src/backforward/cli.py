@@ -154,6 +154,7 @@ def _keys(conf: Path, folder: str, overrides: Sequence[str]) -> list[str]:
         return []
     loaded = OmegaConf.load(file)
     assert isinstance(loaded, DictConfig)
+    loaded = loaded.get(folder) or loaded  # a group's file may set other keys as well, its own under its name
     keys = [str(key) for key in loaded if key not in ("defaults", "hydra")]
     if not folder:
         keys += sorted(path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra")

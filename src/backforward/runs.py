@@ -61,7 +61,7 @@ def run_name(cfg: DictConfig) -> str:
     overrides = OverridesParser.create().parse_overrides(list(cfg.hydra.overrides.task))
     keys = {override.key_or_group for override in overrides} - WITHOUT_EFFECT - {"method", "experiment"}
     keys = {key for key in keys if not key.startswith("hydra.")}
-    order = {key: place for place, key in enumerate(key for key in cfg if key != "hydra")}
+    order = {key: place for place, key in enumerate(Settings.model_fields)}
     keys_in_order = sorted(keys, key=lambda key: (order.get(key.split(".")[0], len(order)), key))
     leaves = [key.rpartition(".")[2] for key in keys_in_order]
 

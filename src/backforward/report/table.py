@@ -48,7 +48,7 @@ def sweep_table(root: Path) -> Group:
         groups[json.dumps({**_setting(result), "seed": None}, sort_keys=True)].append(result)
     varying = _varying([_setting(members[0]) for members in groups.values()])
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
     for key in varying:
         table.add_column(key)
     table.add_column("seeds", justify="right")
