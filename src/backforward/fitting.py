@@ -216,4 +216,5 @@ def _quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")  # Lightning's own call of torch
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # one may well do without
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

@@ -1,0 +1,101 @@
+"""Measure speed: medians over interleaved repeats, ratios within one run; a table on screen, outputs/bench.json.
+
+python src/bench.py                   everything, on a quiet machine
+python src/bench.py training rules    some of it
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from backforward import cli
+from backforward.hardware import cpu_count, cpu_model
+from backforward.runs import whole
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+Rows = list[dict[str, Any]]
+
+
+def training() -> Rows:
+    """A run under Lightning against a bare loop."""
+    from hydra import compose, initialize_config_dir
+
+    from backforward.bench import training as bench
+    from backforward.data import default_root
+    from train import train
+
+    def run(overrides: list[str], folder: Path) -> dict[str, Any]:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return train(compose("train", overrides=overrides), folder)
+
+    return [bench.run(run, default_root())]
+
+
+BENCHMARKS: dict[str, Callable[[], Rows]] = {"training": training}
+
+
+def main() -> None:
+    """Parse the command line, run the benchmarks, show and write what they gave."""
+    parser = argparse.ArgumentParser(description="Measure speed, on a quiet machine.")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(BENCHMARKS)}; none: all")
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench.json"), help="where the numbers go")
+    given = parser.parse_args()
+    if unknown := [name for name in given.names if name not in BENCHMARKS]:
+        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    console = Console()
+    measured: dict[str, Rows] = {}
+    for name in given.names or BENCHMARKS:
+        with console.status(f"measuring {name} ..."):
+            measured[name] = BENCHMARKS[name]()
+        console.print(table(name, measured[name]))
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    with whole(given.out) as file:
+        json.dump({"machine": machine(), **measured}, file, indent=2)
+    console.print(f"written to {given.out}", highlight=False)
+
+
+def table(name: str, rows: Rows) -> Table:
+    """Rows of equal keys as a table; fractions with three digits."""
+    shown = Table(title=name, title_justify="left")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        shown.add_column(column.replace("_", " "))
+    for row in rows:
+        shown.add_row(*(_cell(row.get(column)) for column in columns))
+    return shown
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers come from."""
+    import torch
+
+    return {
+        "cpu": cpu_model(),
+        "cores": cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return "-" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, CONF))

@@ -1,0 +1,71 @@
+"""Every command and example of the README runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.conftest import REPOSITORY, Command, environment
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.strip()]
+EXAMPLES = [block for kind, block in BLOCKS if kind == "python"]
+# What makes a command short: appended, so that it wins over what the README says.
+SHORT = ["data=digits", "max_epochs=1", "batch_size=256", "trainer.accelerator=cpu"]
+SHORT_OF = {"model=nin": ["data.size=17", "model.width=0.05"]}
+
+
+def python(*arguments: str, cwd: Path | None = None) -> str:
+    """What a fresh interpreter prints."""
+    ended = subprocess.run(
+        [sys.executable, *arguments], check=False, cwd=cwd, env=environment(), capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_there_is_something_to_test() -> None:
+    assert len(COMMANDS) >= 4
+    assert len(EXAMPLES) >= 2
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: re.search(r"import (\w+)$|import (\w+),", text, re.M)[0])
+def test_example(example: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example], env=environment(), capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip()
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "train.py" in line])
+def test_train(line: str, spawned: Command, tmp_path: Path) -> None:
+    program, script, *overrides = shlex.split(line.partition(" #")[0])
+    assert (program, script) == ("python", "src/train.py")
+    data = [key for key in overrides if not key.startswith("data=")]
+    short = [word for key, words in SHORT_OF.items() if key in overrides for word in words]
+    seeds = [re.sub(r"^seed=.*", "seed=0", key) for key in data]
+    ended = spawned(*seeds, *SHORT, *short)
+    assert ended.code == 0, ended.err
+    assert list(tmp_path.rglob("result.json"))
+
+
+def test_report(train: Command, tmp_path: Path) -> None:
+    line = next(line for line in COMMANDS if "report.py" in line)
+    assert train("data=digits", "max_epochs=1", "trainer.accelerator=cpu").code == 0
+    script = REPOSITORY / line.split()[1]
+    shown = python(str(script), *line.split()[2:], cwd=tmp_path)
+    assert "digits (1297 training images), 1 epochs" in shown
+
+
+def test_every_make_target_of_the_readme_is_in_the_help() -> None:
+    targets = set(re.findall(r"\bmake ([a-z]+)", README))
+    listed = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert targets
+    for target in targets:
+        assert f"make {target}" in listed
