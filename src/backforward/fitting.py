@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from backforward.callbacks.checkpoint import LastCheckpoint, WholeFileIO
+from backforward.callbacks.diagnostics import Diagnostics
 from backforward.callbacks.record import RunRecord
 from backforward.data import DataSplits
 from backforward.hardware import cpu_model
@@ -64,6 +65,8 @@ def fit(
     started = time.perf_counter()
     record = RunRecord(folder, settings.trainer.log_every_n_steps)
     callbacks: list[L.Callback] = [record]
+    if any(settings.diagnostics.when().values()):  # before the record, so that the run's time includes their price
+        callbacks.insert(0, Diagnostics(settings.diagnostics.when(), settings.diagnostics.samples, folder))
     resume: Path | None = None
     logger: TensorBoardLogger | None = None
     if folder is not None:
@@ -153,7 +156,11 @@ _SHOWN = (
 
 def _readable(asked: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
     """Settings for HParams, as a person gives them: choices of groups, then keys."""
-    flat = {key: value for key, value in deciding(asked).items() if not key.endswith("_target_")}
+    flat = {
+        key: value
+        for key, value in deciding(asked).items()
+        if not key.endswith("_target_") and not key.startswith("diagnostics.")  # their bundle's name says enough
+    }
     return choices | {
         key: value if isinstance(value, bool | int | float) else str(value) for key, value in flat.items()
     }

@@ -4,6 +4,7 @@
         .hydra/          the composed config and the overrides
         events.out.*     TensorBoard
         metrics.csv      one row an epoch, row 0 before training
+        diagnostics.csv  with diagnostics=cheap|full: one row a number
         last.ckpt        where a half-done run goes on; best.ckpt: the epoch of best validation accuracy
         run.log          what the run printed, when it ran in a sweep
         result.json      written last and whole: the run is done
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
@@ -131,6 +132,46 @@ def read_metrics(folder: Path) -> list[dict[str, float | None]]:
     try:
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
             return [{key: float(cell) if cell else None for key, cell in row.items()} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
+
+
+class Measured(NamedTuple):
+    """A row of `diagnostics.csv`.
+
+    Attributes:
+        epoch: As in `metrics.csv`: the epoch, from 1, in which the batch lies; 0 is before training.
+        step: Batches trained on before it was measured, over all epochs.
+        measure: What was measured, as `group/quantity`.
+        layer: The layer's name in the network; empty: of the whole network.
+        update: Which update of the batch, from 1, where the rule makes several.
+        value: In full precision; may be `nan` or infinite.
+    """
+
+    epoch: int
+    step: int
+    measure: str
+    layer: str
+    update: int
+    value: float
+
+
+def write_diagnostics(folder: Path, rows: list[Measured]) -> None:
+    """Write `diagnostics.csv`: one row a number."""
+    with whole(folder / "diagnostics.csv") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Measured._fields)
+        writer.writerows(rows)
+
+
+def read_diagnostics(folder: Path) -> list[Measured]:
+    """Read `diagnostics.csv`; no file, no rows."""
+    try:
+        with (folder / "diagnostics.csv").open(newline="", encoding="utf-8") as file:
+            return [
+                Measured(int(epoch), int(step), measure, layer, int(update), float(value))
+                for epoch, step, measure, layer, update, value in list(csv.reader(file))[1:]
+            ]
     except FileNotFoundError:
         return []
 

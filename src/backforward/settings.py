@@ -21,7 +21,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
-# Keys that leave the result as it is: they are neither in a run's name nor in the hash of its settings.
+# Keys that leave the result as it is: they are neither in a run's name nor in the hash of its settings. `diagnostics`
+# is not among them though it changes no weight and no metric: what it measures belongs to the result, so a finished run
+# without it is no answer to one that asks for it. Such a run is trained in a folder of its own, bitwise equal.
 WITHOUT_EFFECT = frozenset(
     {
         "name",
@@ -77,6 +79,27 @@ class TrainerSettings(_Model):
     checkpoint_minutes: Positive
 
 
+When = list[Literal["epoch", "log"] | Count]
+
+
+class DiagnosticsSettings(_Model):
+    """The `diagnostics` group: when each is due, an empty list for never; and on how many images."""
+
+    shift: When
+    update: When
+    inputs: When
+    histograms: When
+    jacobian: When
+    proposition1: When
+    sharpness: When
+    pictures: When
+    samples: Count | None
+
+    def when(self) -> dict[str, When]:
+        """By diagnostic, when it is due."""
+        return {key: value for key, value in self if key != "samples"}
+
+
 class Settings(_Model):
     """Everything that one run was asked for, in the order of `conf/train.yaml`."""
 
@@ -87,6 +110,7 @@ class Settings(_Model):
     optimizer: _Group
     schedule: _Group
     trainer: TrainerSettings
+    diagnostics: DiagnosticsSettings
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
     lr: NonNegative
     batch_size: Count
@@ -125,10 +149,20 @@ class Settings(_Model):
             raise BadInput(f"trainer.devices={devices}: this machine has {have} {kinds}; give at most {have}")
         if batch % devices:
             raise BadInput(f"batch_size={batch} cannot be shared by {devices} devices; give a multiple of {devices}")
+        if "shortcut" in _values(self.method.model_extra) and (self.diagnostics.shift or self.diagnostics.update):
+            raise BadInput(
+                "diagnostics.shift and diagnostics.update look at gradients, and engine=shortcut makes none;"
+                " give method.engine=replay, or diagnostics=off"
+            )
         if batch == 1 and self.norm.kind == "batch":
             raise BadInput("norm=batch needs at least two samples to a batch; give batch_size=2 or more, or norm=prop")
         if batch == 1 and self.data_norm == "batch":
             raise BadInput("data_norm=batch needs at least two samples to a batch; give data_norm=global")
+
+
+def _values(settings: Mapping[str, Any] | None) -> list[Any]:
+    """All values in nested settings."""
+    return [value for _, value in flatten(settings or {})]
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

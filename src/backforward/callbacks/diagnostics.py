@@ -1,0 +1,247 @@
+"""Diagnostics while training: when each is due, and where its numbers go.
+
+Measuring changes nothing of the training: it looks at a copy of the network, restores the generators, and is due by the
+count of batches alone, so that a run that was cut off and resumed measures at the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
+from backforward.callbacks.measures import DIAGNOSTICS, Batch, Diagnostic, Held, Measure, Scene
+from backforward.data import Images
+from backforward.data.draws import first
+from backforward.runs import Measured, write_diagnostics
+from backforward.shift import Update, Watch, layers, undisturbed, write
+from backforward.stages import Group
+from backforward.training import Classification, InMemoryData
+
+Occasion = Literal["epoch", "log"] | int
+
+LOG_BASE = 4
+
+
+def due(when: Sequence[Occasion], step: int, steps_per_epoch: int) -> bool:
+    """Whether something is to be measured after so many batches.
+
+    Args:
+        when: `epoch`: after the last batch of each epoch, and before the first of all; `log`: after batch 1, 4, 16, 64,
+            ...; a number n: after every n-th batch.
+        step: Batches trained on so far, over all epochs.
+        steps_per_epoch: Batches in an epoch.
+    """
+    return any(
+        step % steps_per_epoch == 0 if occasion == "epoch" else step > 0 and _fits(occasion, step) for occasion in when
+    )
+
+
+def _fits(occasion: Occasion, step: int) -> bool:
+    if isinstance(occasion, int):
+        return step % occasion == 0
+    while step % LOG_BASE == 0:
+        step //= LOG_BASE
+    return step == 1
+
+
+class Diagnostics(L.Callback):
+    """Measures what is due, and writes it to TensorBoard and `diagnostics.csv`.
+
+    Its rows travel with the checkpoint, as those of the run's record do.
+
+    Args:
+        when: By diagnostic, when it is due (see `due`); an empty list: never.
+        samples: Images of the validation set, and of the training set, to look at; class-balanced and always the same.
+            None: all of the validation set.
+        folder: Where `diagnostics.csv` goes; None keeps the rows in memory alone.
+
+    Attributes:
+        rows: One a number.
+    """
+
+    def __init__(self, when: Mapping[str, Sequence[Occasion]], samples: int | None, folder: Path | None) -> None:
+        self.when = {key: list(occasions) for key, occasions in when.items() if occasions}
+        self.diagnostics: dict[str, Diagnostic] = {key: DIAGNOSTICS[key]() for key in DIAGNOSTICS if key in self.when}
+        self.samples = samples
+        self.folder = folder
+        self.rows: list[Measured] = []
+        self._watch: Watch | None = None
+        self._layers: list[Group] = []
+        self._batch: tuple[Tensor, Tensor] | None = None
+        self._after_update: Callable[..., None] | None = None
+
+    # --- hooks -------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Listen to the update rule, beside what the module itself does after an update."""
+        assert isinstance(module, Classification)
+        if stage == "fit" and any("batch" in diagnostic.needs for diagnostic in self.diagnostics.values()):
+            self._after_update = own = module.after_update
+
+            def after_update(parameters: Sequence[nn.Parameter]) -> None:
+                if own is not None:
+                    own(parameters)
+                if self._batch is not None:
+                    assert self._watch is not None
+                    self._watch.observe(parameters)
+
+            module.after_update = after_update
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Listen no more."""
+        assert isinstance(module, Classification)
+        if stage == "fit":
+            module.after_update = self._after_update
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Make the copy to measure on; measure before the first batch of all."""
+        assert isinstance(module, Classification)
+        assert isinstance(trainer.datamodule, InMemoryData)  # type: ignore[attr-defined]
+        data = trainer.datamodule.data  # type: ignore[attr-defined]
+        self._validation = _held(data.validation, self.samples, module.device)
+        self._train = _held(data.train, self.samples or len(data.validation), module.device)
+        self._watch = Watch(module.network)
+        with undisturbed(module.network):
+            self._watch.replica.eval()
+            x = self._validation.x[:2].to(next(module.network.parameters()).dtype) / 255
+            self._layers = layers(self._watch.replica, x)
+        if trainer.logger is not None and trainer.is_global_zero:
+            charts = [chart for diagnostic in self.diagnostics.values() for chart in diagnostic.charts.items()]
+            trainer.logger.experiment.add_custom_scalars(layout(dict(charts)))  # type: ignore[attr-defined]
+        if trainer.global_step == 0:
+            self._measure(trainer, module, step=0)
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Watch the batch, if something that needs it is due after it."""
+        step = trainer.global_step + 1
+        if any("batch" in self.diagnostics[key].needs for key in self._due(trainer, step)):
+            assert self._watch is not None
+            self._batch = (batch[0], batch[1])
+            self._watch.begin()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure what is due."""
+        assert isinstance(module, Classification)
+        self._measure(trainer, module, trainer.global_step, outputs["loss"])
+        self._batch = None
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write the file."""
+        if self.folder is not None and trainer.is_global_zero:
+            write_diagnostics(self.folder, self.rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows so far, and what the diagnostics remember."""
+        memory = {key: diagnostic.state_dict() for key, diagnostic in self.diagnostics.items()}
+        return {"rows": [tuple(row) for row in self.rows], "memory": memory}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them up again."""
+        self.rows = [Measured(*row) for row in state["rows"]]
+        for key, memory in state["memory"].items():
+            self.diagnostics[key].load_state_dict(memory)
+
+    # --- the rest ----------------------------------------------------------------------------------------------------
+
+    def _due(self, trainer: L.Trainer, step: int) -> list[str]:
+        per_epoch = int(trainer.num_training_batches)
+        return [
+            key
+            for key, diagnostic in self.diagnostics.items()
+            if due(self.when[key], step, per_epoch) and (step or "batch" not in diagnostic.needs)
+        ]
+
+    def _measure(self, trainer: L.Trainer, module: Classification, step: int, loss: Tensor | None = None) -> None:
+        keys = self._due(trainer, step)
+        if not keys:
+            return
+        watch = self._watch
+        assert watch is not None
+        measured: list[Measure] = []
+        with undisturbed(module.network):
+            of_batch = [key for key in keys if "batch" in self.diagnostics[key].needs]
+            if of_batch:
+                assert loss is not None
+                scene = self._scene(self._watched(trainer, watch.end(), loss))
+                for key in of_batch:
+                    measured += self.diagnostics[key].measure(scene)
+            _mirror(module.network, watch.replica)
+            scene = self._scene()
+            writer = trainer.logger.experiment if trainer.logger and trainer.is_global_zero else None  # type: ignore[attr-defined]
+            for key in keys:
+                if key not in of_batch:
+                    measured += self.diagnostics[key].measure(scene)
+                    if writer is not None:
+                        self.diagnostics[key].show(scene, writer, step)
+        self._record(trainer, measured, step)
+
+    def _watched(self, trainer: L.Trainer, updates: list[Update], loss_before: Tensor) -> Batch:
+        assert self._batch is not None
+        assert self._watch is not None
+        x, y = self._batch
+
+        def loss(replica: nn.Module) -> Tensor:
+            with trainer.precision_plugin.train_step_context():
+                return F.cross_entropy(replica(x), y)
+
+        def mean(flat: Tensor) -> Tensor:
+            return trainer.strategy.reduce(flat, reduce_op="mean")
+
+        return Batch(self._watch, updates, loss, loss_before, mean if trainer.world_size > 1 else None)
+
+    def _scene(self, batch: Batch | None = None) -> Scene:
+        assert self._watch is not None
+        return Scene(self._watch.replica, self._layers, self._validation, self._train, batch)
+
+    def _record(self, trainer: L.Trainer, measured: list[Measure], step: int) -> None:
+        if not measured:
+            return
+        # One read from the device for all of them.
+        device = next((m.value.device for m in measured if isinstance(m.value, Tensor)), None)
+        values = torch.stack([torch.as_tensor(m.value, dtype=torch.float64, device=device) for m in measured]).tolist()
+        epoch = -(-step // int(trainer.num_training_batches))
+        self.rows += [
+            Measured(epoch, step, m.name, m.layer, m.update, value) for m, value in zip(measured, values, strict=True)
+        ]
+        if trainer.logger is not None and trainer.is_global_zero:
+            tags = [m.tag for m in measured]
+            trainer.logger.log_metrics(dict(zip(tags, values, strict=True)), step=step)
+
+
+def layout(charts: Mapping[str, str]) -> dict[str, dict[str, list[Any]]]:
+    """TensorBoard's custom layout: charts with a line for each layer, and for each run.
+
+    Args:
+        charts: By title, the measure: `group/quantity`.
+    """
+    titles = {"shift": "Covariate shift", "input": "Layer inputs"}
+    found: dict[str, dict[str, list[Any]]] = {}
+    for title, measure in charts.items():
+        category = titles.get(measure.split("/")[0], "Weights")
+        found.setdefault(category, {})[title] = ["Multiline", [f"^{measure}(/[^/]+)?$"]]
+    return found
+
+
+def _held(images: Images, count: int | None, device: torch.device) -> Held:
+    """So many images, as many of each class as there are."""
+    if count is not None and count < len(images):
+        chosen = np.flatnonzero(first(images.y.cpu().numpy(), count))
+        images = images.take(torch.from_numpy(chosen).to(images.x.device))
+    images = images.to(device)
+    return Held(images.x, images.y)
+
+
+def _mirror(network: nn.Module, replica: nn.Module) -> None:
+    """Let the copy stand where the network stands, in evaluation mode."""
+    write([*replica.parameters(), *replica.buffers()], [*network.parameters(), *network.buffers()])
+    replica.eval()

@@ -1,0 +1,501 @@
+"""Internal covariate shift and what goes with it, measured: the change of what a layer sees while those below it learn.
+
+    watch = Watch(network)
+    rule = Backforward(network, optimizer, loss_fn, after_update=watch.observe)
+    watch.begin()                                     # before a batch whose shift is wanted
+    rule.step(x, y)
+    for update in watch.end():
+        shifts = covariate_shift(watch.replica, layers(watch.replica, x), update, lambda net: loss_fn(net(x), y))
+
+Two measures of covariate shift, for each layer i and each update of a batch. G_i is the gradient of the loss on this
+batch with respect to layer i at the weights before the update; G'_i the same after the layers below i have taken their
+real step of this update (whatever momentum, weight decay, clipping or projection made of it), layer i and those above
+being as before; g_i the gradient that the update rule stepped along.
+
+- *Induced shift*, between G_i and G'_i (Santurkar et al., "How Does Batch Normalization Help Optimization?", NeurIPS
+  2018, section 2.2): how far the layers below move the ground under layer i. Not 0 under any rule when i > 1.
+- *Applied shift*, between g_i and G'_i: by how much layer i steps along a gradient that it no longer faces. Under
+  ordinary backpropagation g_i = G_i, so it equals the induced one; under exact Backforward Propagation it is 0.
+
+G'_i is computed anew on a copy of the network, never taken from the update rule, so a rule that only claims to use
+fresh gradients is found out.
+
+The functions here change no network, no running statistic and no generator but those of the copy that they are given.
+They know torch and `stages` only.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from backforward.stages import Generators, Group, group_layers, survey
+
+Loss = Callable[[nn.Module], Tensor]
+Reduce = Callable[[Tensor], Tensor]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def layers(network: nn.Module, x: Any) -> list[Group]:
+    """The parametric layers in forward order, each with the parameters of its normalisation layer.
+
+    Args:
+        network: Any network; its buffers and the generators are left as they were.
+        x: A batch of inputs, or a tuple of several inputs.
+
+    Returns:
+        (name, trainable parameters) of each; layers that the forward does not use, or that are frozen, are left out.
+    """
+    inputs = tuple(x) if isinstance(x, tuple | list) else (x,)
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    return group_layers(network, trainable, survey(network, inputs), "layer")[0]
+
+
+def block_name(layer: str, others: Iterable[str]) -> str:
+    """The largest module that holds this layer and no other: the layer with its normalisation and activation.
+
+    Args:
+        layer: Qualified name of the layer.
+        others: Names of all layers.
+
+    Returns:
+        The module's qualified name; the layer's own where its parent holds other layers too.
+    """
+    strangers = [name for name in others if name != layer]
+    block = layer
+    while "." in block:
+        parent = block.rpartition(".")[0]
+        if any(name == parent or name.startswith(f"{parent}.") for name in strangers):
+            break
+        block = parent
+    return block
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Covariate shift
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Shift(NamedTuple):
+    """How far a gradient is from the one that the layer really faces, G'.
+
+    Attributes:
+        distance: L2 norm of the difference.
+        relative: The same as a share of the norm of G'.
+        cosine: Of the angle between them.
+    """
+
+    distance: Tensor
+    relative: Tensor
+    cosine: Tensor
+
+
+class LayerShift(NamedTuple):
+    """The shift of one layer in one update.
+
+    Attributes:
+        layer: The layer's name.
+        induced: Between its gradient before the update and G'.
+        applied: Between the gradient stepped along and G'; None if the update left this layer out.
+    """
+
+    layer: str
+    induced: Shift
+    applied: Shift | None
+
+
+@dataclass
+class Update:
+    """What one update of a batch did; lists in the order of `network.parameters()`.
+
+    Attributes:
+        before: The parameters before the update.
+        after: The same after it.
+        gradients: What each was stepped along; None for a parameter that was left out.
+    """
+
+    before: list[Tensor]
+    after: list[Tensor]
+    gradients: list[Tensor | None]
+
+
+def compare(gradient: Tensor, real: Tensor) -> Shift:
+    """Compare a flat gradient with the one really faced; in double precision, whatever theirs."""
+    gradient, real = gradient.double(), real.double()
+    distance, norm = (gradient - real).norm(), real.norm()
+    return Shift(distance, distance / norm, gradient @ real / (gradient.norm() * norm))
+
+
+def covariate_shift(
+    replica: nn.Module, layers: Sequence[Group], update: Update, loss: Loss, reduce: Reduce | None = None
+) -> list[LayerShift]:
+    """Induced and applied shift of every layer in one update: one forward and backward for each layer.
+
+    Args:
+        replica: A copy of the network; its parameters are overwritten.
+        layers: The copy's layers in forward order (see `layers`).
+        update: What the update did.
+        loss: Maps the copy to the loss of the batch; the same function at every call (draws, batch statistics).
+        reduce: Averages a flat gradient over ranks, as in the update rule.
+
+    Returns:
+        One entry a layer. Its gradient before the update comes first, when nothing has moved: the first layer's
+        induced shift is 0.
+    """
+    own = list(replica.parameters())
+    place = {id(p): i for i, p in enumerate(own)}
+    write(own, update.before)
+    every = [p for layer in layers for p in layer.parameters]
+    before = dict(zip(map(id, every), torch.autograd.grad(loss(replica), every, materialize_grads=True), strict=True))
+
+    def flat(gradients: Iterable[Tensor]) -> Tensor:
+        joined = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        return joined if reduce is None else reduce(joined)
+
+    shifts = []
+    for k, layer in enumerate(layers):
+        first = flat(before[id(p)] for p in layer.parameters)
+        real = first
+        if k:
+            moved = [place[id(p)] for p in layers[k - 1].parameters]
+            write([own[i] for i in moved], [update.after[i] for i in moved])
+            real = flat(torch.autograd.grad(loss(replica), layer.parameters, materialize_grads=True))
+        taken = [update.gradients[place[id(p)]] for p in layer.parameters]
+        stepped = None if all(g is None for g in taken) else _joined(taken, layer.parameters)
+        shifts.append(LayerShift(layer.name, compare(first, real), None if stepped is None else compare(stepped, real)))
+    return shifts
+
+
+def _joined(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
+    pairs = zip(gradients, parameters, strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs])
+
+
+def write(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Overwrite parameters in place."""
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+class Watch:
+    """Sees what an update rule makes of one batch, from its `after_update` hook.
+
+    An *update* of the batch ends when a parameter is about to be updated for the second time: one pass of
+    Backforward Propagation over all layers is one update, its joint pass another; repeats are one each.
+
+    Args:
+        network: The network that the rule trains.
+
+    Attributes:
+        replica: A copy of the network to measure on.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.replica = copy.deepcopy(network)
+        self._network = network
+        self._parameters = list(network.parameters())
+        self._place = {id(p): i for i, p in enumerate(self._parameters)}
+        self._generators = Generators(p.device for p in self._parameters)
+        self._watching = False
+        self._updates: list[Update] = []
+        self._start: list[Tensor] = []
+        self._buffers: list[Tensor] = []
+
+    def begin(self) -> None:
+        """The batch begins: remember weights, buffers, modes and the generators' states."""
+        weights = [p.detach().clone() for p in self._parameters]
+        self._updates = [Update(weights, list(weights), [None] * len(weights))]
+        self._buffers = [buffer.clone() for buffer in self._network.buffers()]
+        self._start = self._generators.save()
+        for mine, theirs in zip(self.replica.modules(), self._network.modules(), strict=True):
+            mine.training = theirs.training
+        self._watching = True
+
+    def observe(self, parameters: Sequence[nn.Parameter]) -> None:
+        """A step has been taken: note these parameters and the gradients in their `.grad`."""
+        if not self._watching:
+            return
+        update = self._updates[-1]
+        places = [self._place[id(p)] for p in parameters]
+        if any(update.gradients[i] is not None for i in places):
+            update = Update(list(update.after), list(update.after), [None] * len(self._parameters))
+            self._updates.append(update)
+        for i, parameter in zip(places, parameters, strict=True):
+            update.after[i] = parameter.detach().clone()
+            update.gradients[i] = None if parameter.grad is None else parameter.grad.detach().clone()
+
+    def end(self) -> list[Update]:
+        """The batch has ended: return its updates."""
+        self._watching = False
+        return self._updates
+
+    def as_before(self) -> None:
+        """Let the copy's buffers and the generators be as they were when the batch began."""
+        write(list(self.replica.buffers()), self._buffers)
+        self._generators.restore(self._start)
+
+
+@contextmanager
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """Put the generators of host and devices back at the end."""
+    generators = Generators(p.device for p in network.parameters())
+    states = generators.save()
+    try:
+        yield
+    finally:
+        generators.restore(states)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Distributions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class UnitMoments(NamedTuple):
+    """Moments of a layer's input, unit by unit.
+
+    Attributes:
+        mean: Of each unit (channel or feature) over samples and positions, ``[units]``, float64.
+        std: Its standard deviation, ``[units]``, float64.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+class RunningMoments:
+    """Moments of values that come in batches, by merging those of each (Chan, Golub & LeVeque, 1979)."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean = self._square = torch.zeros(())
+
+    def add(self, values: Tensor) -> None:
+        """Add values ``[samples, units]``."""
+        square, mean = torch.var_mean(values.double(), dim=0, correction=0)
+        count = len(values)
+        if not self._count:
+            self._mean, self._square = mean, square * count
+        else:
+            total, apart = self._count + count, mean - self._mean
+            self._mean = self._mean + apart * (count / total)
+            self._square = self._square + square * count + apart.square() * (self._count * count / total)
+        self._count += count
+
+    def result(self) -> UnitMoments:
+        """Moments of all values so far."""
+        return UnitMoments(self._mean, (self._square / self._count).sqrt())
+
+
+def by_unit(values: Tensor, layer: nn.Module) -> Tensor:
+    """A layer's input as ``[samples, units]``: a unit is a channel of a convolution, else an entry of the last axis."""
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, Tensor) and weight.ndim > 2:
+        values = values.movedim(1, -1)
+    return values.reshape(-1, values.shape[-1])
+
+
+def input_moments(
+    network: nn.Module, names: Sequence[str], batches: Iterable[Tensor]
+) -> tuple[dict[str, UnitMoments], dict[str, Tensor]]:
+    """What arrives at each layer.
+
+    Args:
+        network: A copy, in the mode in which it is to be seen. Gets forward hooks for the time of the call.
+        names: Layers to look at; one whose module is never called is left out.
+        batches: Inputs of the network.
+
+    Returns:
+        By layer, the moments of each unit over all batches, and the values of the first batch, ``[samples, units]``.
+    """
+    moments: dict[str, RunningMoments] = {}
+    values: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            if arguments and isinstance(arguments[0], Tensor):
+                seen = by_unit(arguments[0], module)
+                moments.setdefault(name, RunningMoments()).add(seen)
+                if name not in values:
+                    values[name] = seen.clone()
+
+        return before
+
+    handles = [network.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    try:
+        with torch.no_grad():
+            for x in batches:
+                network(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: found.result() for name, found in moments.items()}, values
+
+
+def drift(now: UnitMoments, then: UnitMoments) -> Tensor:
+    """How far a layer's input has moved: the root mean square over units of the 2-Wasserstein distance between normals.
+
+    Between N(a, s^2) and N(b, t^2) that distance is sqrt((a - b)^2 + (s - t)^2).
+    """
+    return ((now.mean - then.mean).square() + (now.std - then.std).square()).mean().sqrt()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Jacobian of a layer, Proposition 1 (Normalization Propagation, sections 3.4 and 3.1)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def layer_jacobian(block: nn.Module, x: Tensor) -> Tensor:
+    """Jacobian of a block's output with respect to its input, at one sample.
+
+    Args:
+        block: Maps a batch to a batch, each sample by itself (BatchNorm in evaluation mode).
+        x: The sample, ``[features]`` or ``[C, H, W]``.
+
+    Returns:
+        ``[units, inputs]``. Of an output with positions, the units at the middle position, and of the inputs those that
+        they depend on: the columns of all others are 0.
+    """
+    with torch.no_grad():
+        shape = block(x[None]).shape[1:]
+    middle = tuple(side // 2 for side in shape[1:])
+    copies = x.detach().expand(shape[0], *x.shape).clone().requires_grad_()  # one for each unit, one backward for all
+    with torch.enable_grad():
+        out = block(copies.clone())
+        units = torch.arange(shape[0], device=out.device)
+        (rows,) = torch.autograd.grad(out[(units, units, *middle)].sum(), copies)
+    rows = rows.flatten(1)
+    return rows[:, rows.any(dim=0)] if middle else rows
+
+
+class Spectrum(NamedTuple):
+    """Of a Jacobian ``[m, n]``.
+
+    Attributes:
+        singular: Its singular values, largest first, ``[min(m, n)]``.
+        diagonal: The diagonal of J J^T, ``[m]``: 1 for each unit is what NormProp's factor J aims at (section 3.4).
+    """
+
+    singular: Tensor
+    diagonal: Tensor
+
+
+def spectrum(jacobian: Tensor) -> Spectrum:
+    """Singular values and the diagonal of J J^T, in double precision; NaN where an entry is not finite."""
+    jacobian = jacobian.double()
+    if not bool(torch.isfinite(jacobian).all()):
+        return Spectrum(
+            jacobian.new_full((min(jacobian.shape),), torch.nan), jacobian.new_full((len(jacobian),), torch.nan)
+        )
+    return Spectrum(torch.linalg.svdvals(jacobian), jacobian.square().sum(dim=1))
+
+
+class Incoherence(NamedTuple):
+    """Proposition 1 of Normalization Propagation for one weight matrix W ``[m, n]``, on white input of variance 1.
+
+    There the covariance of W x is Sigma = W W^T, with diagonal alpha_i = ||W_i||^2, and the claim bounds what is off
+    the diagonal by the coherence.
+
+    **The printed bound is wrong.** It reads
+
+        ||Sigma - diag(alpha)||_F <= sqrt(sum_i ||W_i||^2 (1 - ||W_i||^2)
+                                          + sum_{i != j} m (m - 1) mu^2 ||W_i||^2 ||W_j||^2).
+
+    Its proof has ||W_i||^2 where ||W_i||^4 belongs, so that the diagonal does not cancel as it should, and multiplies
+    the sum over pairs, which has m (m - 1) terms, by m (m - 1) once more. For orthogonal rows longer than 1 the root is
+    imaginary, and rows that are long and a little coherent exceed the bound; for orthogonal rows shorter than 1 it is
+    positive though the left side is 0. Each entry off the diagonal is at most mu ||W_i|| ||W_j||, which gives
+
+        ||Sigma - diag(alpha)||_F <= mu sqrt(sum_{i != j} ||W_i||^2 ||W_j||^2),
+
+    with equality where all pairs of rows are equally coherent.
+
+    Attributes:
+        coherence: mu, the largest |cosine| between two rows.
+        distance: ||Sigma - diag(alpha)||_F.
+        printed: The bound as printed; NaN where its root is imaginary.
+        mended: The bound that holds.
+    """
+
+    coherence: Tensor
+    distance: Tensor
+    printed: Tensor
+    mended: Tensor
+
+
+def incoherence(weight: Tensor) -> Incoherence:
+    """Coherence of a layer's rows or filters ``[m, ...]``, and Proposition 1 on white input, in double precision."""
+    W = weight.detach().flatten(1).double()
+    m = len(W)
+    sigma = W @ W.T
+    alpha = sigma.diagonal().clone()
+    sigma.fill_diagonal_(0)
+    lengths = alpha.sqrt()
+    cosines = (sigma.abs() / torch.outer(lengths, lengths)).nan_to_num(nan=0.0)  # a row of zeros is coherent with none
+    mu = cosines.max()
+    pairs = alpha.sum().square() - alpha.square().sum()
+    printed = (alpha * (1 - alpha)).sum() + m * (m - 1) * mu.square() * pairs
+    return Incoherence(mu, sigma.norm(), printed.sqrt(), mu * pairs.clamp_min(0).sqrt())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sharpness
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def sharpness(
+    network: nn.Module, loss: Loss, *, iterations: int = 50, tolerance: float = 1e-3, seed: int = 0
+) -> Tensor:
+    """Largest eigenvalue of the Hessian of a loss in the weights, by power iteration on Hessian-vector products.
+
+    Power iteration finds the eigenvalue of largest modulus. Should that be negative, a second one, on the Hessian less
+    this eigenvalue, finds the largest.
+
+    Args:
+        network: The network, or a copy of it.
+        loss: Maps it to the loss.
+        iterations: At most so many products each.
+        tolerance: Ends the iteration when the estimate moves by less than this share of itself.
+        seed: Of the start vector, drawn from a generator of its own.
+
+    Returns:
+        The Rayleigh quotient reached, a scalar: a lower bound of the largest eigenvalue, but for rounding.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        slopes = torch.autograd.grad(loss(network), parameters, create_graph=True, materialize_grads=True)
+        slope = torch.cat([s.reshape(-1) for s in slopes])
+
+    def product(vector: Tensor) -> Tensor:
+        columns = torch.autograd.grad(slope, parameters, vector, retain_graph=True, materialize_grads=True)
+        return torch.cat([column.reshape(-1) for column in columns])
+
+    start = torch.randn(slope.numel(), generator=torch.Generator().manual_seed(seed)).to(slope)
+    largest = _power_iteration(product, start, iterations, tolerance)
+    if largest >= 0:
+        return largest
+    return largest + _power_iteration(lambda v: product(v) - largest * v, start, iterations, tolerance)
+
+
+def _power_iteration(product: Callable[[Tensor], Tensor], vector: Tensor, iterations: int, tolerance: float) -> Tensor:
+    vector = vector / vector.norm()
+    estimate = vector.new_tensor(torch.inf)
+    for _ in range(iterations):
+        image = product(vector)
+        before, estimate = estimate, vector @ image
+        norm = image.norm()
+        if not norm > 0 or (estimate - before).abs() <= tolerance * estimate.abs():
+            break
+        vector = image / norm
+    return estimate
