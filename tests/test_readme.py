@@ -36,11 +36,7 @@ def test_there_is_something_to_test() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: re.search(r"import (\w+)$|import (\w+),", text, re.M)[0])
 def test_example(example: str) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", example], env=environment(), capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.strip()
+    assert python("-W", "error", "-c", example).strip()
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if "train.py" in line])

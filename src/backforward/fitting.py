@@ -88,7 +88,7 @@ def fit(
         logger.hparams.update(_readable(asked, choices or {}))
     bar = sys.stderr.isatty() if settings.trainer.progress_bar == "auto" else settings.trainer.progress_bar
     if bar:
-        callbacks.append(TQDMProgressBar(refresh_rate=BAR_REFRESH))
+        callbacks.append(ProgressBar(refresh_rate=BAR_REFRESH))
 
     with tempfile.TemporaryDirectory() as nowhere:
         trainer = L.Trainer(
@@ -140,6 +140,16 @@ def fit(
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     }
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, with the epoch's loss and accuracy so far, read when the bar is redrawn."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float]:  # type: ignore[override]
+        """What stands at the end of the bar."""
+        assert isinstance(pl_module, Classification)
+        metrics = pl_module.train_metrics() if trainer.training and trainer.world_size == 1 else {}
+        return {key.partition("/")[0]: f"{value:.3f}" for key, value in metrics.items() if key.endswith("/train")}
 
 
 # Final metrics in TensorBoard's HParams.

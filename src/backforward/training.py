@@ -296,11 +296,10 @@ def _root_sum_square(values: list[float]) -> float:
 
 def _add(sums: Tensor, loss: Tensor, logits: Tensor, y: Tensor) -> None:
     """Add a batch to (sum of losses, correct, samples)."""
-    correct = (logits.argmax(dim=1) == y).sum()
-    count = len(y)
-    sums[0] += loss.detach() * count
-    sums[1] += correct
-    sums[2] += count
+    losses, correct, samples = sums.unbind()
+    losses.add_(loss.detach(), alpha=len(y))
+    correct.add_((logits.argmax(dim=1) == y).sum())
+    samples.add_(len(y))
 
 
 def _set_rng_state(state: dict[str, Any]) -> None:
