@@ -569,7 +569,9 @@ def test_prepare_tells_the_groups_and_changes_nothing() -> None:
 # --- the shortcut ----------------------------------------------------------------------------------------------------
 
 
-def chain(*widths: int, activation: type[nn.Module] = nn.ReLU, bias: bool = True, dtype: torch.dtype) -> nn.Sequential:
+def chain(
+    *widths: int, activation: Callable[[], nn.Module] = nn.ReLU, bias: bool = True, dtype: torch.dtype
+) -> nn.Sequential:
     torch.manual_seed(1)
     layers: list[nn.Module] = [nn.Flatten()]
     for inside, out in pairwise(widths):
@@ -585,10 +587,12 @@ def chain(*widths: int, activation: type[nn.Module] = nn.ReLU, bias: bool = True
         ((60, 50, 10), 40, {}),  # too many rows: the layer itself is cheaper
         ((60, 50, 40, 30, 10), 8, {"activation": nn.Tanh}),
         ((60, 50, 40, 10), 8, {"bias": False}),
+        ((60, 50, 10), 8, {"activation": partial(nn.ReLU, inplace=True)}),
+        ((60, 50, 10), 8, {"activation": partial(nn.ELU, inplace=True)}),
         ((60, 50, 40, 10), 8, {"loss": F.multi_margin_loss}),
         ((60, 10), 8, {"loss": nn.CrossEntropyLoss()}),
     ],
-    ids=["mlp", "many-rows", "deep-tanh", "no-bias", "margin", "one-layer"],
+    ids=["mlp", "many-rows", "deep-tanh", "no-bias", "relu-in-place", "elu-in-place", "margin", "one-layer"],
 )
 def test_shortcut_is_replay_but_for_rounding(
     widths: tuple[int, ...], batch: int, options: dict[str, Any], dtype: torch.dtype, tolerance: float

@@ -628,9 +628,9 @@ def linear_chain(model: nn.Module, inputs: Sequence[Any], expected: Any) -> Chai
                 raise UntraceableError(f"{node.name} may draw random numbers")
             elif node.op != "output":
                 runs[-1].append(node)
-        if ties or not linears:
-            raise UntraceableError("it changes values in place" if ties else "it has no linear layer")
-        before, *after = [_function(model, run) for run in runs]
+        if not linears:
+            raise UntraceableError("it has no linear layer")
+        before, *after = [_function(model, run, in_place=bool(ties)) for run in runs]
     return Chain(before, linears, after, entered)
 
 
@@ -639,8 +639,11 @@ def identity(value: Tensor) -> Tensor:
     return value
 
 
-def _function(model: nn.Module, run: Sequence[fx.Node]) -> Callable[[Tensor], Tensor]:
-    """Compile consecutive nodes of a chain; `identity` where there are none, `torch.relu` where that is all."""
+def _function(model: nn.Module, run: Sequence[fx.Node], *, in_place: bool) -> Callable[[Tensor], Tensor]:
+    """Compile consecutive nodes of a chain; `identity` where there are none, `torch.relu` where that is all.
+
+    The function leaves its argument alone, also where the nodes may change it in place.
+    """
     called = [_callee(model, node) for node in run]
     if not called:
         return identity
@@ -648,7 +651,7 @@ def _function(model: nn.Module, run: Sequence[fx.Node]) -> Callable[[Tensor], Te
         return torch.relu
     (source,) = run[0].all_input_nodes
     stage = _stage(model, run, {source: 0, run[-1]: 1})
-    return lambda value: stage.run(value)[0]
+    return lambda value: stage.run(value.clone() if in_place else value)[0]
 
 
 def _trace(

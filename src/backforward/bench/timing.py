@@ -1,0 +1,109 @@
+"""Timing what is to be compared: in turn, over many rounds, so that a busy moment of the machine hits all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Arm = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times per call of one arm, one for each round, in milliseconds."""
+
+    rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Milliseconds per call in the median round."""
+        return statistics.median(self.rounds)
+
+    @property
+    def spread(self) -> float:
+        """Distance between the quartiles of the rounds, in milliseconds; 0 for a single round."""
+        if len(self.rounds) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.rounds, n=4)
+        return high - low
+
+    def ratio(self, base: Timing) -> float:
+        """How many times as long as `base` a call takes: the median over rounds of the ratio within a round."""
+        return statistics.median(ours / theirs for ours, theirs in zip(self.rounds, base.rounds, strict=True))
+
+
+def interleaved(
+    arms: Mapping[str, Arm], rounds: int, seconds_a_turn: float = 0.1, device: torch.device | str = "cpu"
+) -> dict[str, Timing]:
+    """Time several arms in turn.
+
+    Each arm is called twice to warm up, then each round calls every arm for about `seconds_a_turn`, in an order that
+    moves by one from round to round.
+
+    Args:
+        arms: Name to a call of no arguments.
+        rounds: Number of rounds.
+        seconds_a_turn: How long an arm is called before the next one's turn; at least one call.
+        device: Where they compute; on an accelerator each turn waits for it before and after.
+
+    Raises:
+        ValueError: No round, or no arm.
+    """
+    if rounds < 1 or not arms:
+        raise ValueError("timing needs at least one arm and one round")
+    wait = _waiter(torch.device(device))
+    calls = {}
+    for name, arm in arms.items():
+        arm()
+        calls[name] = max(1, round(seconds_a_turn / max(_turn(arm, 1, wait), 1e-9)))
+    names = list(arms)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(1000 * _turn(arms[name], calls[name], wait) / calls[name])
+    return {name: Timing(tuple(rounds)) for name, rounds in times.items()}
+
+
+def _turn(arm: Arm, calls: int, wait: Callable[[], None]) -> float:
+    """Seconds for so many calls."""
+    wait()
+    started = time.perf_counter()
+    for _ in range(calls):
+        arm()
+    wait()
+    return time.perf_counter() - started
+
+
+def _waiter(device: torch.device) -> Callable[[], None]:
+    if device.type == "cpu":
+        return lambda: None
+    return lambda: torch.get_device_module(device).synchronize(device)
+
+
+def peak_memory(arm: Arm, device: torch.device | str = "cpu") -> int:
+    """The most bytes of tensors that one call holds at a time, beyond what is held before it."""
+    device = torch.device(device)
+    arm()
+    if device.type == "cpu":
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+            arm()
+        held = peak = 0
+        assert trace.profiler is not None
+        events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
+        for event in sorted(events, key=lambda e: e.start_ns()):
+            held += event.nbytes()
+            peak = max(peak, held)
+        return peak
+    backend = torch.get_device_module(device)
+    backend.synchronize(device)
+    backend.reset_peak_memory_stats(device)
+    before = int(backend.memory_allocated(device))
+    arm()
+    backend.synchronize(device)
+    return int(backend.max_memory_allocated(device)) - before
