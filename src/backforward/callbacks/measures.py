@@ -20,6 +20,7 @@ Need = Literal["batch", "images"]
 
 CHUNK = 250  # images in one forward
 JACOBIAN_SAMPLES = 4
+HISTOGRAM_LIMIT = 1e20  # where TensorBoard's bins end
 
 
 class Measure(NamedTuple):
@@ -307,9 +308,9 @@ class Histograms(Diagnostic):
         values = {f"input/{name}": seen for name, seen in scene.inputs[1].items()}
         values |= {f"weight/{layer.name}": layer.parameters[0].detach() for layer in scene.layers}
         for tag, value in values.items():
-            finite = value[torch.isfinite(value)]
-            if len(finite):
-                writer.add_histogram(tag, finite.float().cpu(), step)
+            within = value[value.abs() < HISTOGRAM_LIMIT]  # also no NaN
+            if len(within):
+                writer.add_histogram(tag, within.float().cpu(), step)
 
 
 class LayerJacobian(Diagnostic):
