@@ -14,9 +14,11 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from backforward import cli, runs
+from backforward import cli, processes, runs
+from backforward.errors import BadInput
 from backforward.settings import Settings, plain
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -85,13 +87,24 @@ def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
 def main(cfg: DictConfig) -> float | None:
     """Train in the run's folder, unless that run is done; return its accuracy on the validation set."""
     with cli.past_hydra():
+        _refuse_shared_process(cfg)
         folder = Path(HydraConfig.get().runtime.output_dir)
         result = runs.finished_result(folder, cfg)
         if result is None:
             with runs.sitting(folder, cfg) as record:
                 result = record(train(cfg, folder))
-        cli.show(result, folder)
+        if processes.rank(cfg.trainer.devices) == 0:
+            cli.show(result, folder)
         return runs.objective(result)
+
+
+def _refuse_shared_process(cfg: DictConfig) -> None:
+    """In a process that has trained before, Lightning takes what that left for its own: half of the data, silently."""
+    if cfg.trainer.devices > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise BadInput(
+            f"trainer.devices={cfg.trainer.devices} in a sweep needs a launcher that gives each run processes of its "
+            "own: hydra/launcher=pool, slurm or ray"
+        )
 
 
 def command() -> int:

@@ -20,11 +20,14 @@ from hydra.errors import CompactHydraException, InstantiationException, Override
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from backforward.errors import BadInput
+from backforward.errors import BadInput, Busy, Stopped
 
-BAD_INPUT = 2  # exit code: what was asked for cannot be done
-FAILED = 1  # exit code: runs failed
-INTERRUPTED = 130
+# Exit codes.
+FAILED = 1  # runs failed
+BAD_INPUT = 2  # what was asked for cannot be done
+BUSY = 75  # another process trains this run: try later (EX_TEMPFAIL)
+INTERRUPTED = 130  # Ctrl-C (128 + SIGINT)
+STOPPED = 143  # told to end, as by Slurm: what was running has a checkpoint (128 + SIGTERM)
 
 
 class RunsFailed(Exception):
@@ -64,6 +67,8 @@ def run(main: Callable[[], Any], conf: Path) -> int:
             raise carried.__cause__ from None
     except KeyboardInterrupt:
         return _say("interrupted; the same command goes on from here", INTERRUPTED)
+    except Stopped:
+        return _say("stopped by SIGTERM; the same command goes on from the last checkpoint", STOPPED)
     except RunsFailed as error:
         return _say(str(error), FAILED)
     except Exception as error:
@@ -72,7 +77,7 @@ def run(main: Callable[[], Any], conf: Path) -> int:
         line = explain(error, conf, sys.argv[1:])
         if line is None:
             raise
-        return _say(line, BAD_INPUT)
+        return _say(line, BUSY if any(isinstance(cause, Busy) for cause in _causes(error)) else BAD_INPUT)
     return 0
 
 

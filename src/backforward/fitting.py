@@ -22,14 +22,19 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from backforward.callbacks.checkpoint import LastCheckpoint, WholeFileIO
 from backforward.callbacks.diagnostics import Diagnostics
 from backforward.callbacks.record import RunRecord
 from backforward.data import DataSplits
 from backforward.hardware import cpu_model
+from backforward.processes import made_by_slurm
 from backforward.runs import Result
 from backforward.settings import Settings, deciding, fingerprint
 from backforward.training import Classification, InMemoryData
@@ -63,6 +68,7 @@ def fit(
     """
     _quiet()
     started = time.perf_counter()
+    devices = settings.trainer.devices
     record = RunRecord(folder, settings.trainer.log_every_n_steps)
     callbacks: list[L.Callback] = [record]
     if any(settings.diagnostics.when().values()):  # before the record, so that the run's time includes their price
@@ -70,7 +76,9 @@ def fit(
     resume: Path | None = None
     logger: TensorBoardLogger | None = None
     if folder is not None:
-        last = LastCheckpoint(folder, asked, settings.trainer.checkpoint_minutes)
+        last = LastCheckpoint(
+            folder, asked, settings.trainer.checkpoint_minutes, agree_every=settings.trainer.log_every_n_steps
+        )
         best = ModelCheckpoint(
             folder,
             "best",
@@ -93,8 +101,9 @@ def fit(
     with tempfile.TemporaryDirectory() as nowhere:
         trainer = L.Trainer(
             accelerator=settings.trainer.accelerator,
-            devices=settings.trainer.devices,
-            strategy="ddp" if settings.trainer.devices > 1 else "auto",
+            devices=devices,
+            # Each rank keeps its own sums and statistics: DistributedDataParallel would overwrite them by the first's.
+            strategy=DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto",
             precision=settings.trainer.precision,
             max_epochs=settings.max_epochs,
             num_sanity_val_steps=-1,  # the whole validation set before training: epoch 0
@@ -102,7 +111,7 @@ def fit(
             use_distributed_sampler=False,  # the loader shares out each batch itself
             logger=logger or False,
             callbacks=callbacks,
-            plugins=[WholeFileIO()],
+            plugins=[WholeFileIO(), *_processes(devices)],
             enable_checkpointing=folder is not None,
             enable_progress_bar=bar,
             enable_model_summary=False,
@@ -162,6 +171,13 @@ _SHOWN = (
     "accuracy/test",
     "weight_norm/total",
 )
+
+
+def _processes(devices: int) -> list[ClusterEnvironment]:
+    """Who starts the processes of this run. Left to itself, Lightning takes any Slurm variable for a yes."""
+    if made_by_slurm(devices):
+        return [SLURMEnvironment(auto_requeue=False)]
+    return [LightningEnvironment()] if "SLURM_JOB_ID" in os.environ else []
 
 
 def _readable(asked: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
@@ -233,5 +249,8 @@ def _quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")  # Lightning's own call of torch
-    warnings.filterwarnings("ignore", message="The `srun` command is available")  # one may well do without
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # it need not be used
+    # Its successor is younger than the oldest torch that will do.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log.*sync_dist")  # it is the same already
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

@@ -7,7 +7,8 @@
         diagnostics.csv  with diagnostics=cheap|full: one row a number
         last.ckpt        where a half-done run goes on; best.ckpt: the epoch of best validation accuracy
         run.log          what the run printed, when it ran in a sweep
-        result.json      written last and whole: the run is done
+        result.json      written last and whole: the run is done, or why it failed
+        .lock            held by the process that trains here
 
 Knows neither torch nor Lightning: sweeps and reports read folders with this module alone.
 """
@@ -32,10 +33,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from backforward.errors import BadInput
+from backforward import processes
+from backforward.errors import BadInput, Busy
 from backforward.settings import WITHOUT_EFFECT, Settings, differing, fingerprint, plain
 
 DONE = ("finished", "diverged")
+LOCK = ".lock"  # in a run's folder, held while it trains
 NAME_LIMIT = 150  # characters; most file systems end at 255 bytes
 
 Result = dict[str, Any]
@@ -248,31 +251,68 @@ def sitting(folder: Path, cfg: DictConfig) -> Iterator[Callable[[Result], Result
         with its cause is written, and the error goes on.
 
     Raises:
-        BadInput: Another process trains in this folder.
+        Busy: Another process trains in this folder.
     """
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # one process of several of the same run: the first keeps the folder
-        yield lambda result: result
+    rank = processes.rank(cfg.trainer.devices)
+    if rank > 0:  # the first process of this run keeps the folder
+        if not processes.made_by_slurm(cfg.trainer.devices):
+            processes.end_with_parent()
+        with _failing(folder, cfg, f"rank {rank}: "):
+            yield lambda result: result
         return
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        lock = FileLock(folder / ".lock", timeout=0).acquire()
+        # A moment's patience: whoever looks whether the folder is taken holds it for that long.
+        lock = FileLock(folder / LOCK, timeout=1).acquire()
     except Timeout:
-        raise BadInput(f"{folder}: another process is training this run; wait for it, or stop it") from None
+        raise Busy(f"{folder}: another process is training this run; wait for it, or stop it") from None
     with lock:
+        if (result := read_result(folder)) is not None and result["status"] not in DONE:
+            (folder / "result.json").unlink()  # of an earlier sitting
         _write_hydra(folder, cfg)
         minutes = cfg.timeout_min
         if minutes is not None:
             # A watchdog outside Python's reach: it also ends a process that hangs in native code.
             faulthandler.dump_traceback_later(60 * minutes, exit=True)
         try:
-            yield partial(_written, folder)
-        except Exception as error:
-            with suppress(OSError):  # a full disk is the likely cause, and no reason to hide it
-                cause = str(error) or type(error).__name__
-                write_result(folder, {"status": "failed", "cause": cause, "settings": plain(cfg)})
-            raise
+            with _failing(folder, cfg):
+                yield partial(_written, folder)
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether a process is training in this folder. Its lock goes with it, however it ends."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+@contextmanager
+def _failing(folder: Path, cfg: DictConfig, who: str = "") -> Iterator[None]:
+    """Write down why a run failed, unless another of its processes has: when one fails, the others fail of that."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):  # a full disk is the likely cause, and no reason to hide it
+            if not (folder / "result.json").exists():
+                write_result(folder, {"status": "failed", "cause": who + cause_of(error), "settings": plain(cfg)})
+        raise
+
+
+def cause_of(error: BaseException) -> str:
+    """Why a run failed, in one line."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    kind = type(error).__name__
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in text:
+        return f"out of memory ({text})" if text else "out of memory"
+    if isinstance(error, BadInput):
+        return text
+    return f"{kind}: {text}" if text else kind
 
 
 def _written(folder: Path, result: Result) -> Result:

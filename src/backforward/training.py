@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ class Classification(L.LightningModule):
         self.seed = seed
         self.diverged = False
         self.rule: Rule | None = None
-        self._rng: dict[str, Any] | None = None
+        self._of_ranks: list[dict[str, Any]] | None = None
         # (sum of losses, correct, samples). Those of training travel with a checkpoint taken within an epoch.
         self.register_buffer("train_sums", torch.zeros(3, dtype=torch.float64))
         self.register_buffer("joint_sums", torch.zeros(3, dtype=torch.float64))
@@ -131,10 +132,11 @@ class Classification(L.LightningModule):
             after_update=self.after_update,
         )
         self.rule.set_epoch(self.current_epoch)
-        if self._rng is None:
-            torch.manual_seed(self.seed + self.global_rank)
+        if self._of_ranks is None:
+            torch.manual_seed(rank_seed(self.seed, self.global_rank))
         else:
-            _set_rng_state(self._rng)
+            self._go_on_from(self._of_ranks[self.global_rank])
+        self.trainer.should_stop = self.diverged  # cut off between the checkpoint of a diverged epoch and its result
 
     def on_train_epoch_start(self) -> None:
         """Tell the rule which epoch begins (Lightning tells the loader)."""
@@ -182,6 +184,18 @@ class Classification(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Begin to sum."""
         self.eval_sums.zero_()
+        if self.trainer.world_size > 1 and not self.trainer.sanity_checking:
+            self._average_running_statistics()
+
+    def _average_running_statistics(self) -> None:
+        """Let all ranks evaluate one network.
+
+        In training, a batch's statistics are those of each rank's share of it. Running ones are linear in them, so
+        that their mean over ranks is what the means over ranks would have given, whenever it is taken.
+        """
+        for name, buffer in self.network.named_buffers():
+            if name.rpartition(".")[2] in ("running_mean", "running_var"):
+                buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         """Add a batch of the validation set."""
@@ -190,7 +204,8 @@ class Classification(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Read the sums."""
         self.evaluated = self._means(self.eval_sums, "validation")
-        self.log("accuracy/validation", self.evaluated["accuracy/validation"], logger=False, rank_zero_only=True)
+        # The same number on every rank, since all of them decide together which checkpoint is the best.
+        self.log("accuracy/validation", self.evaluated["accuracy/validation"], logger=False)
 
     def on_test_epoch_start(self) -> None:
         """Begin to sum."""
@@ -222,14 +237,28 @@ class Classification(L.LightningModule):
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the generators' state: dropout goes on where it stopped."""
-        checkpoint["rng"] = {"cpu": torch.get_rng_state()}
+        """Keep what each rank has of its own, so that it goes on where it stopped: random draws, sums, statistics."""
+        own: dict[str, Any] = {"rng": {"cpu": torch.get_rng_state()}}
         if self.device.type == "cuda":
-            checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state(self.device)
+            own["rng"]["cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint["diverged"] = self.diverged
+        checkpoint["ranks"] = [own]
+        if self.trainer.world_size > 1:
+            own["buffers"] = {name: buffer.cpu() for name, buffer in self.named_buffers()}
+            checkpoint["ranks"] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(checkpoint["ranks"], own)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the generators' state when training starts."""
-        self._rng = checkpoint["rng"]
+        """Keep it until training starts: until then Lightning gives every rank the first one's."""
+        self.diverged, self._of_ranks = checkpoint["diverged"], checkpoint["ranks"]
+
+    def _go_on_from(self, own: dict[str, Any]) -> None:
+        torch.set_rng_state(own["rng"]["cpu"].cpu())
+        if "cuda" in own["rng"]:
+            torch.cuda.set_rng_state(own["rng"]["cuda"].cpu())
+        buffers = dict(self.named_buffers())
+        for name, value in own.get("buffers", {}).items():
+            buffers[name].copy_(value)
 
 
 class InMemoryData(L.LightningDataModule):
@@ -269,6 +298,11 @@ class InMemoryData(L.LightningDataModule):
         return {"device": strategy.root_device, "rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
 
+def rank_seed(seed: int, rank: int) -> int:
+    """Seed of what a rank draws while training: rank 0's is the run's own; no two runs' ranks share one by design."""
+    return seed if rank == 0 else int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
+
+
 def weight_norms(network: nn.Module) -> Metrics:
     """L2 norms of the parameters.
 
@@ -300,9 +334,3 @@ def _add(sums: Tensor, loss: Tensor, logits: Tensor, y: Tensor) -> None:
     losses.add_(loss.detach(), alpha=len(y))
     correct.add_((logits.argmax(dim=1) == y).sum())
     samples.add_(len(y))
-
-
-def _set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu())

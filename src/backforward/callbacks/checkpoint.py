@@ -6,6 +6,8 @@ import backforward._torchvision  # noqa: F401  (before Lightning, which imports 
 
 # isort: split
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from backforward.errors import BadInput
+from backforward.errors import BadInput, Stopped
 from backforward.runs import whole
 from backforward.settings import differing, fingerprint
 
@@ -60,31 +62,80 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt`: after each epoch, and within one every few minutes.
+    """Keeps `last.ckpt`: after each epoch, within one every few minutes, and when the process is told to end.
+
+    On SIGTERM (Slurm before it takes a machine away, a sweep that is interrupted) training ends after the batch at
+    hand, with a checkpoint. Outside training it ends at once: nothing is lost.
 
     Args:
         folder: The run's folder.
         settings: What the run was asked for; a checkpoint of other settings is refused.
         minutes: Time between two checkpoints within an epoch.
+        agree_every: With several processes, batches between two looks at whether one of them wants a checkpoint: they
+            save together or not at all, and asking costs a round of messages.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], minutes: float) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], minutes: float, agree_every: int = 50) -> None:
         self.path = folder / "last.ckpt"
         self.settings = settings
         self.seconds = 60 * minutes
+        self.agree_every = agree_every
         self._due = time.monotonic() + self.seconds
+        self._training = False
+        self._told_to_end = False
+
+    # Lightning sets a handler of its own before these hooks; it skips the checkpoint and leaves with exit code 0.
+
+    def on_sanity_check_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Hear SIGTERM."""
+        self._listen()
+
+    def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Hear SIGTERM."""
+        self._listen()
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Hear SIGTERM, and answer it after a batch."""
+        self._training = True
+        self._listen()
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The last epoch's checkpoint stands."""
+        self._training = False
+
+    def _listen(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, *_: Any) -> None:
+        if not self._training:
+            raise Stopped
+        self._told_to_end = True
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save when the time has come."""
-        due = time.monotonic() >= self._due
-        if trainer.world_size > 1:
-            due = trainer.strategy.broadcast(due)  # all ranks save together, or none
-        if due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if progress.is_last_batch or (trainer.world_size > 1 and progress.current.ready % self.agree_every):
+            return  # the end of the epoch saves
+        due, stop = self._agreed(trainer, time.monotonic() >= self._due, self._told_to_end)
+        if due or stop:
             self._save(trainer)
+        if stop:
+            raise Stopped
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save with the epoch's metrics in the record."""
         self._save(trainer)
+        if self._agreed(trainer, self._told_to_end)[0]:
+            raise Stopped
+
+    @staticmethod
+    def _agreed(trainer: L.Trainer, *wishes: bool) -> list[bool]:
+        """What any of the processes wishes."""
+        if trainer.world_size == 1:
+            return list(wishes)
+        votes = torch.tensor(wishes, dtype=torch.float32, device=trainer.strategy.root_device)
+        return [count > 0 for count in trainer.strategy.reduce(votes, reduce_op="sum").tolist()]
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the settings into the checkpoint."""

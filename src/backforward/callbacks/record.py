@@ -65,7 +65,10 @@ class RunRecord(L.Callback):
         """Count samples; from time to time a point of the loss within the epoch."""
         self._seen += len(batch[1]) * trainer.world_size
         if trainer.global_step % self.log_every == 0 and trainer.logger is not None:
-            trainer.logger.log_metrics({"loss/batch": outputs["loss"].item()}, step=trainer.global_step)
+            loss = outputs["loss"]
+            if trainer.world_size > 1:
+                loss = trainer.strategy.reduce(loss.clone(), reduce_op="mean")
+            trainer.logger.log_metrics({"loss/batch": loss.item()}, step=trainer.global_step)
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._stop_clock(module.device)  # before the evaluation
 
