@@ -218,7 +218,7 @@ def _untouched(model: nn.Module) -> Iterator[Callable[[], list[tuple[str, str]]]
         if value is not None
     ]
     generators = Generators(tensor.device for tensor in chain(model.parameters(), model.buffers()))
-    states = generators.save()
+    states, chance = generators.save(), random.getstate()
     try:
         yield lambda: [
             (name, key)
@@ -227,6 +227,7 @@ def _untouched(model: nn.Module) -> Iterator[Callable[[], list[tuple[str, str]]]
         ]
     finally:
         generators.restore(states)
+        random.setstate(chance)
         with torch.no_grad():
             for _, key, module, value, _, copy in buffers:
                 module._buffers[key] = value
@@ -380,11 +381,14 @@ def group_layers(
     elif not isinstance(spec, str):
         members = _explicit(model, members, spec, owner)
 
-    def title(layer: _Layer) -> str:
-        own = [name or type(model).__name__ for name in layer.modules if name in heads] or layer.modules
-        return own[0] if len(own) == 1 else f"{own[0]}..{own[-1]}"
-
-    groups = [Group(title(layer), tuple(layer.parameters)) for layer in members]
+    if isinstance(spec, int | str):
+        titles = [[name for name in layer.modules if name in heads] or layer.modules for layer in members]
+    else:
+        titles = _entries(spec)
+    groups = []
+    for title, layer in zip(titles, members, strict=True):
+        first, last = (name or type(model).__name__ for name in (title[0], title[-1]))
+        groups.append(Group(first if len(title) == 1 else f"{first}..{last}", tuple(layer.parameters)))
     group_of: dict[str, int] = {}
     for k, layer in enumerate(members):
         for name in layer.modules:
@@ -661,20 +665,21 @@ def _trace(
     if model._forward_hooks or model._forward_pre_hooks:
         raise UntraceableError("the network itself carries forward hooks")
     tracer = _Tracer(len(inputs))
-    states = (torch.default_generator.get_state().tolist(), random.getstate())
+    states = (torch.get_rng_state(), random.getstate())
     try:
         graph = tracer.trace(model)
-        drew = states != (torch.default_generator.get_state().tolist(), random.getstate())
+        if random.getstate() != states[1] or not torch.equal(torch.get_rng_state(), states[0]):
+            raise UntraceableError("its forward decides by chance, outside the graph")
         _single_output(graph)
-        ties = _ties(model, graph, inputs, expected)
+        return graph, _ties(model, graph, inputs, expected), tracer.entered
     except UntraceableError:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UntraceableError(f"torch.fx cannot trace it: {reason}") from error
-    if drew:
-        raise UntraceableError("its forward decides by chance, outside the graph")
-    return graph, ties, tracer.entered
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
 
 
 @contextmanager
