@@ -40,7 +40,6 @@ def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
     # Importing torch and Lightning takes seconds, which a skipped run or a mistyped key does without.
     from hydra.utils import instantiate
     from torch import nn
-    from torch.nn import functional as F
 
     import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
     from backforward.data import load_data
@@ -70,14 +69,12 @@ def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
             ),
             make_rule=lambda *args, **hooks: build_rule(*args, max_grad_norm=settings.max_grad_norm, **hooks),
             make_schedule=instantiate(schedule, _partial_=True, _convert_="all") if schedule["_target_"] else None,
-            schedule_interval=cfg.schedule.get("interval", "epoch"),
+            schedule_interval=settings.schedule.interval,
             after_update=unit_norm_projection(network) if settings.norm.kind == "prop" else None,
             check_every=settings.trainer.log_every_n_steps,
             seed=settings.seed,
         )
-        # A rehearsal: what rule and optimizer refuse is known before anything starts.
-        rehearsal = module.make_rule(network, module.make_optimizer(network), F.cross_entropy)
-        rehearsal.prepare(data.train.x[:2].float() / 255)
+        module.rehearse(data.train.x[:2].float() / 255)
         loaders = InMemoryData(data, settings.batch_size, seed=settings.seed, augment=settings.data.augment)
 
     return fit(settings, plain(cfg), module, loaders, folder, runs.choices())

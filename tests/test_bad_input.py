@@ -37,6 +37,7 @@ CONFIG = [
     (["batch_size=0"], ["batch_size=0", "greater than or equal to 1"]),
     (["max_epochs=-3"], ["max_epochs=-3", "greater than or equal to 1"]),
     (["trainer.devices=99"], ["trainer.devices=99", "give at most"]),
+    (["schedule=halve", "schedule.interval=foo"], ["schedule.interval=foo", "'epoch' or 'step'"]),
     (["norm=batch", "batch_size=1"], ["norm=batch needs at least two samples", "batch_size=2"]),
     (["max_epochs=-3", "batch_size=0", "lr=-1"], ["lr=-1"]),
     (["-m", "method=sgd,bfp", "lr=0.1,-1"], ["lr=-1"]),
@@ -60,6 +61,10 @@ def test_a_setting_that_cannot_be(train: Command, tmp_path: Path, overrides: lis
         (["method=bfp", "method.groups=0"], ["groups=0"]),
         (["method=bfp", "method.engine=fast"], ["fast", "replay"]),
         (["batch_size=5000"], ["batch_size=5000", "1297"]),
+        (["method=bfp", "method.groups=[[modl.hidden1]]"], ["no module 'modl.hidden1'"]),
+        (["+method.foo=1"], ["foo"]),
+        (["optimizer=sgd_momentum", "optimizer.momentum=-1"], ["momentum"]),
+        (["schedule=halve", "schedule.step_size=0"], ["zero"]),
     ],
     ids=str,
 )

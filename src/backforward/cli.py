@@ -92,7 +92,7 @@ def refusing() -> Iterator[None]:
         cause = error.__cause__ or error
         text = str(cause if not isinstance(cause, OmegaConfBaseException) else error)
         raise BadInput(_one_line(text)) from error
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (ValueError, TypeError, ArithmeticError, NotImplementedError) as error:
         raise BadInput(_one_line(str(error))) from error
 
 

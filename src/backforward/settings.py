@@ -49,6 +49,12 @@ class _Group(_Model):
     target: str | None = Field(alias="_target_")
 
 
+class ScheduleSettings(_Group):
+    """The `schedule` group."""
+
+    interval: Literal["epoch", "step"] = "epoch"
+
+
 class NormSettings(_Model):
     """The `norm` group."""
 
@@ -108,7 +114,7 @@ class Settings(_Model):
     norm: NormSettings
     data: DataSettings
     optimizer: _Group
-    schedule: _Group
+    schedule: ScheduleSettings
     trainer: TrainerSettings
     diagnostics: DiagnosticsSettings
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 
 # isort: split
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -113,6 +114,21 @@ class Classification(L.LightningModule):
         """Build the optimizer, and its schedule if there is one, from the network."""
         optimizer = self.make_optimizer(self.network)
         return optimizer if self.make_schedule is None else ([optimizer], [self.make_schedule(optimizer)])
+
+    def rehearse(self, x: Tensor) -> None:
+        """Build once what training will build, so that what cannot be is known before anything starts.
+
+        Args:
+            x: A few images, float [N, C, H, W] in [0, 1].
+
+        Raises:
+            ValueError, TypeError, ArithmeticError: What optimizer, schedule or rule refuse.
+        """
+        optimizer = self.make_optimizer(self.network)
+        self.make_rule(self.network, optimizer, F.cross_entropy).prepare(x)
+        if self.make_schedule is not None:
+            with warnings.catch_warnings(action="ignore"):  # that no optimizer step came before
+                self.make_schedule(optimizer).step()
 
     # --- training ----------------------------------------------------------------------------------------------------
 
