@@ -42,7 +42,29 @@ def training() -> Rows:
     return [bench.run(run, default_root())]
 
 
-BENCHMARKS: dict[str, Callable[[], Rows]] = {"training": training}
+def rules() -> Rows:
+    """Update rules and engines against plain SGD, beside the counted multiply-accumulates."""
+    from backforward.bench import rules as bench
+
+    return bench.run()
+
+
+def normprop() -> Rows:
+    """NIN without norm, with BatchNorm and with NormProp."""
+    from backforward.bench import normprop as bench
+
+    cases = bench.run()["cases"]
+    return [
+        {
+            "case": case["case"],
+            **{f"{arm}_ms": value for arm, value in case["milliseconds"].items()},
+            **{name: ratio["median"] for name, ratio in case["ratios"].items()},
+        }
+        for case in cases
+    ]
+
+
+BENCHMARKS: dict[str, Callable[[], Rows]] = {"training": training, "rules": rules, "normprop": normprop}
 
 
 def main() -> None:
