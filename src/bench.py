@@ -29,17 +29,28 @@ Rows = list[dict[str, Any]]
 
 def training() -> Rows:
     """A run under Lightning against a bare loop."""
-    from hydra import compose, initialize_config_dir
-
     from backforward.bench import training as bench
     from backforward.data import default_root
+
+    return [bench.run(_train, default_root())]
+
+
+def diagnostics() -> Rows:
+    """What diagnostics add to an epoch."""
+    from backforward.bench import diagnostics as bench
+    from backforward.data import default_root
+
+    return bench.run(_train, default_root())
+
+
+def _train(overrides: list[str], folder: Path) -> dict[str, Any]:
+    """Train one run from overrides in a folder."""
+    from hydra import compose, initialize_config_dir
+
     from train import train
 
-    def run(overrides: list[str], folder: Path) -> dict[str, Any]:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return train(compose("train", overrides=overrides), folder)
-
-    return [bench.run(run, default_root())]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return train(compose("train", overrides=overrides), folder)
 
 
 def rules() -> Rows:
@@ -64,7 +75,12 @@ def normprop() -> Rows:
     ]
 
 
-BENCHMARKS: dict[str, Callable[[], Rows]] = {"training": training, "rules": rules, "normprop": normprop}
+BENCHMARKS: dict[str, Callable[[], Rows]] = {
+    "training": training,
+    "rules": rules,
+    "normprop": normprop,
+    "diagnostics": diagnostics,
+}
 
 
 def main() -> None:

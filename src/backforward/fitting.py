@@ -70,9 +70,9 @@ def fit(
     started = time.perf_counter()
     devices = settings.trainer.devices
     record = RunRecord(folder, settings.trainer.log_every_n_steps)
-    callbacks: list[L.Callback] = [record]
-    if any(settings.diagnostics.when().values()):  # before the record, so that the run's time includes their price
-        callbacks.insert(0, Diagnostics(settings.diagnostics.when(), settings.diagnostics.samples, folder))
+    diagnostics = Diagnostics(settings.diagnostics.when(), settings.diagnostics.samples, folder)
+    # Before the record, so that the run's time includes their price.
+    callbacks: list[L.Callback] = [diagnostics, record] if diagnostics.when else [record]
     resume: Path | None = None
     logger: TensorBoardLogger | None = None
     if folder is not None:
@@ -143,6 +143,8 @@ def fit(
         "timing": {
             "seconds": time.perf_counter() - started,  # of this sitting
             "training_seconds": record.seconds,
+            "diagnostics_seconds": diagnostics.seconds,
+            "diagnostics_times": diagnostics.times,
             "samples_per_second": record.samples / record.seconds if record.seconds else None,
             "peak_memory_bytes": _peak_memory(),
             "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,

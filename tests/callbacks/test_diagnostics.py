@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tests.oracles import shift as oracle
+from tests.ranks import two_ranks
 from tests.test_settings import CONF, composed
 from tests.test_training import METHODS, CutOff, cut_off_at, same, weights
 
@@ -107,7 +108,7 @@ def test_a_run_with_diagnostics_keeps_the_same_record_and_checkpoint(tmp_path: P
         assert (tmp_path / bundle / "metrics.csv").read_bytes() == (tmp_path / "off" / "metrics.csv").read_bytes()
         ours = torch.load(tmp_path / bundle / "last.ckpt", weights_only=True)
         assert same(ours["state_dict"], off["state_dict"])
-        assert torch.equal(ours["rng"]["cpu"], off["rng"]["cpu"])
+        assert torch.equal(ours["ranks"][0]["rng"]["cpu"], off["ranks"][0]["rng"]["cpu"])
         moments = [
             torch.cat([state["exp_avg"].flatten() for state in checkpoint["optimizer_states"][0]["state"].values()])
             for checkpoint in (ours, off)
@@ -234,6 +235,16 @@ def test_on_real_mnist(mnist_root: Path, tmp_path: Path) -> None:
 def test_nan_weights_are_measured_without_an_error(tmp_path: Path) -> None:
     rows = trained(tmp_path, "lr=1e30", *FEW, "diagnostics=full")
     assert math.isnan(values(rows, "input/mean", step=6, layer="model.head")[0])
+
+
+def test_on_two_processes(tmp_path: Path) -> None:
+    """The gradient faced is the mean of those on each process's share, as the one stepped along."""
+    asked = ("method=bfp", "norm=batch", "model.dropout=0.2", *FEW)
+    with_and_without = [two_ranks(tmp_path / b, *asked, f"diagnostics={b}") for b in ("cheap", "off")]
+    assert all(same(*pair) for pair in zip(*with_and_without, strict=True))
+    rows = runs.read_diagnostics(tmp_path / "cheap")
+    assert max(values(rows, "shift/applied_relative", layer="model.head")) < 1e-5
+    assert min(values(rows, "shift/induced_relative", layer="model.head")) > 1e-3
 
 
 # --- TensorBoard -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,12 @@ count of batches alone, so that a run that was cut off and resumed measures at t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
+
+# isort: split
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 from backforward.callbacks.measures import DIAGNOSTICS, Batch, Diagnostic, Held, Measure, Scene
 from backforward.data import Images
 from backforward.data.draws import first
@@ -65,14 +69,21 @@ class Diagnostics(L.Callback):
 
     Attributes:
         rows: One a number.
+        seconds: What measuring took in this sitting: `start`, before the first batch of all; `batch`, after batches
+            within an epoch; `epoch`, after the last batch of an epoch.
+        times: How often each of these was.
     """
 
     def __init__(self, when: Mapping[str, Sequence[Occasion]], samples: int | None, folder: Path | None) -> None:
-        self.when = {key: list(occasions) for key, occasions in when.items() if occasions}
-        self.diagnostics: dict[str, Diagnostic] = {key: DIAGNOSTICS[key]() for key in DIAGNOSTICS if key in self.when}
+        self.when = {key: list(when[key]) for key in DIAGNOSTICS if when.get(key)}
+        self.diagnostics: dict[str, Diagnostic] = {key: DIAGNOSTICS[key]() for key in self.when}
         self.samples = samples
         self.folder = folder
         self.rows: list[Measured] = []
+        self.seconds = {"start": 0.0, "batch": 0.0, "epoch": 0.0}
+        self.times = dict.fromkeys(self.seconds, 0)
+        self._next = 0  # no batch before this one needs a thought: asking each diagnostic costs a small network 1 %
+        self._keys: list[str] = []  # what is due then
         self._watch: Watch | None = None
         self._layers: list[Group] = []
         self._batch: tuple[Tensor, Tensor] | None = None
@@ -117,23 +128,28 @@ class Diagnostics(L.Callback):
             charts = [chart for diagnostic in self.diagnostics.values() for chart in diagnostic.charts.items()]
             trainer.logger.experiment.add_custom_scalars(layout(dict(charts)))  # type: ignore[attr-defined]
         if trainer.global_step == 0:
-            self._measure(trainer, module, step=0)
+            self._plan(trainer, 0)
+            if self._next == 0:
+                self._measure(trainer, module)
+        self._plan(trainer, trainer.global_step + 1)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Watch the batch, if something that needs it is due after it."""
-        step = trainer.global_step + 1
-        if any("batch" in self.diagnostics[key].needs for key in self._due(trainer, step)):
+        if trainer.global_step + 1 == self._next and self._of_batch():
             assert self._watch is not None
-            self._batch = (batch[0], batch[1])
-            self._watch.begin()
+            with self._priced(trainer):
+                self._batch = (batch[0], batch[1])
+                self._watch.begin()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure what is due."""
-        assert isinstance(module, Classification)
-        self._measure(trainer, module, trainer.global_step, outputs["loss"])
-        self._batch = None
+        if trainer.global_step == self._next:
+            assert isinstance(module, Classification)
+            self._measure(trainer, module, outputs["loss"])
+            self._batch = None
+            self._plan(trainer, self._next + 1)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write the file."""
@@ -153,23 +169,43 @@ class Diagnostics(L.Callback):
 
     # --- the rest ----------------------------------------------------------------------------------------------------
 
-    def _due(self, trainer: L.Trainer, step: int) -> list[str]:
+    def _plan(self, trainer: L.Trainer, start: int) -> None:
+        """Find the next step, from `start` on, after which something is due."""
         per_epoch = int(trainer.num_training_batches)
-        return [
-            key
-            for key, diagnostic in self.diagnostics.items()
-            if due(self.when[key], step, per_epoch) and (step or "batch" not in diagnostic.needs)
-        ]
+        for step in range(start, start + per_epoch + 1):  # if nothing is due there, look further from its end
+            self._next = step
+            self._keys = [key for key, when in self.when.items() if due(when, step, per_epoch)]
+            if not step:
+                self._keys = [key for key in self._keys if "batch" not in self.diagnostics[key].needs]
+            if self._keys:
+                break
 
-    def _measure(self, trainer: L.Trainer, module: Classification, step: int, loss: Tensor | None = None) -> None:
-        keys = self._due(trainer, step)
-        if not keys:
-            return
+    def _of_batch(self) -> list[str]:
+        return [key for key in self._keys if "batch" in self.diagnostics[key].needs]
+
+    @contextmanager
+    def _priced(self, trainer: L.Trainer) -> Iterator[str]:
+        """Count the time that this takes; yields the occasion, one of `seconds`."""
+        occasion = "batch" if self._next % int(trainer.num_training_batches) else "epoch" if self._next else "start"
+        device = trainer.strategy.root_device
+        _wait_for(device)
+        started = time.perf_counter()
+        yield occasion
+        _wait_for(device)
+        self.seconds[occasion] += time.perf_counter() - started
+
+    def _measure(self, trainer: L.Trainer, module: Classification, loss: Tensor | None = None) -> None:
+        if self._keys:
+            with self._priced(trainer) as occasion:
+                self.times[occasion] += 1
+                self._measure_now(trainer, module, loss)
+
+    def _measure_now(self, trainer: L.Trainer, module: Classification, loss: Tensor | None) -> None:
+        step, keys, of_batch = self._next, self._keys, self._of_batch()
         watch = self._watch
         assert watch is not None
         measured: list[Measure] = []
         with undisturbed(module.network):
-            of_batch = [key for key in keys if "batch" in self.diagnostics[key].needs]
             if of_batch:
                 assert loss is not None
                 scene = self._scene(self._watched(trainer, watch.end(), loss))
@@ -195,7 +231,7 @@ class Diagnostics(L.Callback):
                 return F.cross_entropy(replica(x), y)
 
         def mean(flat: Tensor) -> Tensor:
-            return trainer.strategy.reduce(flat, reduce_op="mean")
+            return trainer.strategy.reduce(flat.clone(), reduce_op="mean")  # it may reduce in place
 
         return Batch(self._watch, updates, loss, loss_before, mean if trainer.world_size > 1 else None)
 
@@ -239,6 +275,11 @@ def _held(images: Images, count: int | None, device: torch.device) -> Held:
         images = images.take(torch.from_numpy(chosen).to(images.x.device))
     images = images.to(device)
     return Held(images.x, images.y)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _mirror(network: nn.Module, replica: nn.Module) -> None:
