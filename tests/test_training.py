@@ -92,6 +92,16 @@ def test_bfp_with_one_group_is_sgd(tmp_path: Path) -> None:
     assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
 
 
+def test_the_shortcut_engine_is_replay_but_for_rounding(tmp_path: Path) -> None:
+    replay, shortcut = tmp_path / "replay", tmp_path / "shortcut"
+    for engine, folder in (("replay", replay), ("shortcut", shortcut)):
+        trained(folder, "method=bfp", f"method.engine={engine}", "max_epochs=1", "trainer.precision=64-true")
+    one, other = weights(replay), weights(shortcut)
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=1e-9, atol=1e-9)
+    assert runs.read_metrics(shortcut)[-1]["step"] == 40
+
+
 METHODS = ["sgd", "bfp", "bfp_naive", "bfp_poster", "sgd_repeat", "bfp_warmup", "bfp_finetune"]
 
 

@@ -619,9 +619,10 @@ def linear_chain(model: nn.Module, inputs: Sequence[Any], expected: Any) -> Chai
         graph, ties, entered = _trace(model, inputs, expected)
         runs: list[list[fx.Node]] = [[]]
         linears: list[nn.Linear] = []
-        for previous, node in pairwise(graph.nodes):
+        # Buffers that a forward reads (an input normalisation's, say) are constants of the function that reads them.
+        for previous, node in pairwise(node for node in graph.nodes if node.op != "get_attr"):
             called = _callee(model, node)
-            if node.all_input_nodes != [previous]:
+            if _values(node) != [previous]:
                 raise UntraceableError(f"its operations are no chain (at {node.name})")
             if isinstance(called, nn.Module) and any(True for _ in chain(called.parameters(), called.buffers())):
                 if type(called) is not nn.Linear or called in linears:
@@ -653,9 +654,14 @@ def _function(model: nn.Module, run: Sequence[fx.Node], *, in_place: bool) -> Ca
         return identity
     if len(called) == 1 and (type(called[0]) is nn.ReLU or called[0] in {torch.relu, F.relu, "relu"}):
         return torch.relu
-    (source,) = run[0].all_input_nodes
+    (source,) = _values(run[0])
     stage = _stage(model, run, {source: 0, run[-1]: 1})
     return lambda value: stage.run(value.clone() if in_place else value)[0]
+
+
+def _values(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a node that are computed."""
+    return [source for source in node.all_input_nodes if source.op != "get_attr"]
 
 
 def _trace(
