@@ -89,7 +89,8 @@ def main(cfg: DictConfig) -> float | None:
         result = runs.finished_result(folder, cfg)
         if result is None:
             with runs.sitting(folder, cfg) as record:
-                result = record(train(cfg, folder))
+                # Again, now that nobody else can be at it: another sweep may have been quicker.
+                result = runs.finished_result(folder, cfg) or record(train(cfg, folder))
         if processes.rank(cfg.trainer.devices) == 0:
             cli.show(result, folder)
         return runs.objective(result)

@@ -97,7 +97,10 @@ def test_cut_off_anywhere_two_processes_go_on_as_if_they_had_not_been(tmp_path: 
     whole = two_ranks(tmp_path / "whole", *overrides)
     for step in (17, 40, 41):  # 40 batches an epoch
         two_ranks(tmp_path / "cut", *overrides, cut_at=step)
-        assert not (tmp_path / "cut" / "result.json").exists()
+        assert read_checkpoint(tmp_path / "cut" / "last.ckpt")["global_step"] == step
+    two_ranks(tmp_path / "cut", *overrides, stop_at=60)  # one of them is told to end: both do
+    assert read_checkpoint(tmp_path / "cut" / "last.ckpt")["global_step"] == 61
+    assert not (tmp_path / "cut" / "result.json").exists()
     assert all(same(*pair) for pair in zip(whole, two_ranks(tmp_path / "cut", *overrides), strict=True))
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
     assert (tmp_path / "cut" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import TRAIN, Command, environment
+from tests.conftest import REPOSITORY, TRAIN, Command, environment
 
 from backforward import runs
 
@@ -159,6 +159,80 @@ class TestMainJob:
         assert f"6 runs: {6 - done} finished, {done} done before, skipped" in out
         assert_same(tmp_path, undisturbed[0])
         assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_what_can_happen_to_a_run(spawned: Command, tmp_path: Path) -> None:
+    """Each with its cause and log, and the rest finish."""
+    causes = {
+        "Raises": "RuntimeError: the first step was the last",
+        "IsKilled": "killed by SIGKILL (out of memory, perhaps",
+        "RunsOutOfMemory": "out of memory (",
+        "Hangs": "ran longer than timeout_min=0.2",
+        "IsHalted": "ran longer than timeout_min=0.2",
+    }
+    targets = ",".join(f"tests.misbehaving.{name}" for name in (*causes, "Diverges"))
+    ended = spawned(
+        *("-m", f"optimizer._target_={targets},torch.optim.SGD", *DIGITS, "max_epochs=1"),
+        *("timeout_min=0.2", "hydra.launcher.slots=4"),
+        PYTHONPATH=f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}",
+    )
+    assert ended.code == 1
+    assert "7 runs: 1 finished, 1 diverged, 5 failed" in ended.out
+    assert ended.err == "error: 5 of 7 runs failed; the same command runs them again\n"
+    summary = ended.out.partition("7 runs:")[2].splitlines()
+    for name, cause in causes.items():
+        (place,) = [n for n, line in enumerate(summary) if f"misbehaving.{name}-" in line and line.startswith("failed")]
+        assert cause in summary[place]
+        log = tmp_path / summary[place + 1].strip().removeprefix("log: ")
+        assert log.name == "run.log"
+        assert log.read_text().startswith("$ python ")
+
+
+def test_a_sweep_told_to_end_has_its_runs_keep_checkpoints(tmp_path: Path) -> None:
+    sweep = start(tmp_path, "-m", "seed=0,1", *DIGITS, "max_epochs=100000", "trainer.checkpoint_minutes=100")
+    until(lambda: len(list(tmp_path.rglob("last.ckpt"))) == 2)
+    family = tree(sweep.pid)
+    sweep.terminate()
+    out, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 143
+    assert "error: stopped by SIGTERM; the same command goes on from the last checkpoint" in out
+    until(lambda: not any(map(alive, family)), seconds=10)
+    for log in tmp_path.rglob("run.log"):
+        assert log.read_text().endswith(
+            "error: stopped by SIGTERM; the same command goes on from the last checkpoint\n"
+        )
+    assert not list(tmp_path.rglob("result.json"))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_two_sweeps_at_once_share_the_work(tmp_path: Path) -> None:
+    job = ("-m", "seed=0,1,2,3", *DIGITS, "max_epochs=30")
+    sweeps = [start(tmp_path, *job) for _ in range(2)]
+    outs = [sweep.communicate(timeout=200)[0] for sweep in sweeps]
+    assert [sweep.returncode for sweep in sweeps] == [0, 0], outs
+    for seed in range(4):  # each run was trained by one of them, in one sitting
+        name = f"seed{seed}: finished, validation"
+        assert sum(name in out for out in outs) == 1
+        (log,) = tmp_path.rglob(f"*seed{seed}/run.log")
+        assert log.read_text().count(": finished") == 1
+    assert runs.read_plan(tmp_path / "outputs" / "train").keys() == {
+        folder.name for folder in (tmp_path / "outputs" / "train").iterdir() if folder.is_dir()
+    }
+
+
+def test_a_run_being_trained_is_not_trained_beside(tmp_path: Path, train: Command) -> None:
+    one = ("seed=0", *DIGITS, "max_epochs=100000")
+    elsewhere = start(tmp_path, *one)
+    until(lambda: list(tmp_path.rglob("last.ckpt")))
+    ended = train(*one)
+    assert ended.code == 75
+    assert "another process is training this run; wait for it, or stop it" in ended.err
+    assert len(ended.err.splitlines()) == 1
+    (folder,) = (path.parent for path in tmp_path.rglob("last.ckpt"))
+    assert runs.is_taken(folder)
+    elsewhere.kill()
+    elsewhere.communicate(timeout=10)
+    assert not runs.is_taken(folder)  # a lock goes with its process
 
 
 def test_a_failed_run_does_not_stop_the_others(spawned: Command, tmp_path: Path) -> None:

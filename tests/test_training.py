@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from tests.test_settings import composed
 from torch import nn
 
 from backforward import runs
+from backforward.callbacks.checkpoint import LastCheckpoint, read_checkpoint
 from backforward.callbacks.record import RunRecord
 from backforward.data import EpochLoader, load_data
+from backforward.errors import Stopped
 from backforward.models import MLP
 from backforward.normprop import DataNorm
 from backforward.runs import Result
@@ -150,6 +154,14 @@ def cut_off_at(step: int) -> Callable[..., None]:
     return on_train_batch_start
 
 
+def told_to_end_at(step: int) -> Callable[..., None]:
+    def on_train_batch_start(_: RunRecord, trainer: L.Trainer, *__: Any) -> None:
+        if trainer.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return on_train_batch_start
+
+
 SETTINGS = {
     "sgd": "method=sgd",
     "bfp, dropout, Adam, halved": (
@@ -176,3 +188,34 @@ def test_a_run_cut_off_anywhere_goes_on_as_if_it_had_not_been(
     trained(tmp_path / "cut", *overrides)
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
     assert (tmp_path / "cut" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+def test_a_run_told_to_end_leaves_a_checkpoint_and_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ("method=bfp", "model.dropout=0.2", "norm=batch", "optimizer=adam", "lr=0.001", "max_epochs=3")
+    trained(tmp_path / "whole", *overrides)
+    before = signal.getsignal(signal.SIGTERM)
+    for step in (7, 39, 63, 119):  # the last but one ends an epoch, the last one the training
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            patch.setattr(RunRecord, "on_train_batch_start", told_to_end_at(step))
+            trained(tmp_path / "cut", *overrides)
+        assert read_checkpoint(tmp_path / "cut" / "last.ckpt")["global_step"] == step + 1  # after the batch at hand
+    assert signal.getsignal(signal.SIGTERM) is before
+    trained(tmp_path / "cut", *overrides)
+    assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    assert (tmp_path / "cut" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+def test_a_diverged_run_killed_before_its_result_trains_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise CutOff
+
+    with monkeypatch.context() as patch, pytest.raises(CutOff):
+        patch.setattr(LastCheckpoint, "on_train_end", killed)
+        trained(tmp_path, "lr=1e30", "max_epochs=3")
+    rows = (tmp_path / "metrics.csv").read_bytes()
+    assert trained(tmp_path, "lr=1e30", "max_epochs=3")["status"] == "diverged"
+    assert (tmp_path / "metrics.csv").read_bytes() == rows

@@ -9,6 +9,7 @@
         run.log          what the run printed, when it ran in a sweep
         result.json      written last and whole: the run is done, or why it failed
         .lock            held by the process that trains here
+    outputs/<name>/sweep.json   what the sweeps of that name have planned
 
 Knows neither torch nor Lightning: sweeps and reports read folders with this module alone.
 """
@@ -22,7 +23,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -330,6 +331,41 @@ def _write_hydra(folder: Path, cfg: DictConfig) -> None:
             file.write(OmegaConf.to_yaml(node))
 
 
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def add_to_plan(root: Path, planned: Mapping[str, Sequence[str]]) -> None:
+    """Write down what a sweep is going to run, beside what other commands have planned in the same folder.
+
+    Args:
+        root: The sweep's folder.
+        planned: By run name, its overrides.
+    """
+    new = {name: list(overrides) for name, overrides in planned.items()}
+    if not new.keys() - read_plan(root).keys():
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / LOCK), whole(root / "sweep.json") as file:  # two sweeps may begin at once
+        json.dump({"runs": read_plan(root) | new}, file, indent=2)
+        file.write("\n")
+
+
+def read_plan(root: Path) -> dict[str, list[str]]:
+    """Read what sweeps have planned in a folder: by run name, its overrides; no plan, no runs.
+
+    Raises:
+        BadInput: The file is damaged.
+    """
+    path = root / "sweep.json"
+    try:
+        planned: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        return dict(planned)
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadInput(f"{path} is damaged ({error}); delete it, and the next sweep writes it anew") from None
+
+
 # --- what a person reads ---------------------------------------------------------------------------------------------
 
 
@@ -337,3 +373,14 @@ def objective(result: Mapping[str, Any]) -> float | None:
     """The number by which settings are chosen: accuracy on the validation set after the last epoch."""
     accuracy: float | None = result.get("final", {}).get("accuracy/validation")
     return accuracy
+
+
+def last_lines(log: Path, count: int) -> list[str]:
+    """The last lines of a log that are not empty."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 20_000))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    return [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()][-count:]

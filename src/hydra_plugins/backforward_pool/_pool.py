@@ -1,4 +1,4 @@
-"""Runs jobs in processes, a few at a time, and tells what became of each."""
+"""Runs jobs in processes of this machine, a few at a time."""
 
 from __future__ import annotations
 
@@ -8,58 +8,20 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from backforward import runs
-from backforward.errors import BadInput
+from backforward import cli, runs
 from backforward.hardware import cpu_count, gpu_names
-from hydra_plugins.backforward_pool._view import View
+from hydra_plugins.backforward_pool._jobs import Job, Outcome, Sweep, outcome_of
 from hydra_plugins.backforward_pool._worker import work
 
-GRACE = 5.0  # seconds between asking a process to end and ending it
+GRACE = 30.0  # seconds to write a checkpoint, between asking a process to end and ending it
+LATE = 5.0  # seconds after timeout_min until a run whose own watchdog does not end it is ended from here
 POLL = 0.5  # seconds between two looks at the clock and at the runs' progress
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One run to do: a script, its arguments, and the folder where its result will lie."""
-
-    script: Path
-    arguments: tuple[str, ...]
-    folder: Path
-    cfg: DictConfig
-    overrides: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return self.folder.name
-
-    @property
-    def log(self) -> Path:
-        """Where its output goes."""
-        return self.folder / "run.log"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a job."""
-
-    result: runs.Result | None = None  # where the run is done
-    cause: str | None = None  # where it is not
-    skipped: bool = False  # it had been done before
-    seconds: float = 0.0
-
-    @property
-    def done(self) -> bool:
-        """Whether there is a result to read."""
-        return self.result is not None
 
 
 @dataclass
@@ -68,6 +30,7 @@ class _Running:
     process: BaseProcess
     slots: list[str]
     started: float = field(default_factory=time.monotonic)
+    overdue: bool = False
 
     @property
     def seconds(self) -> float:
@@ -77,7 +40,9 @@ class _Running:
 class Pool:
     """As many runs at a time as there are slots: GPUs where runs use them, else cores.
 
-    A run takes as many slots as it has devices. It sees its own GPUs alone, and its share of the cores.
+    A run takes as many slots as it has devices. It sees its own GPUs alone, and its share of the cores. A run that
+    another sweep is training waits at the end of the queue: it is skipped when done there, and taken up when that
+    sweep has been killed.
 
     Args:
         slots: Runs at a time; None: one a GPU, else one a core.
@@ -86,67 +51,74 @@ class Pool:
     def __init__(self, slots: int | None = None) -> None:
         self.slots = slots
 
-    def run(self, jobs: Sequence[Job]) -> dict[Path, Outcome]:
-        """Run the jobs that are not done; never raises for what happens in one of them.
-
-        Returns:
-            By folder, what became of each.
+    def run(self, sweep: Sweep, jobs: Sequence[Job]) -> None:
+        """Do jobs.
 
         Raises:
-            KeyboardInterrupt: After the running ones have been ended.
+            KeyboardInterrupt, Stopped: After the running ones have been ended, each with a checkpoint.
         """
-        outcomes: dict[Path, Outcome] = {}
-        unique = {job.folder: job for job in jobs}  # two spellings of the same settings are one run
-        pending: deque[Job] = deque()
-        for folder, job in unique.items():
-            try:
-                result = runs.finished_result(folder, job.cfg)
-            except BadInput as error:
-                outcomes[folder] = Outcome(cause=str(error))
-                continue
-            if result is None:
-                pending.append(job)
-            else:
-                outcomes[folder] = Outcome(result=result, skipped=True)
-        with View(list(unique.values())) as view:
-            for folder, outcome in outcomes.items():
-                view.ended(unique[folder], outcome)
-            if pending:
-                self._work_off(pending, outcomes, view)
-            view.summary({job: outcomes[folder] for folder, job in unique.items()})
-        return outcomes
-
-    def _work_off(self, pending: deque[Job], outcomes: dict[Path, Outcome], view: View) -> None:
-        uses_gpus = any(job.cfg.trainer.accelerator != "cpu" for job in pending)
+        uses_gpus = any(job.cfg.trainer.accelerator != "cpu" for job in jobs)
         gpus = gpu_names() if uses_gpus else []
         count = self.slots or len(gpus) or cpu_count()
         free = [gpus[n % len(gpus)] if gpus else "" for n in range(count)]
         threads = str(max(1, cpu_count() // count))
+        queue: deque[Job] = deque()
+        for job in jobs:
+            devices = job.cfg.trainer.devices
+            if devices > count:
+                sweep.ended(job, Outcome(cause=f"trainer.devices={devices}: there are {count} slots"))
+            else:
+                queue.append(job)
+        running: list[_Running] = []
         with _forkserver(threads) as context:
-            running: list[_Running] = []
             try:
-                while pending or running:
-                    while pending and pending[0].cfg.trainer.devices <= len(free):
-                        job = pending.popleft()
-                        slots = [free.pop(0) for _ in range(job.cfg.trainer.devices)]
+                while queue or running:
+                    for job in _startable(queue, sweep, free):
+                        slots = _taken(free, job.cfg.trainer.devices)
                         running.append(_start(context, job, slots, threads))
-                        view.started(job)
-                    if not running:
-                        job = pending.popleft()
-                        wanted = job.cfg.trainer.devices
-                        outcomes[job.folder] = Outcome(cause=f"trainer.devices={wanted}: there are {count} slots")
-                        view.ended(job, outcomes[job.folder])
-                        continue
-                    wait([entry.process.sentinel for entry in running], timeout=POLL)
+                        sweep.started(job)
+                    if running:
+                        wait([entry.process.sentinel for entry in running], timeout=POLL)
+                    elif queue:
+                        time.sleep(POLL)  # all that is left is being done elsewhere
+                    for entry in running:
+                        _end_if_overdue(entry)
                     for entry in [entry for entry in running if entry.process.exitcode is not None]:
                         running.remove(entry)
                         free += entry.slots
-                        outcomes[entry.job.folder] = _outcome(entry)
-                        view.ended(entry.job, outcomes[entry.job.folder])
-                    view.tick([entry.job for entry in running])
+                        code = entry.process.exitcode
+                        assert code is not None
+                        _signal(entry, signal.SIGKILL)  # what it may have left of its process group
+                        if code == cli.BUSY:  # someone was quicker
+                            queue.append(entry.job)
+                        else:
+                            sweep.ended(entry.job, outcome_of(entry.job, code, entry.seconds, entry.overdue))
+                    sweep.view.tick([entry.job for entry in running])
             except BaseException:
                 _end(running)
                 raise
+
+
+def _startable(queue: deque[Job], sweep: Sweep, free: list[str]) -> Iterator[Job]:
+    """Jobs from the front of the queue for which there are slots, those left out that others are doing."""
+    for _ in range(len(queue)):
+        if queue[0].cfg.trainer.devices > len(free):
+            return
+        job = queue.popleft()
+        if runs.is_taken(job.folder):
+            queue.append(job)
+        elif not sweep.settled(job):
+            yield job
+
+
+def _taken(free: list[str], count: int) -> list[str]:
+    """Take slots, of different GPUs as far as there are any."""
+    slots: list[str] = []
+    for _ in range(count):
+        slot = next((slot for slot in free if slot not in slots), free[0])
+        free.remove(slot)
+        slots.append(slot)
+    return slots
 
 
 def _start(context: multiprocessing.context.BaseContext, job: Job, slots: list[str], threads: str) -> _Running:
@@ -159,43 +131,27 @@ def _start(context: multiprocessing.context.BaseContext, job: Job, slots: list[s
     return _Running(job, process, slots)
 
 
-def _outcome(entry: _Running) -> Outcome:
-    """What a process that has ended leaves: its result, else the cause."""
-    code, job = entry.process.exitcode, entry.job
-    assert code is not None
-    try:
-        result = runs.read_result(job.folder)
-    except BadInput as error:
-        return Outcome(cause=str(error), seconds=entry.seconds)
-    if code == 0 and result is not None and result["status"] in runs.DONE:
-        return Outcome(result=result, seconds=entry.seconds)
-    minutes = job.cfg.timeout_min
-    if minutes is not None and entry.seconds > 60 * minutes:
-        cause = f"ran longer than timeout_min={minutes}"
-    elif code < 0:
-        hint = " (out of memory, perhaps)" if code == -signal.SIGKILL else ""
-        cause = f"killed by {signal.Signals(-code).name}{hint}"
-    elif result is not None and result["status"] == "failed":
-        cause = result["cause"]
-    else:
-        cause = _last_line(job.log) or f"ended with exit code {code}"
-    return Outcome(cause=cause, seconds=entry.seconds)
+def _signal(entry: _Running, number: signal.Signals) -> None:
+    """Send a signal to a run's processes."""
+    assert entry.process.pid is not None
+    with suppress(ProcessLookupError):  # not yet the head of a group, or nothing left of it
+        os.killpg(entry.process.pid, number)
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+def _end_if_overdue(entry: _Running) -> None:
+    """A run has a watchdog of its own; this one also ends what is stopped, or stuck before it began."""
+    minutes = entry.job.cfg.timeout_min
+    if minutes is not None and entry.seconds > 60 * minutes + LATE and not entry.overdue:
+        entry.overdue = True
+        _signal(entry, signal.SIGKILL)
 
 
 def _end(running: Sequence[_Running]) -> None:
-    """Ask each process group to end; end it if it does not."""
+    """Ask each run to end; end it if it does not."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for entry in running:
-            if entry.process.exitcode is None and entry.process.pid is not None:
-                try:
-                    os.killpg(entry.process.pid, number)
-                except ProcessLookupError:
-                    entry.process.kill()  # not yet the head of its group
+            if entry.process.exitcode is None:
+                _signal(entry, number)
         deadline = time.monotonic() + GRACE
         for entry in running:
             entry.process.join(max(0.0, deadline - time.monotonic()))

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from backforward import runs
 
 if TYPE_CHECKING:
-    from hydra_plugins.backforward_pool._pool import Job, Outcome
+    from hydra_plugins.backforward_pool._jobs import Job, Outcome
 
 
 class View:

@@ -1,26 +1,16 @@
-"""The part that speaks with Hydra: from overrides to jobs, and from results to what sweepers read."""
+"""`hydra/launcher=pool`: one process a run, on this machine."""
 
 # No `from __future__ import annotations`: Hydra executes this file without entering it in sys.modules, where a
 # dataclass would look up annotations that are text.
 
-import os
-import re
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
 
-from backforward import runs
-from backforward.cli import RunsFailed
 from backforward.errors import BadInput
-from hydra_plugins.backforward_pool._pool import Job, Outcome, Pool
+from hydra_plugins.backforward_pool._jobs import Job, Sweep
+from hydra_plugins.backforward_pool._launcher import JobLauncher
+from hydra_plugins.backforward_pool._pool import Pool
 
 
 @dataclass
@@ -34,94 +24,19 @@ class PoolConf:
 ConfigStore.instance().store(group="hydra/launcher", name="pool", node=PoolConf, provider="backforward")
 
 
-class PoolLauncher(Launcher):
-    """Runs each job as a process of its own, in the way `python src/train.py <overrides>` would."""
+class PoolLauncher(JobLauncher):
+    """Runs jobs on this machine, a few at a time.
+
+    Args:
+        slots: Runs at a time; None: one a GPU, else one a core.
+    """
 
     def __init__(self, slots: int | None = None) -> None:
+        super().__init__()
         if slots is not None and slots < 1:
             raise BadInput(f"hydra.launcher.slots={slots}: give 1 or more, or null for one a GPU, else one a core")
         self.slots = slots
-        self.config: DictConfig | None = None
-        self.hydra_context: HydraContext | None = None
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take Hydra's context; the jobs are processes, so the task function is not called here."""
-        self.hydra_context, self.config = hydra_context, config
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run what is not done yet; show a summary.
-
-        Returns:
-            One for each job, in order. That of a failed one raises `RunsFailed` when its value is read.
-
-        Raises:
-            BadInput: The settings of a job are out of range; then none is started.
-        """
-        jobs = [self._job(list(overrides), initial_job_idx + n) for n, overrides in enumerate(job_overrides)]
-        outcomes = Pool(self.slots).run(jobs)
-        failed = sum(not outcome.done for outcome in outcomes.values())
-        failure = RunsFailed(f"{failed} of {len(outcomes)} runs failed; the same command runs them again")
-        return [self._returned(job, outcomes[job.folder], failure) for job in jobs]
-
-    def _job(self, overrides: list[str], number: int) -> Job:
-        assert self.config is not None
-        assert self.hydra_context is not None
-        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        with open_dict(cfg):
-            cfg.hydra.job.num = number
-            cfg.hydra.job.id = str(number)
-        folder = Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir
-        return Job(
-            script=Path(sys.argv[0]).resolve(),
-            arguments=(*self._where(cfg), *overrides, "hydra.mode=RUN", f"hydra.run.dir={_quoted(str(folder))}"),
-            folder=folder,
-            cfg=_without_hydra(cfg),
-            overrides=tuple(overrides),
-        )
-
-    @staticmethod
-    def _where(cfg: DictConfig) -> list[str]:
-        """The options by which a child finds the same configs."""
-        options = ["--config-name", cfg.hydra.job.config_name]
-        flags = {"main": "--config-path", "command-line": "--config-dir"}
-        for source in cfg.hydra.runtime.config_sources:
-            if source.schema == "file" and source.provider in flags:
-                options += [flags[source.provider], source.path]
-        return options
-
-    @staticmethod
-    def _returned(job: Job, outcome: Outcome, failure: RunsFailed) -> JobReturn:
-        returned = _Returned(overrides=list(job.overrides), cfg=job.cfg, working_dir=os.fspath(job.folder))
-        if outcome.result is not None:
-            returned.status, returned.return_value = JobStatus.COMPLETED, runs.objective(outcome.result)
-        else:
-            returned.status, returned.return_value = JobStatus.FAILED, failure
-        return returned
-
-
-class _Returned(JobReturn):
-    """Hydra's own prints lines about a failure before it raises; the summary has said it all."""
-
-    @property
-    def return_value(self) -> Any:
-        if self.status == JobStatus.FAILED:
-            raise self._return_value
-        return self._return_value
-
-    @return_value.setter
-    def return_value(self, value: Any) -> None:
-        self._return_value = value
-
-
-def _without_hydra(cfg: DictConfig) -> DictConfig:
-    copy: Any = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    assert isinstance(copy, DictConfig)
-    return copy
-
-
-def _quoted(text: str) -> str:
-    """A value in Hydra's grammar, whatever characters are in it."""
-    if re.fullmatch(r"[\w./+-]+", text):
-        return text
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    def work(self, sweep: Sweep, jobs: list[Job]) -> None:
+        """Do jobs."""
+        Pool(self.slots).run(sweep, jobs)

@@ -1,0 +1,147 @@
+"""The part that speaks with Hydra: from overrides to jobs, and from results to what sweepers read."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from backforward import runs
+from backforward.cli import RunsFailed
+from backforward.errors import Stopped
+from hydra_plugins.backforward_pool._jobs import Job, Outcome, Sweep
+
+
+class JobLauncher(Launcher):
+    """Runs each job as a process of its own, in the way `python src/train.py <overrides>` would."""
+
+    def __init__(self) -> None:
+        self.config: DictConfig | None = None
+        self.hydra_context: HydraContext | None = None
+
+    @abstractmethod
+    def work(self, sweep: Sweep, jobs: list[Job]) -> None:
+        """Do jobs, and tell the sweep when each starts and ends."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take Hydra's context; the jobs are processes, so the task function is not called here."""
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run what is not done yet; show a summary.
+
+        Returns:
+            One for each job, in order. That of a failed one raises `RunsFailed` when its value is read.
+
+        Raises:
+            BadInput: The settings of a job are out of range; then none is started.
+        """
+        jobs = [self._job(list(overrides), initial_job_idx + n) for n, overrides in enumerate(job_overrides)]
+        _write_plans(jobs)
+        sweep = Sweep(jobs)
+        with _sigterm_raises():
+            outcomes = sweep.run(lambda pending: self.work(sweep, pending))
+        failed = sum(not outcome.done for outcome in outcomes.values())
+        failure = RunsFailed(f"{failed} of {len(outcomes)} runs failed; the same command runs them again")
+        return [self._returned(job, outcomes[job.folder], failure) for job in jobs]
+
+    def _job(self, overrides: list[str], number: int) -> Job:
+        assert self.config is not None
+        assert self.hydra_context is not None
+        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(cfg):
+            cfg.hydra.job.num = number
+            cfg.hydra.job.id = str(number)
+        folder = Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir
+        return Job(
+            script=Path(sys.argv[0]).resolve(),
+            arguments=(*self._where(cfg), *overrides, "hydra.mode=RUN", f"hydra.run.dir={_quoted(str(folder))}"),
+            folder=folder,
+            cfg=_without_hydra(cfg),
+            overrides=tuple(overrides),
+        )
+
+    @staticmethod
+    def _where(cfg: DictConfig) -> list[str]:
+        """The options by which a child finds the same configs."""
+        options = ["--config-name", cfg.hydra.job.config_name]
+        flags = {"main": "--config-path", "command-line": "--config-dir"}
+        for source in cfg.hydra.runtime.config_sources:
+            if source.schema == "file" and source.provider in flags:
+                options += [flags[source.provider], source.path]
+        return options
+
+    @staticmethod
+    def _returned(job: Job, outcome: Outcome, failure: RunsFailed) -> JobReturn:
+        returned = _Returned(overrides=list(job.overrides), cfg=job.cfg, working_dir=os.fspath(job.folder))
+        if outcome.result is not None:
+            returned.status, returned.return_value = JobStatus.COMPLETED, runs.objective(outcome.result)
+        else:
+            returned.status, returned.return_value = JobStatus.FAILED, failure
+        return returned
+
+
+class _Returned(JobReturn):
+    """Hydra's own prints lines about a failure before it raises; the summary has said it all."""
+
+    @property
+    def return_value(self) -> Any:
+        if self.status == JobStatus.FAILED:
+            raise self._return_value
+        return self._return_value
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
+
+
+def _write_plans(jobs: Sequence[Job]) -> None:
+    planned: dict[Path, dict[str, list[str]]] = defaultdict(dict)
+    for job in jobs:
+        planned[job.folder.parent][job.name] = list(job.overrides)
+    for root, names in planned.items():
+        runs.add_to_plan(root, names)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let a sweep that is told to end (by Slurm, by a supervisor) end its runs first."""
+
+    def stop(*_: Any) -> None:
+        raise Stopped
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    copy: Any = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    assert isinstance(copy, DictConfig)
+    return copy
+
+
+def _quoted(text: str) -> str:
+    """A value in Hydra's grammar, whatever characters are in it."""
+    if re.fullmatch(r"[\w./+-]+", text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
