@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -107,6 +108,8 @@ def _refuse_shared_process(cfg: DictConfig) -> None:
 
 def command() -> int:
     """The command line; returns its exit code."""
+    if parent := os.environ.pop("BACKFORWARD_PARENT", None):  # a worker of Slurm or Ray
+        processes.end_with_parent(int(parent))
     runs.register_resolvers()
     return cli.run(main, CONF)
 

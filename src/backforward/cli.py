@@ -191,11 +191,10 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
     console = Console()
     console.print(f"[bold]{folder.name}[/]: {result['status']}", highlight=False, soft_wrap=True)
     console.print(table)
-    speed = timing["samples_per_second"]
+    speed, norm = timing["samples_per_second"], final["weight_norm/total"]
     console.print(
-        f"epoch {final['epoch']}, weight norm {final['weight_norm/total']:.2f}, {timing['seconds']:.1f} s"
-        + (f", {speed:,.0f} samples/s" if speed else "")
-        + f"\nin {folder}",
+        f"epoch {final['epoch']}, weight norm {'infinite' if norm is None else f'{norm:.2f}'}, "
+        f"{timing['seconds']:.1f} s" + (f", {speed:,.0f} samples/s" if speed else "") + f"\nin {folder}",
         highlight=False,
         soft_wrap=True,
     )

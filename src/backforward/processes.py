@@ -26,9 +26,13 @@ def rank(devices: int) -> int:
     return int(os.environ.get("SLURM_PROCID" if made_by_slurm(devices) else "LOCAL_RANK", "0"))
 
 
-def end_with_parent() -> None:
-    """Kill this process once its parent is gone: a rank without its first waits in a collective for ever."""
-    parent = os.getppid()
+def end_with_parent(parent: int | None = None) -> None:
+    """Kill this process once its parent is gone: a rank without its first waits in a collective for ever.
+
+    Args:
+        parent: Its id, where it may be gone already; None: whichever it is now.
+    """
+    parent = os.getppid() if parent is None else parent
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -32,6 +32,7 @@ from typing import IO, Any, NamedTuple
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from backforward import processes
@@ -40,6 +41,7 @@ from backforward.settings import WITHOUT_EFFECT, Settings, differing, fingerprin
 
 DONE = ("finished", "diverged")
 LOCK = ".lock"  # in a run's folder, held while it trains
+ELSEWHERE = ("slurm", "ray")  # launchers whose runs have other GPUs and cores than this machine
 NAME_LIMIT = 150  # characters; most file systems end at 255 bytes
 
 Result = dict[str, Any]
@@ -60,7 +62,8 @@ def run_name(cfg: DictConfig) -> str:
     Raises:
         BadInput: A setting has the wrong type or range: such a run has no name, and so no folder is made for it.
     """
-    Settings.check(cfg)
+    elsewhere = cfg.hydra.mode == RunMode.MULTIRUN and cfg.hydra.runtime.choices.get("hydra/launcher") in ELSEWHERE
+    Settings.check(cfg, here=not elsewhere)
     choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     assert isinstance(choices, dict)
     overrides = OverridesParser.create().parse_overrides(list(cfg.hydra.overrides.task))

@@ -128,8 +128,12 @@ class Settings(_Model):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
     @classmethod
-    def check(cls, cfg: DictConfig) -> Settings:
+    def check(cls, cfg: DictConfig, here: bool = True) -> Settings:
         """Read a composed config.
+
+        Args:
+            cfg: The config.
+            here: Whether the run is for this machine; else another one's GPUs and cores count.
 
         Raises:
             BadInput: A value has the wrong type or range, or two of them do not go together. The first fault in
@@ -140,12 +144,13 @@ class Settings(_Model):
             settings = cls.model_validate(values)
         except ValidationError as error:
             raise BadInput(_first_fault(error)) from None
+        if here:
+            settings._check_machine()
         settings._check_combination()
         return settings
 
-    def _check_combination(self) -> None:
-        devices, batch = self.trainer.devices, self.batch_size
-        accelerator, gpus = self.trainer.accelerator, gpu_count()
+    def _check_machine(self) -> None:
+        devices, accelerator, gpus = self.trainer.devices, self.trainer.accelerator, gpu_count()
         if accelerator == "gpu" and not gpus:
             raise BadInput("trainer.accelerator=gpu: this machine has no GPU; give trainer.accelerator=cpu")
         on_gpu = gpus > 0 and accelerator != "cpu"
@@ -153,6 +158,9 @@ class Settings(_Model):
         if devices > have:
             kinds = kind if have == 1 else f"{kind}s"
             raise BadInput(f"trainer.devices={devices}: this machine has {have} {kinds}; give at most {have}")
+
+    def _check_combination(self) -> None:
+        devices, batch = self.trainer.devices, self.batch_size
         if batch % devices:
             raise BadInput(f"batch_size={batch} cannot be shared by {devices} devices; give a multiple of {devices}")
         if "shortcut" in _values(self.method.model_extra) and (self.diagnostics.shift or self.diagnostics.update):
@@ -160,10 +168,14 @@ class Settings(_Model):
                 "diagnostics.shift and diagnostics.update look at gradients, and engine=shortcut makes none;"
                 " give method.engine=replay, or diagnostics=off"
             )
-        if batch == 1 and self.norm.kind == "batch":
-            raise BadInput("norm=batch needs at least two samples to a batch; give batch_size=2 or more, or norm=prop")
-        if batch == 1 and self.data_norm == "batch":
-            raise BadInput("data_norm=batch needs at least two samples to a batch; give data_norm=global")
+        each = "" if devices == 1 else " on each device"
+        if batch == devices and self.norm.kind == "batch":
+            raise BadInput(
+                f"norm=batch needs at least two samples to a batch{each}; "
+                f"give batch_size={2 * devices} or more, or norm=prop"
+            )
+        if batch == devices and self.data_norm == "batch":
+            raise BadInput(f"data_norm=batch needs at least two samples to a batch{each}; give data_norm=global")
 
 
 def _values(settings: Mapping[str, Any] | None) -> list[Any]:
