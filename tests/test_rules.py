@@ -533,6 +533,19 @@ def test_replay_notices_what_changes_between_steps(change: Callable[[nn.Module],
     assert (len(rule.groups) == 1) == (not model.first.weight.requires_grad)
 
 
+def test_parameters_added_to_the_optimizer_are_trained_from_then_on() -> None:
+    model = BY_ID["mlp"].model()
+    optimizer = torch.optim.SGD(model[5].parameters(), lr=0.1)
+    rule = Backforward(model, optimizer, F.cross_entropy)
+    rule.step(*BY_ID["mlp"].batch())
+    assert [name for name, _ in rule.groups] == ["5"]
+    before = model[1].weight.clone()
+    optimizer.add_param_group({"params": list(model[1].parameters())})
+    rule.step(*BY_ID["mlp"].batch())
+    assert [name for name, _ in rule.groups] == ["1", "5"]
+    assert not torch.equal(model[1].weight, before)
+
+
 @pytest.mark.parametrize("reverse", [False, True], ids=["bfp_warmup", "bfp_finetune"])
 def test_switch_changes_the_rule_at_an_epoch(reverse: bool) -> None:
     problem = BY_ID["mlp"]

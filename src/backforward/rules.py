@@ -102,6 +102,9 @@ class UpdateRule:
         loss_fn: Maps (output, target) to a scalar loss.
         max_grad_norm: Clips the gradient of every update to this L2 norm.
         reduce: Averages a flat gradient over ranks; called once per update. Without it ranks would part in silence.
+            Weights then stay bitwise equal on all ranks. BatchNorm normalises by each rank's own part of the batch,
+            so its running statistics differ between ranks (unless it is `SyncBatchNorm`), and a run differs from one
+            process on the joined batch.
         step: Takes the optimizer's step; its argument is True for the last step of a batch, and only then. Default:
             `optimizer.step()`.
         after_update: Called with the parameters just updated, after every optimizer step, without gradients (a
@@ -176,20 +179,21 @@ class UpdateRule:
         """
         inputs = _inputs(x)
         plan = self._plan
-        if plan is None or plan.settings.changed():
+        if plan is None or plan.settings.changed() or plan.held != _held(self.optimizer):
             plan = self._plan = self._make_plan(inputs)
         autocast = _autocast(plan.device)
         for parameter in plan.every:
             parameter.grad = None
         last = len(plan.passes) - 1
         with closing(plan.engine.run(inputs, y)) as passes:
-            for k, (output, loss, gradients) in enumerate(passes):
+            for k, group in enumerate(plan.passes):
+                output, loss, gradients = next(passes)  # groups before this one are updated, those after it not
                 if k == 0:
                     result = Result(loss.detach(), _map(Tensor.detach, output))
                 if k == last and plan.joint:
                     result = result._replace(joint_loss=loss.detach())
-                self._update(plan.passes[k].parameters, gradients, last=k == last)
-                del output, loss, gradients  # nothing of this pass is needed in the next
+                self._update(group.parameters, gradients, last=k == last)
+                del output, loss, gradients  # the next pass needs nothing of this one
                 if autocast:
                     torch.clear_autocast_cache()  # it holds casts of the weights as they were
         return result
@@ -270,7 +274,7 @@ class Backprop(UpdateRule):
         passes = self.groups * self.repeats
         moving = survey(self.model, inputs).moving if self.repeats > 1 else []
         engine = Naive(self.model, self.loss_fn, passes, Statistics(self.model, moving, {}))
-        return _Plan(self.groups, passes, engine, Settings(self.model))
+        return _Plan(self.groups, passes, engine, Settings(self.model), held=_held(self.optimizer))
 
 
 class Backforward(UpdateRule):
@@ -356,7 +360,8 @@ class Backforward(UpdateRule):
             if self.engine != "auto":
                 raise ValueError(f"engine={self.engine!r} cannot be used with this network: {error}") from None
             self._warn(f"Backforward: the naive engine takes over: {error}")
-        return _Plan(groups, passes, engine, Settings(self.model, entered), joint=self.joint_pass)
+        settings = Settings(self.model, entered)
+        return _Plan(groups, passes, engine, settings, held=_held(self.optimizer), joint=self.joint_pass)
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:
@@ -420,7 +425,7 @@ class Naive:
         place = {id(p): i for i, p in enumerate(self._every)}
         self._places = [[place[id(p)] for p in group.parameters] for group in passes]
         self._statistics = statistics
-        self._generators = Generators(p.device for p in model.parameters())
+        self._generators = Generators.of(model)
 
     def run(self, inputs: Sequence[Any], target: Any) -> Generator[Pass, None, None]:
         """See `Engine`."""
@@ -482,7 +487,7 @@ class Replay:
         self._passes = passes
         self._statistics = statistics
         self._cut = parts
-        self._generators = Generators(p.device for p in model.parameters())
+        self._generators = Generators.of(model)
         self._loss_draws = may_draw(loss_fn)
 
     def run(self, inputs: Sequence[Any], target: Any) -> Generator[Pass, None, None]:
@@ -670,12 +675,14 @@ class _Plan:
         engine: Engine,
         settings: Settings,
         *,
+        held: int,
         joint: bool = False,
     ) -> None:
         self.groups = groups
         self.passes = passes
         self.engine = engine
         self.settings = settings
+        self.held = held
         self.joint = joint
         self.every = list(dict.fromkeys(p for group in passes for p in group.parameters))
         self.device = self.every[0].device.type
@@ -696,6 +703,11 @@ def _require_plain_sgd(optimizer: torch.optim.Optimizer) -> None:
 
 def _independent(group: Group) -> str:
     return f"the loss does not depend on group {group.name!r}: freeze its parameters"
+
+
+def _held(optimizer: torch.optim.Optimizer) -> int:
+    """Number of parameters that the optimizer holds: `add_param_group` may add some."""
+    return sum(len(group["params"]) for group in optimizer.param_groups)
 
 
 def _inputs(x: Any) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -74,8 +74,14 @@ class Generators:
         self._set: list[Callable[[Tensor], Any]] = [torch.default_generator.set_state]
         for device in {device for device in devices if device.type not in {"cpu", "meta"}}:
             backend = torch.get_device_module(device)
-            self._get.append(partial(backend.get_rng_state, device))
-            self._set.append(partial(backend.set_rng_state, device=device))
+            which = {} if device.type == "mps" else {"device": device}  # there is one such device at most
+            self._get.append(partial(backend.get_rng_state, **which))
+            self._set.append(partial(backend.set_rng_state, **which))
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Generators:
+        """Those that a network may draw from."""
+        return cls(tensor.device for tensor in chain(model.parameters(), model.buffers()))
 
     def save(self) -> list[Tensor]:
         """The present states, to be handed to `restore`."""
@@ -217,7 +223,7 @@ def _untouched(model: nn.Module) -> Iterator[Callable[[], list[tuple[str, str]]]
         for key, value in module._buffers.items()
         if value is not None
     ]
-    generators = Generators(tensor.device for tensor in chain(model.parameters(), model.buffers()))
+    generators = Generators.of(model)
     states, chance = generators.save(), random.getstate()
     try:
         yield lambda: [
@@ -400,7 +406,7 @@ def _near_equal(layers: list[_Layer], count: int, macs: dict[str, int]) -> list[
     """Join neighbouring layers into `count` groups, the dearest as cheap as can be and the others as even as can be."""
     if count > len(layers):
         raise ValueError(f"groups={count}: the network has {len(layers)} layers to update")
-    costs = [sum(macs[name] for name in layer.modules) for layer in layers]
+    total = [0, *accumulate(sum(macs[name] for name in layer.modules) for layer in layers)]
     # best[j]: (price of the dearest group, sum of squared prices, cuts) of the first j layers in so many groups
     best: dict[int, tuple[int, int, list[int]]] = {0: (0, 0, [0])}
     for _ in range(count):
@@ -409,7 +415,7 @@ def _near_equal(layers: list[_Layer], count: int, macs: dict[str, int]) -> list[
                 (max(dearest, price), squares + price**2, [*cuts, j])
                 for i, (dearest, squares, cuts) in best.items()
                 if i < j
-                for price in [sum(costs[i:j])]
+                for price in [total[j] - total[i]]
             )
             for j in range(min(best) + 1, len(layers) + 1)
         }
@@ -466,6 +472,7 @@ class Settings:
         self._training = [module.training for module in self._modules]
         self._parameters = list(model.parameters())
         self._trainable = [p.requires_grad for p in self._parameters]
+        self._device = self._parameters[0].device
         self._plain = [
             (vars(module), key, value)
             for module in entered
@@ -475,10 +482,11 @@ class Settings:
         self._buffers = [(module._buffers, key, value) for module in entered for key, value in module._buffers.items()]
 
     def changed(self) -> bool:
-        """Whether a mode, a frozen parameter, an attribute or a hook is no longer what it was."""
+        """Whether a mode, a frozen parameter, the device, an attribute or a hook is no longer what it was."""
         return (
             [module.training for module in self._modules] != self._training
             or [p.requires_grad for p in self._parameters] != self._trainable
+            or self._parameters[0].device != self._device
             or any(attributes.get(key) != value for attributes, key, value in self._plain)
             or any(buffers.get(key) is not value for buffers, key, value in self._buffers)
             or any(module._forward_hooks or module._forward_pre_hooks for module in self._entered)
@@ -671,10 +679,11 @@ def _trace(
     if model._forward_hooks or model._forward_pre_hooks:
         raise UntraceableError("the network itself carries forward hooks")
     tracer = _Tracer(len(inputs))
-    states = (torch.get_rng_state(), random.getstate())
+    generators = Generators.of(model)
+    states, chance = generators.save(), random.getstate()
     try:
         graph = tracer.trace(model)
-        if random.getstate() != states[1] or not torch.equal(torch.get_rng_state(), states[0]):
+        if random.getstate() != chance or not all(map(torch.equal, generators.save(), states)):
             raise UntraceableError("its forward decides by chance, outside the graph")
         _single_output(graph)
         return graph, _ties(model, graph, inputs, expected), tracer.entered
@@ -684,8 +693,8 @@ def _trace(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UntraceableError(f"torch.fx cannot trace it: {reason}") from error
     finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
+        generators.restore(states)
+        random.setstate(chance)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from backforward.bench.rules import Case, counted, measure
+from backforward.bench.rules import LR, Case, _plain_loop, _sgd_by_hand, counted, measure
+from backforward.bench.timing import peak_memory
 from backforward.models.mlp import MLP
 from backforward.models.nin import NIN
 from backforward.models.residual import Residual
@@ -90,9 +91,17 @@ def test_a_case_gives_a_row_for_the_fastest_loop_and_for_each_engine() -> None:
     assert [row["counted_floor"] is not None for row in rows] == [False, False, True, True, True, True]
 
 
-def test_sgd_by_hand_is_sgd() -> None:
-    from backforward.bench.rules import LR, _sgd_by_hand
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("engine", ["replay", "naive"])
+def test_no_engine_holds_more_than_a_plain_loop_and_a_few_outputs(name: str, engine: str) -> None:
+    model, (x, y) = NETWORKS[name](), batch(name, 32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    rule = Backforward(model, optimizer, F.cross_entropy, engine=engine)
+    plain = peak_memory(_plain_loop(model, optimizer, x, y))
+    assert peak_memory(lambda: rule.step(x, y)) <= 1.1 * plain + 3 * model(x).nbytes
 
+
+def test_sgd_by_hand_is_sgd() -> None:
     x, y = batch("mlp")
     hand, autograd = NETWORKS["mlp"](), NETWORKS["mlp"]()
     _sgd_by_hand(hand, x, y)()

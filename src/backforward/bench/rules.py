@@ -126,9 +126,9 @@ def _arms(case: Case, x: Tensor, y: Tensor) -> tuple[dict[str, Arm], dict[str, f
 
 def _plain_loop(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Arm:
     def step() -> None:
-        optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
+        optimizer.zero_grad()  # last, so that no arm holds gradients between steps
 
     return step
 

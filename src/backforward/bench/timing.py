@@ -6,9 +6,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from backforward.stages import tensors_in
 
 Arm = Callable[[], object]
 
@@ -87,19 +91,18 @@ def _waiter(device: torch.device) -> Callable[[], None]:
 
 
 def peak_memory(arm: Arm, device: torch.device | str = "cpu") -> int:
-    """The most bytes of tensors that one call holds at a time, beyond what is held before it."""
+    """The most bytes that one call holds at a time, beyond what is held before it.
+
+    On an accelerator as its allocator counts them; on the host, which does not count, what operators return (not what
+    they need for themselves meanwhile).
+    """
     device = torch.device(device)
     arm()
     if device.type == "cpu":
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        storages = _Storages()
+        with storages:
             arm()
-        held = peak = 0
-        assert trace.profiler is not None
-        events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            held += event.nbytes()
-            peak = max(peak, held)
-        return peak
+        return storages.peak
     backend = torch.get_device_module(device)
     backend.synchronize(device)
     backend.reset_peak_memory_stats(device)
@@ -107,3 +110,26 @@ def peak_memory(arm: Arm, device: torch.device | str = "cpu") -> int:
     arm()
     backend.synchronize(device)
     return int(backend.max_memory_allocated(device)) - before
+
+
+class _Storages(TorchDispatchMode):
+    """Looks after each operator which of the storages that operators returned are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._sizes: dict[int, int] = {}  # 0 for what was there before
+        self._alive: dict[int, StorageWeakRef] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._alive = {key: ref for key, ref in self._alive.items() if not ref.expired()}
+        for tensors, new in ((tensors_in([args, kwargs]), False), (tensors_in(result), True)):
+            for tensor in tensors:
+                storage = tensor.untyped_storage()
+                ref = StorageWeakRef(storage)
+                if ref.cdata not in self._alive:
+                    self._alive[ref.cdata] = ref
+                    self._sizes[ref.cdata] = storage.nbytes() * new
+        self.peak = max(self.peak, sum(self._sizes[key] for key in self._alive))
+        return result
