@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,17 @@ import torch
 class Raises(torch.optim.SGD):
     def step(self, closure: Any = None) -> Any:
         raise RuntimeError("the first step was the last")
+
+
+class RaisesOnce(torch.optim.SGD):
+    """Goes wrong the first time that it is tried in a folder, and not again."""
+
+    def step(self, closure: Any = None) -> Any:
+        folder = next(Path(word.partition("=")[2].strip("'")) for word in sys.argv if word.startswith("hydra.run.dir="))
+        if not (folder / "tried").exists():
+            (folder / "tried").touch()
+            raise RuntimeError("this time it goes wrong")
+        return super().step(closure)
 
 
 class IsKilled(torch.optim.SGD):

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,7 @@ def single_node_slurm(cpus: int = 4, gpus: int = 2) -> Iterator[dict[str, str]]:
         (folder / name).mkdir()
     devices = [folder / f"gpu{number}" for number in range(gpus)]
     for device in devices:
-        device.touch()
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))  # Slurm wants a device: another /dev/null
     host = socket.gethostname().split(".")[0]
     ctld, slurmd = _free_ports(2)
     (folder / "slurm.conf").write_text(
@@ -98,20 +99,13 @@ def single_node_slurm(cpus: int = 4, gpus: int = 2) -> Iterator[dict[str, str]]:
         *("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket"),
         *(f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munged.seed"),
     ]
+    nothing = subprocess.DEVNULL
     daemons: list[subprocess.Popen[bytes]] = []
     try:
         for command in (munged, ["slurmctld", "-D", "-c"], ["slurmd", "-D", "-c", "-N", host]):
-            daemons.append(
-                subprocess.Popen(
-                    command,
-                    env=environment,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    stdin=subprocess.DEVNULL,
-                )
-            )
+            daemons.append(subprocess.Popen(command, env=environment, stdin=nothing, stdout=nothing, stderr=nothing))
             if command is munged:
-                _until(lambda: (folder / "munge.socket").exists(), folder)
+                _until((folder / "munge.socket").exists, folder)
         _until(lambda: _says(environment, "sinfo", "--noheader", "--format=%T").startswith("idle"), folder)
         yield environment
     finally:

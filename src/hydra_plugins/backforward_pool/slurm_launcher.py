@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from backforward import runs
 from backforward.errors import BadInput
 from hydra_plugins.backforward_pool._jobs import Job, Outcome, Sweep, outcome_of
 from hydra_plugins.backforward_pool._launcher import JobLauncher, Watch, imported
@@ -98,7 +99,7 @@ class SlurmLauncher(JobLauncher):
                     since = gone.setdefault(at_slurm.job_id, time.monotonic())
                     if time.monotonic() - since < GRACE:
                         continue
-                    sweep.ended(watch.job, Outcome(cause=_fate(at_slurm.job_id), seconds=watch.seconds))
+                    sweep.ended(watch.job, Outcome(cause=_fate(at_slurm.job_id, watch.job), seconds=watch.seconds))
                 elif codes is not None:
                     code = next((code for code in codes if code != 0), 0)
                     sweep.ended(watch.job, outcome_of(watch.job, code, watch.seconds))
@@ -138,8 +139,8 @@ def _queue(ids: list[str]) -> set[str]:
     return set(asked.stdout.split()) if asked.returncode == 0 else set(ids)  # no answer is no news
 
 
-def _fate(job_id: str) -> str:
-    """What the controller remembers of a job that ended without a word."""
+def _fate(job_id: str, job: Job) -> str:
+    """What the controller remembers of a job whose worker ended without a word, and what its run said last."""
     shown = subprocess.run(  # noqa: S603
         ["scontrol", "--oneliner", "show", "job", job_id],  # noqa: S607
         capture_output=True,
@@ -148,4 +149,5 @@ def _fate(job_id: str) -> str:
     ).stdout
     fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
     state = fields.get("JobState", "gone")
-    return f"Slurm job {job_id}: {state}, exit code {fields.get('ExitCode', 'unknown')}"
+    said = "".join(f"; {line}" for line in runs.last_lines(job.log, 1))
+    return f"Slurm job {job_id}: {state}, exit code {fields.get('ExitCode', 'unknown')}{said}"
