@@ -124,10 +124,9 @@ def fit(
             final |= module.evaluated
     if logger is not None:
         metrics = {key: value for key, value in final.items() if isinstance(value, float) and math.isfinite(value)}
-        logger.log_metrics(
-            {key: value for key, value in metrics.items() if key.endswith("/test")}, step=trainer.global_step
-        )
-        logger.log_hyperparams(_readable(asked, choices or {}), {key: metrics[key] for key in _SHOWN if key in metrics})
+        # At the last step: at its default, 0, TensorBoard takes every curve of these metrics for superseded.
+        shown = {key: metrics[key] for key in _SHOWN if key in metrics}
+        logger.log_hyperparams(_readable(asked, choices or {}), shown, step=trainer.global_step)
         logger.finalize("success")
     return {
         "status": "diverged" if module.diverged else "finished",

@@ -260,12 +260,12 @@ def layout(charts: Mapping[str, str]) -> dict[str, dict[str, list[Any]]]:
     Args:
         charts: By title, the measure: `group/quantity`.
     """
-    titles = {"shift": "Covariate shift", "input": "Layer inputs"}
-    found: dict[str, dict[str, list[Any]]] = {}
+    titles = {"shift": "Covariate shift", "input": "Layer inputs", "": "Weights"}
+    found: dict[str, dict[str, list[Any]]] = {title: {} for title in titles.values()}
     for title, measure in charts.items():
-        category = titles.get(measure.split("/")[0], "Weights")
-        found.setdefault(category, {})[title] = ["Multiline", [f"^{measure}(/[^/]+)?$"]]
-    return found
+        category = titles.get(measure.split("/")[0], titles[""])
+        found[category][title] = ["Multiline", [f"^{measure}(/[^/]+)?$"]]
+    return {title: charts_of_it for title, charts_of_it in found.items() if charts_of_it}
 
 
 def _held(images: Images, count: int | None, device: torch.device) -> Held:
