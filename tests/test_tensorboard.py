@@ -1,7 +1,7 @@
 """TensorBoard on the quick start's output: what it serves, and what a browser shows of it.
 
 The browser is Chromium with its driver (on Debian: `apt-get install chromium chromium-driver`) and selenium; where one
-of them is missing, that test says so and is skipped. `BACKFORWARD_SCREENSHOT=docs/tensorboard.png` keeps its screenshot.
+of them is missing, that test says so and is skipped. `BACKFORWARD_SCREENSHOT=docs/tensorboard.png` keeps what it saw.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import pytest
-from tests.conftest import Command, environment
+from tests.conftest import TRAIN, environment
+
+from train import command
 
 EPOCHS = 3
 RUNS = [f"quickstart/{method}-lr0.1-max_epochs{EPOCHS}" for method in ("bfp", "sgd")]
@@ -41,18 +43,24 @@ return text(document.body).replace(/\\s+/g, ' ');
 """
 
 
-@pytest.fixture
-def tensorboard(train: Command, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def tensorboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a TensorBoard that serves two runs as the quick start makes them."""
+    tmp_path = tmp_path_factory.mktemp("quickstart")
     for method in ("bfp", "sgd"):
-        ended = train("experiment=quickstart", f"method={method}", "lr=0.1", f"max_epochs={EPOCHS}")
-        assert ended.code == 0, ended.err
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            asked = ["experiment=quickstart", f"method={method}", "lr=0.1", f"max_epochs={EPOCHS}"]
+            patch.setattr(sys, "argv", [str(TRAIN), *asked])
+            patch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets both: have them put back
+            patch.setenv("BACKFORWARD_TRACEBACKS", "0")
+            assert command() == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = (tmp_path / "tensorboard.log").open("w")
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "outputs", "--host", "127.0.0.1", f"--port={port}"]
-    with log, subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=environment()) as server:
+    serve = [sys.executable, "-m", "tensorboard.main", "--logdir", "outputs", "--host", "127.0.0.1", f"--port={port}"]
+    with log, subprocess.Popen(serve, cwd=tmp_path, stdout=log, stderr=log, env=environment()) as server:
         address = f"http://127.0.0.1:{port}"
         try:
             until(lambda: sorted(ask(address, "runs")) == RUNS)
@@ -117,7 +125,7 @@ def browser(tmp_path: Path) -> Iterator[Any]:
 def test_what_a_browser_shows(browser: Any, tensorboard: str, tmp_path: Path) -> None:
     def shows(page: str, *texts: str) -> None:
         browser.get("about:blank")  # else only the fragment of the address changes
-        browser.get(f"{tensorboard}/#{page}&_smoothingWeight=0&_ignoreYOutliers=false")
+        browser.get(f"{tensorboard}/#{page}&_smoothingWeight=0")
         until(lambda: all(text in browser.execute_script(PAGE_TEXT) for text in texts))
 
     shows("scalars", *RUNS, "accuracy/validation", "loss", "shift", "weight_norm")
