@@ -533,6 +533,16 @@ def test_replay_notices_what_changes_between_steps(change: Callable[[nn.Module],
     assert (len(rule.groups) == 1) == (not model.first.weight.requires_grad)
 
 
+@pytest.mark.parametrize("rule", [Backforward, Backprop])
+def test_gradients_left_from_before_move_nothing(rule: type[UpdateRule]) -> None:
+    model = WithSpare()
+    model.spare.weight.grad = torch.ones(2, 2)
+    model.spare.requires_grad_(False)
+    before = model.spare.weight.clone()
+    rule(model, torch.optim.SGD(model.parameters(), lr=0.1), F.cross_entropy).step(*BY_ID["mlp"].batch())
+    assert torch.equal(model.spare.weight, before)
+
+
 def test_parameters_added_to_the_optimizer_are_trained_from_then_on() -> None:
     model = BY_ID["mlp"].model()
     optimizer = torch.optim.SGD(model[5].parameters(), lr=0.1)

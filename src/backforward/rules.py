@@ -179,10 +179,10 @@ class UpdateRule:
         """
         inputs = _inputs(x)
         plan = self._plan
-        if plan is None or plan.settings.changed() or plan.held != _held(self.optimizer):
+        if plan is None or plan.outdated(self.optimizer):
             plan = self._plan = self._make_plan(inputs)
         autocast = _autocast(plan.device)
-        for parameter in plan.every:
+        for parameter in plan.held:
             parameter.grad = None
         last = len(plan.passes) - 1
         with closing(plan.engine.run(inputs, y)) as passes:
@@ -221,7 +221,7 @@ class UpdateRule:
 
     def _trainable(self) -> list[nn.Parameter]:
         """The parameters that the optimizer holds and that are not frozen, in the network's order."""
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        held = {id(p) for p in _held(self.optimizer)}
         own = list(self.model.parameters())
         if held - {id(p) for p in own}:
             raise ValueError(f"{type(self).__name__}: the optimizer holds parameters that are not the network's")
@@ -274,7 +274,7 @@ class Backprop(UpdateRule):
         passes = self.groups * self.repeats
         moving = survey(self.model, inputs).moving if self.repeats > 1 else []
         engine = Naive(self.model, self.loss_fn, passes, Statistics(self.model, moving, {}))
-        return _Plan(self.groups, passes, engine, Settings(self.model), held=_held(self.optimizer))
+        return _Plan(self.optimizer, self.groups, passes, engine, Settings(self.model))
 
 
 class Backforward(UpdateRule):
@@ -361,7 +361,7 @@ class Backforward(UpdateRule):
                 raise ValueError(f"engine={self.engine!r} cannot be used with this network: {error}") from None
             self._warn(f"Backforward: the naive engine takes over: {error}")
         settings = Settings(self.model, entered)
-        return _Plan(groups, passes, engine, settings, held=_held(self.optimizer), joint=self.joint_pass)
+        return _Plan(self.optimizer, groups, passes, engine, settings, joint=self.joint_pass)
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:
@@ -666,26 +666,33 @@ def _is_cross_entropy(loss_fn: LossFunction) -> bool:
 
 
 class _Plan:
-    """How a rule handles its batches, until the network's settings change."""
+    """How a rule handles its batches, until something changes that it rests on."""
 
     def __init__(
         self,
+        optimizer: torch.optim.Optimizer,
         groups: list[Group],
         passes: list[Group],
         engine: Engine,
         settings: Settings,
         *,
-        held: int,
         joint: bool = False,
     ) -> None:
         self.groups = groups
         self.passes = passes
         self.engine = engine
-        self.settings = settings
-        self.held = held
         self.joint = joint
-        self.every = list(dict.fromkeys(p for group in passes for p in group.parameters))
-        self.device = self.every[0].device.type
+        self.held = _held(optimizer)
+        self.device = passes[0].parameters[0].device.type
+        self._settings = settings
+
+    def outdated(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether network or optimizer are no longer what they were."""
+        return self._settings.changed() or len(self.held) != sum(len(g["params"]) for g in optimizer.param_groups)
+
+
+def _held(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _require_plain_sgd(optimizer: torch.optim.Optimizer) -> None:
@@ -703,11 +710,6 @@ def _require_plain_sgd(optimizer: torch.optim.Optimizer) -> None:
 
 def _independent(group: Group) -> str:
     return f"the loss does not depend on group {group.name!r}: freeze its parameters"
-
-
-def _held(optimizer: torch.optim.Optimizer) -> int:
-    """Number of parameters that the optimizer holds: `add_param_group` may add some."""
-    return sum(len(group["params"]) for group in optimizer.param_groups)
 
 
 def _inputs(x: Any) -> tuple[Any, ...]:

@@ -487,7 +487,10 @@ class Settings:
             [module.training for module in self._modules] != self._training
             or [p.requires_grad for p in self._parameters] != self._trainable
             or self._parameters[0].device != self._device
-            or any(attributes.get(key) != value for attributes, key, value in self._plain)
+            or any(
+                attributes.get(key) is not value and attributes.get(key) != value
+                for attributes, key, value in self._plain
+            )
             or any(buffers.get(key) is not value for buffers, key, value in self._buffers)
             or any(module._forward_hooks or module._forward_pre_hooks for module in self._entered)
         )
