@@ -27,7 +27,6 @@ from backforward.normprop import (
 )
 
 Layer = NormPropLinear | NormPropConv2d
-KINKED = ("relu", "leaky_relu", "prelu", "elu", "selu")
 
 
 def smooth_abs(z: Tensor) -> Tensor:
@@ -126,7 +125,7 @@ def randomise(layer: Layer, generator: torch.Generator) -> Layer:
 
 
 def act_of(layer: Layer) -> Callable[[Tensor], Tensor]:
-    return layer.activation if layer.slope is None else lambda u: F.prelu(u, layer.slope)
+    return (lambda u: layer.activation(u.clone())) if layer.slope is None else (lambda u: F.prelu(u, layer.slope))
 
 
 CASES = [
@@ -137,6 +136,10 @@ CASES = [
     ("conv-groups", conv, "leaky_relu", {"groups": 2, "padding": (0, 1)}),
     ("prelu-per-channel", conv, nn.PReLU(8), {}),
     ("prelu-per-unit", linear, nn.PReLU(32), {}),
+    ("relu-in-place", conv, nn.ReLU(inplace=True), {}),
+    ("leaky-in-place", linear, nn.LeakyReLU(0.2, inplace=True), {}),
+    ("elu-in-place", conv, nn.ELU(0.5, inplace=True), {}),
+    ("silu-in-place", linear, nn.SiLU(inplace=True), {}),
     ("J-none", linear, "relu", {"jacobian_factor": "none"}),
     ("J-paper", conv, "relu", {"jacobian_factor": "paper"}),
     ("J-number", conv, "gelu", {"jacobian_factor": 0.7}),

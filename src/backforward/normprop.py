@@ -156,7 +156,7 @@ def _quadrature_moments(act: Callable[[Tensor], Tensor], kinks: Sequence[float])
     z = (edges[:-1, None] + half * (nodes + 1)).flatten().requires_grad_()
     density = (half * weights).flatten() * torch.exp(-z.detach().square() / 2) / math.sqrt(2 * math.pi)
     with torch.enable_grad():
-        y = act(z)
+        y = act(z.clone())  # a copy, since some activations work in place
         (slope,) = torch.autograd.grad(y.sum(), z)
     y = y.detach()
     mean = (density * y).sum()
@@ -299,6 +299,7 @@ class _NormProp(nn.Module):
         else:
             self.form = _FORMS.get(type(act), "relu" if act in (F.relu, torch.relu) else "other")
             self.activation = act
+            self.negative_slope = act.negative_slope if isinstance(act, nn.LeakyReLU) else 0.0
             self._moments = gaussian_moments(act)
         self.reset_parameters()
 
@@ -336,7 +337,7 @@ class _NormProp(nn.Module):
         if self.slope is not None:
             return F.prelu(z, self.slope.to(z.dtype)).sub_((mean / std).view(self._unit_shape[:-1]))
         if self.form == "leaky_relu":
-            return self.activation(z).sub_(mean / std)
+            return F.leaky_relu(z, self.negative_slope).sub_(mean / std)
         return _affine(self.activation(z), 1 / std, -mean / std)
 
     def _repr(self) -> str:
@@ -368,7 +369,8 @@ class NormPropLinear(_NormProp):
     equation 9).
 
     Shape: x ``[..., in_features]``, o ``[..., out_features]``, W ``[out_features, in_features]``, gamma and beta
-    ``[out_features]``. x should have mean 0 and variance 1 in each feature; then so has o, near enough (J off).
+    ``[out_features]``. x should have mean 0 and variance 1 in each feature; then so has o, near enough (J off). A unit
+    whose weights are all 0 has no direction, and gives NaN.
 
     Example:
         >>> layer = NormPropLinear(784, 256)
