@@ -151,6 +151,31 @@ def test_replay_is_naive_bitwise_on_random_graphs(network: RandomNetwork, optimi
     assert torch.equal(state, its_state)
 
 
+def _torchvision_networks() -> dict[str, Callable[[], nn.Module]]:
+    import torchvision.models as tv
+
+    wide, narrow = tv.convnext.CNBlockConfig(8, 16, 2), tv.convnext.CNBlockConfig(16, None, 2)
+    return {
+        "vision-transformer": lambda: tv.VisionTransformer(16, 4, 2, 2, 16, 32, num_classes=4, dropout=0.1),
+        "swin": lambda: tv.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [2, 2], num_classes=4, stochastic_depth_prob=0.3),
+        "convnext": lambda: tv.ConvNeXt([wide, narrow], stochastic_depth_prob=0.3, num_classes=4),
+        "densenet": lambda: tv.DenseNet(4, (2, 2, 2), 8, num_classes=4, drop_rate=0.1),
+    }
+
+
+@pytest.mark.parametrize("name", ["vision-transformer", "swin", "convnext", "densenet"])
+def test_replay_is_naive_bitwise_on_networks_of_others(name: str) -> None:
+    ends, size = [], 32 if name == "densenet" else 16
+    for engine in ("naive", "replay"):
+        torch.manual_seed(1)
+        model = _torchvision_networks()[name]()
+        rule = Backforward(model, OPTIMIZERS["adamw"](list(model.parameters())), F.cross_entropy, engine=engine)
+        for _ in range(2):
+            rule.step(torch.randn(4, 3, size, size), torch.randint(4, (4,)))
+        ends.append(model)
+    assert_same_state(*ends)
+
+
 def _features(seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(6, 4, generator=generator), torch.randint(4, (6,), generator=generator)
