@@ -9,7 +9,7 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 PORT   ?= 6006
 
-.PHONY: help setup quickstart test check bench tensorboard clean
+.PHONY: help setup quickstart test check torture bench tensorboard clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ check: $(VENV)/.dev ## Lint, format, types, direction of dependencies
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy src
 	$(VENV)/bin/lint-imports
+
+torture: $(VENV)/.dev ## Kill sweeps on MNIST 40 times at random; compare to the bit with one left alone (15 minutes)
+	OMP_NUM_THREADS=1 PYTHONPATH=src $(PY) -m tests.torture --kills 40 --epochs 16
 
 bench: $(VENV)/.core ## Measure speed: medians and ratios in one run (several minutes, on a quiet machine)
 	$(PY) src/bench.py

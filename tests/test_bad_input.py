@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,38 @@ CONFIG = [
     (["-m", "method=sgd,bfp", "lr=0.1,-1"], ["lr=-1"]),
     (["-m", "method=sgd,bpf"], ["method=bpf: no such method"]),
     (["-m", "lr=0.1,0.2", "hydra.launcher.slots=0"], ["hydra.launcher.slots=0"]),
+    (["lr=inf"], ["lr=inf", "finite"]),
+    (["lr=null"], ["lr=None", "a valid number"]),
+    (["seed=-1"], ["seed=-1", "greater than or equal to 0"]),
+    (["seed=4294967296"], ["seed=4294967296", "less than 4294967296"]),
+    (["batch_size=32.5"], ["batch_size=32.5", "a valid integer"]),
+    (["weight_decay=-0.1"], ["weight_decay=-0.1", "greater than or equal to 0"]),
+    (["max_grad_norm=0"], ["max_grad_norm=0", "greater than 0"]),
+    (["timeout_min=0"], ["timeout_min=0", "greater than 0"]),
+    (["data_norm=layer"], ["data_norm=layer", "'channel'"]),
+    (["data.protocol=test"], ["data.protocol=test", "'holdout', 'paper' or 'poster'"]),
+    (["data.augment=crop"], ["data.augment=crop", "'none' or 'flip'"]),
+    (["data.size=0"], ["data.size=0", "greater than or equal to 1"]),
+    (["trainer.precision=16-mixed"], ["trainer.precision=16-mixed", "'32-true'"]),
+    (["trainer.devices=0"], ["trainer.devices=0", "greater than or equal to 1"]),
+    (["trainer.accelerator=tpu"], ["trainer.accelerator=tpu", "'auto', 'cpu' or 'gpu'"]),
+    (["trainer.checkpoint_minutes=0"], ["trainer.checkpoint_minutes=0", "greater than 0"]),
+    (["trainer.log_every_n_steps=0"], ["trainer.log_every_n_steps=0", "greater than or equal to 1"]),
+    (["trainer.progress_bar=maybe"], ["trainer.progress_bar"]),
+    (["trainer=ddp", "trainer.accelerator=cpu", "batch_size=33"], ["batch_size=33 cannot be shared by 2 devices"]),
+    (["trainer=ddp", "trainer.accelerator=cpu", "batch_size=2", "norm=batch"], ["on each device", "batch_size=4"]),
+    (["batch_size=1", "data_norm=batch"], ["data_norm=batch needs at least two samples", "data_norm=global"]),
+    (["name=../elsewhere"], ["name=../elsewhere", "match pattern"]),
+    (["norm=layer"], ["norm=layer: no such norm; there are batch, none, prop"]),
+    (["optimizer=sdg"], ["optimizer=sdg: no such optimizer", "did you mean sgd?"]),
+    (["schedule=cosin"], ["schedule=cosin: no such schedule", "did you mean cosine?"]),
+    (["trainer=dpp"], ["trainer=dpp: no such trainer", "did you mean ddp?"]),
+    (["experiment=quickstar"], ["experiment=quickstar: no such experiment", "did you mean quickstart?"]),
+    (["lr"], ["lr"]),
+    (["lr=${foo}"], ["lr", "foo"]),
+    (["lr=???"], ["lr"]),
+    (["lr=0.1,0.2"], ["lr"]),
+    (["-m", "hydra/launcher=slurm", "lr=-1"], ["lr=-1"]),
 ]
 
 
@@ -91,6 +124,60 @@ class TestData:
         ended = train(BACKFORWARD_DATA=str(tmp_path / "d"), http_proxy=closed, https_proxy=closed)
         assert_one_line(ended, "mnist", "npz")
         assert not list((tmp_path / "d").rglob("*.gz"))
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "ray"])
+def test_a_launcher_that_is_not_installed(train: Command, tmp_path: Path, launcher: str) -> None:
+    missing = {"slurm": "submitit", "ray": "ray"}[launcher]
+    if find_spec(missing):
+        pytest.skip(f"{missing} is installed")
+    ended = train("-m", f"hydra/launcher={launcher}", *DIGITS)
+    assert_one_line(ended, f"hydra/launcher={launcher}: {missing} is not installed", f"pip install -e '.[{launcher}]'")
+    assert not list(tmp_path.rglob("run.log"))
+
+
+def test_a_folder_that_is_a_file(train: Command, tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("mine")
+    assert_one_line(train(*DIGITS), "outputs")
+    assert (tmp_path / "outputs").read_text() == "mine"
+
+
+def test_checkpoint_of_another_model(train: Command, tmp_path: Path) -> None:
+    assert train(*DIGITS).code == 0
+    folder = tmp_path / FINISHED
+    (folder / "result.json").unlink()
+    whole = (folder / "last.ckpt").read_bytes()
+    ended = train(*DIGITS, "model.activation=tanh", f"hydra.run.dir={FINISHED}")
+    assert_one_line(ended, "last.ckpt is of other settings", "model.activation=tanh (there: relu)")
+    assert (folder / "last.ckpt").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", b"\x80\x02cos\nsystem\n."], ids=["empty", "torn", "a pickle that acts"]
+)
+def test_a_checkpoint_that_is_none(train: Command, tmp_path: Path, content: bytes) -> None:
+    checkpoint = tmp_path / FINISHED / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(content)
+    assert_one_line(train(*DIGITS), "last.ckpt is damaged", "delete it")
+    assert checkpoint.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"status": 3}', "\x00"], ids=["empty", "a list", "no status", "zero"])
+def test_a_result_that_is_none(train: Command, tmp_path: Path, content: str) -> None:
+    result = tmp_path / FINISHED / "result.json"
+    result.parent.mkdir(parents=True)
+    result.write_text(content)
+    assert_one_line(train(*DIGITS), "result.json is damaged", "delete it")
+    assert result.read_text() == content
+
+
+def test_damaged_plan(train: Command, tmp_path: Path) -> None:
+    plan = tmp_path / "outputs" / "train" / "sweep.json"
+    plan.parent.mkdir(parents=True)
+    plan.write_text("{")
+    assert_one_line(train("-m", *DIGITS), "sweep.json is damaged", "delete it")
+    assert plan.read_text() == "{"
 
 
 def test_damaged_result(train: Command, tmp_path: Path) -> None:

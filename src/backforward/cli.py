@@ -130,6 +130,8 @@ def _config_error(error: Exception, chain: list[str], conf: Path, overrides: Seq
         r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':((?:\n\t\S+)+)", everything
     ):
         group, choice, there = found.group(1), found.group(2), found.group(3).split()
+        if (group, choice) == ("hydra/sweeper", "optuna"):
+            return "hydra/sweeper=optuna: it is not installed; pip install -e '.[optuna]'"
         return f"{group}={choice}: no such {group}; there are {', '.join(there)}{_close(choice, there)}"
     if found := re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", everything):
         full_key = found.group(2)

@@ -34,7 +34,7 @@ from backforward.callbacks.diagnostics import Diagnostics
 from backforward.callbacks.record import RunRecord
 from backforward.data import DataSplits
 from backforward.hardware import cpu_model
-from backforward.processes import made_by_slurm
+from backforward.processes import made_by_slurm, rank
 from backforward.runs import Result
 from backforward.settings import Settings, deciding, fingerprint
 from backforward.training import Classification, InMemoryData
@@ -91,6 +91,8 @@ def fit(
         step = None
         if last.path.exists():
             resume, step = last.path, last.step_to_resume() + 1
+            if rank(devices) == 0:
+                print(f"goes on from step {step - 1}, where its last checkpoint was written", flush=True)
         # TensorBoard hides what a sitting that was cut off logged after the checkpoint where this one goes on.
         logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=step)
         logger.hparams.update(_readable(asked, choices or {}))

@@ -273,6 +273,8 @@ def sitting(folder: Path, cfg: DictConfig) -> Iterator[Callable[[Result], Result
     with lock:
         if (result := read_result(folder)) is not None and result["status"] not in DONE:
             (folder / "result.json").unlink()  # of an earlier sitting
+        for half_written in folder.rglob(".*.tmp"):  # by one that was killed
+            half_written.unlink(missing_ok=True)
         _write_hydra(folder, cfg)
         minutes = cfg.timeout_min
         if minutes is not None:
@@ -348,9 +350,12 @@ def add_to_plan(root: Path, planned: Mapping[str, Sequence[str]]) -> None:
     if not new.keys() - read_plan(root).keys():
         return
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / LOCK), whole(root / "sweep.json") as file:  # two sweeps may begin at once
-        json.dump({"runs": read_plan(root) | new}, file, indent=2)
-        file.write("\n")
+    with FileLock(root / LOCK):  # two sweeps may begin at once
+        for half_written in root.glob(".sweep.json.*.tmp"):  # by one that was killed
+            half_written.unlink()
+        with whole(root / "sweep.json") as file:
+            json.dump({"runs": read_plan(root) | new}, file, indent=2)
+            file.write("\n")
 
 
 def read_plan(root: Path) -> dict[str, list[str]]:
