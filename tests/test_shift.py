@@ -214,7 +214,7 @@ def test_input_moments_are_those_of_all_values_together(network: str) -> None:
         mean, std = oracle.input_moments(net, name, x)
         assert moments[name].mean.tolist() == pytest.approx(mean, rel=1e-5, abs=1e-6)
         assert moments[name].std.tolist() == pytest.approx(std, rel=1e-4, abs=1e-6)
-        assert values[name].shape[1] == len(mean)
+        assert values[name].shape[-1] == len(mean)
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 

@@ -262,6 +262,9 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+KEPT = 25  # samples whose values `input_moments` returns
+
+
 class UnitMoments(NamedTuple):
     """Moments of a layer's input, unit by unit.
 
@@ -281,10 +284,11 @@ class RunningMoments:
         self._count = 0
         self._mean = self._square = torch.zeros(())
 
-    def add(self, values: Tensor) -> None:
-        """Add values ``[samples, units]``."""
-        square, mean = torch.var_mean(values.double(), dim=0, correction=0)
-        count = len(values)
+    def add(self, values: Tensor, unit: int) -> None:
+        """Add values whose units lie along the axis `unit`."""
+        others = [axis for axis in range(values.ndim) if axis != unit % values.ndim]
+        square, mean = (found.double() for found in torch.var_mean(values, dim=others, correction=0))
+        count = values.numel() // len(mean)
         if not self._count:
             self._mean, self._square = mean, square * count
         else:
@@ -298,12 +302,10 @@ class RunningMoments:
         return UnitMoments(self._mean, (self._square / self._count).sqrt())
 
 
-def by_unit(values: Tensor, layer: nn.Module) -> Tensor:
-    """A layer's input as ``[samples, units]``: a unit is a channel of a convolution, else an entry of the last axis."""
+def unit_axis(layer: nn.Module) -> int:
+    """The axis of a layer's input along which its units lie: the channels of a convolution, else the last axis."""
     weight = getattr(layer, "weight", None)
-    if isinstance(weight, Tensor) and weight.ndim > 2:
-        values = values.movedim(1, -1)
-    return values.reshape(-1, values.shape[-1])
+    return 1 if isinstance(weight, Tensor) and weight.ndim > 2 else -1
 
 
 def input_moments(
@@ -317,7 +319,7 @@ def input_moments(
         batches: Inputs of the network.
 
     Returns:
-        By layer, the moments of each unit over all batches, and the values of the first batch, ``[samples, units]``.
+        By layer, the moments of each unit over all batches, and the values of the first few samples, units last.
     """
     moments: dict[str, RunningMoments] = {}
     values: dict[str, Tensor] = {}
@@ -325,10 +327,10 @@ def input_moments(
     def hook(name: str) -> Callable[..., None]:
         def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             if arguments and isinstance(arguments[0], Tensor):
-                seen = by_unit(arguments[0], module)
-                moments.setdefault(name, RunningMoments()).add(seen)
+                unit = unit_axis(module)
+                moments.setdefault(name, RunningMoments()).add(arguments[0], unit)
                 if name not in values:
-                    values[name] = seen.clone()
+                    values[name] = arguments[0][:KEPT].movedim(unit, -1).clone()
 
         return before
 
