@@ -20,7 +20,7 @@ def modules_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["backforward.fitting", "backforward.callbacks.record", "backforward.callbacks.checkpoint"]
+    "name", ["fitting", "callbacks.record", "callbacks.checkpoint"]
 )
 def test_what_imports_lightning_can_be_imported_first(name: str) -> None:
     assert "lightning" in modules_after(f"import backforward.{name}")
