@@ -19,9 +19,7 @@ def modules_after(code: str) -> set[str]:
     return set(ended.stdout.split())
 
 
-@pytest.mark.parametrize(
-    "name", ["fitting", "callbacks.record", "callbacks.checkpoint"]
-)
+@pytest.mark.parametrize("name", ["fitting", "callbacks.record", "callbacks.checkpoint"])
 def test_what_imports_lightning_can_be_imported_first(name: str) -> None:
     assert "lightning" in modules_after(f"import backforward.{name}")
 
