@@ -16,7 +16,7 @@ from tests.test_settings import composed
 from torch import nn
 
 from backforward import runs
-from backforward.callbacks.checkpoint import LastCheckpoint, read_checkpoint
+from backforward.callbacks.checkpoint import Checkpoints, read_checkpoint
 from backforward.callbacks.record import RunRecord
 from backforward.data import EpochLoader, load_data
 from backforward.errors import Stopped
@@ -214,7 +214,7 @@ def test_a_diverged_run_killed_before_its_result_trains_no_further(
         raise CutOff
 
     with monkeypatch.context() as patch, pytest.raises(CutOff):
-        patch.setattr(LastCheckpoint, "on_train_end", killed)
+        patch.setattr(Checkpoints, "on_train_end", killed)
         trained(tmp_path, "lr=1e30", "max_epochs=3")
     rows = (tmp_path / "metrics.csv").read_bytes()
     assert trained(tmp_path, "lr=1e30", "max_epochs=3")["status"] == "diverged"

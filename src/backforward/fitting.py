@@ -25,11 +25,11 @@ import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from backforward.callbacks.checkpoint import LastCheckpoint, WholeFileIO
+from backforward.callbacks.checkpoint import Checkpoints, WholeFileIO
 from backforward.callbacks.diagnostics import Diagnostics
 from backforward.callbacks.record import RunRecord
 from backforward.data import DataSplits
@@ -76,18 +76,10 @@ def fit(
     resume: Path | None = None
     logger: TensorBoardLogger | None = None
     if folder is not None:
-        last = LastCheckpoint(
+        last = Checkpoints(
             folder, asked, settings.trainer.checkpoint_minutes, agree_every=settings.trainer.log_every_n_steps
         )
-        best = ModelCheckpoint(
-            folder,
-            "best",
-            "accuracy/validation",
-            mode="max",
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        )
-        callbacks += [best, last]
+        callbacks.append(last)
         step = None
         if last.path.exists():
             resume, step = last.path, last.step_to_resume() + 1
@@ -255,5 +247,3 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message="The `srun` command is available")  # it need not be used
     # Its successor is younger than the oldest torch that will do.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-    warnings.filterwarnings("ignore", message="It is recommended to use `self.log.*sync_dist")  # it is the same already
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

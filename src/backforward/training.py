@@ -69,6 +69,7 @@ class Classification(L.LightningModule):
         seed: Of what is drawn while training, such as dropout; each device draws its own.
 
     Attributes:
+        last_loss: Loss of the last batch, before its update (scalar).
         diverged: Whether a loss was not finite; training then ends, with what it had recorded.
     """
 
@@ -101,6 +102,7 @@ class Classification(L.LightningModule):
         self.register_buffer("joint_sums", torch.zeros(3, dtype=torch.float64))
         self.register_buffer("eval_sums", torch.zeros(3, dtype=torch.float64), persistent=False)
         self.evaluated: Metrics = {}
+        self.last_loss: Tensor | None = None
 
     train_sums: Tensor
     joint_sums: Tensor
@@ -161,8 +163,8 @@ class Classification(L.LightningModule):
         assert self.rule is not None
         self.rule.set_epoch(self.current_epoch)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Let the rule change the weights by one mini-batch; return the loss from before."""
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Let the rule change the weights by one mini-batch."""
         x, y = batch
         assert self.rule is not None
         out = self.rule.step(x, y)
@@ -174,7 +176,7 @@ class Classification(L.LightningModule):
             self.lr_schedulers().step()  # type: ignore[union-attr]
         if (batch_idx + 1) % self.check_every == 0:
             self._check_finite()
-        return out.loss
+        self.last_loss = out.loss
 
     def on_train_epoch_end(self) -> None:
         """Move the schedule, once the epoch's record stands."""
@@ -220,8 +222,6 @@ class Classification(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Read the sums."""
         self.evaluated = self._means(self.eval_sums, "validation")
-        # The same number on every rank, since all of them decide together which checkpoint is the best.
-        self.log("accuracy/validation", self.evaluated["accuracy/validation"], logger=False)
 
     def on_test_epoch_start(self) -> None:
         """Begin to sum."""

@@ -6,6 +6,7 @@ import backforward._torchvision  # noqa: F401  (before Lightning, which imports 
 
 # isort: split
 import os
+import shutil
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from backforward.errors import BadInput, Stopped
 from backforward.runs import whole
 from backforward.settings import differing, fingerprint
+from backforward.training import Classification
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -61,8 +63,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} is damaged ({reason}); delete it to have this run start anew") from None
 
 
-class LastCheckpoint(Checkpoint):
+class Checkpoints(Checkpoint):
     """Keeps `last.ckpt`: after each epoch, within one every few minutes, and when the process is told to end.
+
+    After the epoch of best validation accuracy so far, `best.ckpt` is a copy of it.
 
     On SIGTERM (Slurm before it takes a machine away, a sweep that is interrupted) training ends after the batch at
     hand, with a checkpoint. Outside training it ends at once: nothing is lost.
@@ -81,8 +85,17 @@ class LastCheckpoint(Checkpoint):
         self.seconds = 60 * minutes
         self.agree_every = agree_every
         self._due = time.monotonic() + self.seconds
+        self._best = -1.0
         self._training = False
         self._told_to_end = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best validation accuracy so far."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it up again."""
+        self._best = state["best"]
 
     # Lightning sets a handler of its own before these hooks; it skips the checkpoint and leaves with exit code 0.
 
@@ -123,9 +136,15 @@ class LastCheckpoint(Checkpoint):
         if stop:
             raise Stopped
 
-    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Save with the epoch's metrics in the record."""
+        assert isinstance(module, Classification)
+        accuracy = module.evaluated.get("accuracy/validation", -1.0)
+        better, self._best = accuracy > self._best, max(accuracy, self._best)
         self._save(trainer)
+        if better and trainer.is_global_zero:
+            with whole(self.path.with_name("best.ckpt"), "wb") as copy, self.path.open("rb") as last:
+                shutil.copyfileobj(last, copy)
         if self._agreed(trainer, self._told_to_end)[0]:
             raise Stopped
 

@@ -147,7 +147,8 @@ class Diagnostics(L.Callback):
         """Measure what is due."""
         if trainer.global_step == self._next:
             assert isinstance(module, Classification)
-            self._measure(trainer, module, outputs["loss"])
+            assert module.last_loss is not None
+            self._measure(trainer, module, module.last_loss)
             self._batch = None
             self._plan(trainer, self._next + 1)
 

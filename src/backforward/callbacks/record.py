@@ -65,7 +65,9 @@ class RunRecord(L.Callback):
         """Count samples; from time to time a point of the loss within the epoch."""
         self._seen += len(batch[1]) * trainer.world_size
         if trainer.global_step % self.log_every == 0 and trainer.logger is not None:
-            loss = outputs["loss"]
+            assert isinstance(module, Classification)
+            loss = module.last_loss
+            assert loss is not None
             if trainer.world_size > 1:
                 loss = trainer.strategy.reduce(loss.clone(), reduce_op="mean")
             trainer.logger.log_metrics({"loss/batch": loss.item()}, step=trainer.global_step)
