@@ -127,10 +127,6 @@ class Classification(L.LightningModule):
         optimizer = self.make_optimizer(self.network)
         return optimizer if self.make_schedule is None else ([optimizer], [self.make_schedule(optimizer)])
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """The loader's batches are there already."""
-        return batch
-
     def rehearse(self, x: Tensor) -> None:
         """Build once what training will build, so that what cannot be is known before anything starts.
 
@@ -322,6 +318,10 @@ class InMemoryData(L.LightningDataModule):
     def test_dataloader(self) -> EpochLoader:
         """The test set, in order, whole."""
         return self._evaluation(self.data.test)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The loader's batches are there already."""
+        return batch
 
     def _evaluation(self, images: Images) -> EpochLoader:
         return EpochLoader(images, EVALUATION_BATCH, shuffle=False, drop_last=False, **self._place())
