@@ -92,6 +92,8 @@ def main() -> None:
     if unknown := [name for name in given.names if name not in BENCHMARKS]:
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     console = Console()
+    if not console.is_terminal:  # a file has no width to fit
+        console = Console(width=160)
     measured: dict[str, Rows] = {}
     for name in given.names or BENCHMARKS:
         with console.status(f"measuring {name} ..."):

@@ -129,8 +129,10 @@ def act_of(layer: Layer) -> Callable[[Tensor], Tensor]:
 
 
 CASES = [
-    *((f"linear-{name}", linear, name, {}) for name in [*ACTIVATIONS, smooth_abs]),
-    *((f"conv-{name}", conv, name, {}) for name in [*ACTIVATIONS, smooth_abs]),
+    *((f"linear-{name}", linear, name, {}) for name in ACTIVATIONS),
+    *((f"conv-{name}", conv, name, {}) for name in ACTIVATIONS),
+    ("linear-callable", linear, smooth_abs, {}),
+    ("conv-callable", conv, smooth_abs, {}),
     ("conv-stride-padding", conv, "relu", {"stride": (2, 1), "padding": 1}),
     ("conv-same-dilation", conv, "relu", {"padding": "same", "dilation": 2}),
     ("conv-groups", conv, "leaky_relu", {"groups": 2, "padding": (0, 1)}),

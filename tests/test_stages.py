@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -356,7 +357,7 @@ def test_statistics_move_in_their_pass_and_every_pass_starts_alike() -> None:
         ("flatten", False),
         ("add_", False),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r" at 0x\w+", "", str(value)),  # pytest-xdist wants the same names in every process
 )
 def test_what_may_draw(called: Any, draws: bool) -> None:
     assert may_draw(called) is draws

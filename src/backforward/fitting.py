@@ -67,6 +67,7 @@ def fit(
         BadInput: The folder holds a damaged checkpoint, or one of other settings.
     """
     _quiet()
+    torch.set_float32_matmul_precision(settings.trainer.matmul_precision)
     started = time.perf_counter()
     devices = settings.trainer.devices
     record = RunRecord(folder, settings.trainer.log_every_n_steps)

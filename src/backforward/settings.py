@@ -80,6 +80,7 @@ class TrainerSettings(_Model):
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Count
     precision: Literal["32-true", "64-true", "bf16-mixed"]
+    matmul_precision: Literal["highest", "high", "medium"]
     progress_bar: bool | Literal["auto"]
     log_every_n_steps: Count
     checkpoint_minutes: Positive
