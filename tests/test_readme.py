@@ -52,11 +52,14 @@ def test_train(line: str, spawned: Command, tmp_path: Path) -> None:
 
 
 def test_report(train: Command, tmp_path: Path) -> None:
-    line = next(line for line in COMMANDS if "report.py" in line)
     assert train("data=digits", "max_epochs=1", "trainer.accelerator=cpu").code == 0
-    script = REPOSITORY / line.split()[1]
-    shown = python(str(script), *line.split()[2:], cwd=tmp_path)
-    assert "digits (1297 training images), 1 epochs" in shown
+    shown = {
+        line.split()[2]: python(str(REPOSITORY / line.split()[1]), *line.split()[2:], cwd=tmp_path)
+        for line in COMMANDS
+        if "report.py" in line
+    }
+    assert "digits (1297 training images), 1 epochs" in shown["table"]
+    assert "finished" in shown["status"]
 
 
 def test_every_make_target_of_the_readme_is_in_the_help() -> None:
