@@ -66,7 +66,9 @@ def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
         module = Classification(
             network,
             make_optimizer=lambda network: build_optimizer(
-                weight_decay_groups(network) if settings.weight_decay else network.parameters()
+                weight_decay_groups(network)
+                if (settings.optimizer.model_extra or {}).get("weight_decay")
+                else network.parameters()
             ),
             make_rule=lambda *args, **hooks: build_rule(*args, max_grad_norm=settings.max_grad_norm, **hooks),
             make_schedule=instantiate(schedule, _partial_=True, _convert_="all") if schedule["_target_"] else None,

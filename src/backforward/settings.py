@@ -31,7 +31,6 @@ WITHOUT_EFFECT = frozenset(
         "data.root",
         "trainer.accelerator",
         "trainer.progress_bar",
-        "trainer.log_every_n_steps",
         "trainer.checkpoint_minutes",
     }
 )
@@ -162,6 +161,11 @@ class Settings(_Model):
 
     def _check_combination(self) -> None:
         devices, batch = self.trainer.devices, self.batch_size
+        if (self.method.model_extra or {}).get("engine") == "shortcut":
+            if devices > 1:
+                raise BadInput(f"engine=shortcut works on one device, not {devices}; give method.engine=replay")
+            if self.trainer.precision == "bf16-mixed":
+                raise BadInput("engine=shortcut needs full precision; give trainer.precision=32-true")
         if batch % devices:
             raise BadInput(f"batch_size={batch} cannot be shared by {devices} devices; give a multiple of {devices}")
         if "shortcut" in _values(self.method.model_extra) and (self.diagnostics.shift or self.diagnostics.update):

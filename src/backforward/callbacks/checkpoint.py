@@ -141,10 +141,15 @@ class Checkpoints(Checkpoint):
         assert isinstance(module, Classification)
         accuracy = module.evaluated.get("accuracy/validation", -1.0)
         better, self._best = accuracy > self._best, max(accuracy, self._best)
-        self._save(trainer)
-        if better and trainer.is_global_zero:
-            with whole(self.path.with_name("best.ckpt"), "wb") as copy, self.path.open("rb") as last:
-                shutil.copyfileobj(last, copy)
+        if better:  # first: cut off in between, the run does this epoch again and finds it the best again
+            best = self.path.with_name("best.ckpt")
+            trainer.save_checkpoint(best)
+            if trainer.is_global_zero:
+                with whole(self.path, "wb") as copy, best.open("rb") as source:
+                    shutil.copyfileobj(source, copy)
+            self._due = time.monotonic() + self.seconds
+        else:
+            self._save(trainer)
         if self._agreed(trainer, self._told_to_end)[0]:
             raise Stopped
 
