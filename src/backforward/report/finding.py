@@ -1,0 +1,132 @@
+"""What an experiment of the referee found: estimates, verdicts, tables, figures. Plain data, ready for the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import matplotlib.figure
+import pandas as pd
+
+from backforward.report.claims import Claim
+from backforward.report.reading import Run
+
+Method = Literal["t", "bootstrap", "quantile", "exact"]
+Kind = Literal["reproduced", "contradicted", "inconclusive", "not run", "stand-in data"]
+KINDS: tuple[Kind, ...] = ("reproduced", "contradicted", "inconclusive", "not run", "stand-in data")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval.
+
+    Attributes:
+        value: The estimate; None where nothing could be measured.
+        low: Lower end of the interval; None where there is none (one seed).
+        high: Upper end; None where there is none.
+        n: How many values it rests on: seeds, pairs of runs, images.
+        method: How the interval was made: Student's `t`, `bootstrap`, order statistics (`quantile`), or `exact`
+            (known without error, or a proportion's Wilson interval).
+        level: Of the interval, before any correction for several comparisons.
+        unit: As in `Claim.unit`.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    method: Method = "t"
+    level: float = 0.95
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        for number in (self.value, self.low, self.high):
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"an estimate is finite or None, not {number}")
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether both ends are known."""
+        return self.low is not None and self.high is not None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim.
+
+    Attributes:
+        claim: The claim.
+        kind: One of `KINDS`.
+        ours: What was measured, in a few words and numbers, with its scale.
+        why: Why this verdict; what to do where it is `not run`.
+        estimates: What it rests on.
+    """
+
+    claim: Claim
+    kind: Kind
+    ours: str
+    why: str
+    estimates: tuple[Estimate, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for the page.
+
+    Attributes:
+        title: One line.
+        frame: Cells as strings; its columns are the headings, its index is not shown.
+        note: What a reader must know: kind of interval, number of seeds, correction for several comparisons.
+    """
+
+    title: str
+    frame: pd.DataFrame
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure for the page.
+
+    Attributes:
+        name: Its file's name without ending, unique over all experiments.
+        title: One line.
+        caption: What is drawn, and what to see in it.
+        draw: Draws it, with `backforward.report.style`.
+    """
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[], matplotlib.figure.Figure]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Everything that one experiment found.
+
+    Attributes:
+        experiment: Its name.
+        question: What it asks, in one sentence.
+        verdicts: One for each of its claims.
+        tables: In reading order.
+        figures: In reading order.
+        runs: The runs behind it.
+        scale: `smoke`, `small` or `paper`.
+        hardware: What the runs were made on.
+        notes: What is missing, and what else a reader must know.
+        stand_in: Whether the runs are on another data set than the claims are about.
+    """
+
+    experiment: str
+    question: str
+    verdicts: tuple[Verdict, ...]
+    tables: tuple[Table, ...]
+    figures: tuple[Figure, ...]
+    runs: tuple[Run, ...]
+    scale: str
+    hardware: str
+    notes: tuple[str, ...] = ()
+    stand_in: bool = False

@@ -1,0 +1,157 @@
+"""Runs as the referee sees them: result.json, metrics.csv, diagnostics.csv and study.csv of a folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from backforward import runs
+from backforward.errors import BadInput
+from backforward.runs import Result
+
+SCALES = ("smoke", "small", "paper")
+# The columns that a file of no rows has; what else is in it depends on the run.
+COLUMNS = {
+    "metrics": ["epoch", "step", "lr"],
+    "diagnostics": list(runs.Measured._fields),
+    "study": [],
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run: a training, or a study.
+
+    A diverged run is a result. `final` gives such a run the accuracy of a guess (1 / classes), and as loss the
+    larger of a uniform guess's (log of the number of classes) and the highest that it recorded; its curves are as it
+    recorded them.
+
+    Attributes:
+        folder: Where it lies; its name is the run's.
+        result: What stands in `result.json`.
+        frames: Its tables where they come from elsewhere than files: `metrics`, `diagnostics`, `study`.
+    """
+
+    folder: Path
+    result: Result
+    frames: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The run's name, such as `bfp-lr0.05-seed3`."""
+        return self.folder.name
+
+    @property
+    def experiment(self) -> str:
+        """The experiment whose folder it lies in."""
+        return self.folder.parent.name
+
+    @property
+    def scale(self) -> str:
+        """The scale whose folder it lies in: `smoke`, `small`, `paper`; empty outside of the referee."""
+        scale = self.folder.parent.parent.name
+        return scale if scale in SCALES else ""
+
+    @property
+    def status(self) -> str:
+        """`finished`, `diverged` or `failed`."""
+        return str(self.result["status"])
+
+    @property
+    def seed(self) -> int:
+        """Seed of initial weights and sample order: runs of one seed are pairs."""
+        return int(self.setting("seed", 0))
+
+    @property
+    def hardware(self) -> str:
+        """What it ran on, in words."""
+        return str(self.result.get("hardware", {}).get("device", "unknown hardware"))
+
+    @property
+    def data(self) -> str:
+        """Name of the data set that it was trained on; empty where none was needed."""
+        return str(self.result.get("data", {}).get("name", ""))
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """`metrics.csv`: a row an epoch, row 0 before training."""
+        return self._frame("metrics")
+
+    @cached_property
+    def diagnostics(self) -> pd.DataFrame:
+        """`diagnostics.csv`: a row a number. An empty layer is `""`."""
+        return self._frame("diagnostics")
+
+    @cached_property
+    def study(self) -> pd.DataFrame:
+        """`study.csv`, with the columns that the study says."""
+        return self._frame("study")
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """A setting by its dotted key, such as `model.depth`."""
+        value: Any = self.result.get("settings", {})
+        for part in key.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                return default
+            value = value[part]
+        return value
+
+    def choice(self, group: str) -> str:
+        """The choice of a group, such as `bfp` of `method`; empty where there is none."""
+        return str(self.result.get("choices", {}).get(group, ""))
+
+    def final(self, key: str) -> float | None:
+        """A number after the last epoch, such as `accuracy/test`; None where it was not measured."""
+        if self.status == "diverged" and key.startswith(("loss/", "accuracy/")):
+            classes = int(self.result.get("data", {}).get("classes") or 10)
+            if key.startswith("accuracy/"):
+                return 1 / classes
+            seen = self.curve(key)
+            finite = seen[seen < math.inf]
+            return max(math.log(classes), float(finite.max()) if len(finite) else 0.0)
+        value = self.result.get("final", {}).get(key)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+    def curve(self, key: str) -> pd.Series[float]:
+        """A column of `metrics.csv` by epoch, epochs at which it was not measured left out."""
+        if key not in self.metrics:
+            return pd.Series([], index=pd.Index([], dtype="int64", name="epoch"), dtype="float64", name=key)
+        by_epoch = self.metrics.set_index("epoch")[key].astype("float64").dropna()
+        by_epoch.index = by_epoch.index.astype("int64")
+        return by_epoch
+
+    def _frame(self, kind: str) -> pd.DataFrame:
+        if kind in self.frames:
+            return self.frames[kind]
+        empty = pd.DataFrame(columns=COLUMNS[kind])
+        path = self.folder / f"{kind}.csv"
+        text = {"layer": str, "measure": str} if kind == "diagnostics" else None
+        try:
+            frame = pd.read_csv(path, dtype=text, float_precision="round_trip")
+        except (FileNotFoundError, pd.errors.EmptyDataError):
+            return empty
+        except (pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
+            raise BadInput(f"{path} is damaged ({error}); delete its folder to have this run done again") from None
+        return frame.fillna({"layer": ""}) if kind == "diagnostics" else frame
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Read the runs below a folder that have ended, in natural order; a folder that is not there holds none.
+
+    A run whose result cannot be read counts as failed, with the cause.
+    """
+    found = []
+    for place in runs.result_folders(folder):
+        try:
+            result = runs.read_result(place)
+        except BadInput as error:
+            result = {"status": "failed", "cause": str(error), "settings": {}}
+        if result is not None:
+            found.append(Run(place, result))
+    return found
