@@ -7,10 +7,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from tests.oracles import shift as oracle
+from tests.oracles.normprop import literal
 from torch import Tensor, nn
 
 from backforward import shift
@@ -227,6 +230,81 @@ def test_drift_is_the_distance_between_normals() -> None:
     ours = shift.drift(shift.UnitMoments(a, s), shift.UnitMoments(b, t))
     assert ours.item() == pytest.approx(by_quantiles.mean().sqrt().item(), rel=1e-3)
     assert shift.drift(shift.UnitMoments(a, s), shift.UnitMoments(a, s)) == 0
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_pre_activations_are_what_the_activation_is_applied_to(norm: str) -> None:
+    net = mlp(norm).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.rand(p.shape, generator=torch.Generator().manual_seed(0)))  # gamma is not 1, beta not 0
+    x = batch(10)[0]
+    found = shift.pre_activations(net, ["hidden1.linear", "head"], x.split(4), 1)
+    hidden = net.hidden1.linear  # type: ignore[union-attr]
+    flat = x.flatten(1)
+    with torch.no_grad():
+        if norm == "prop":
+            mean, std, _ = hidden.moments()
+            expected = literal(hidden, flat, lambda u: u) * std + mean  # the formula without its activation
+        else:
+            expected = F.linear(flat, hidden.weight, hidden.bias)
+        torch.testing.assert_close(found["hidden1.linear"], expected)
+        torch.testing.assert_close(found["head"], net(x))
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_pre_activations_of_a_convolution_are_those_of_some_positions(norm: str) -> None:
+    net = NIN((1, 17, 17), 3, width=0.02, norm=norm, seed=0).eval()
+    x = torch.rand(3, 1, 17, 17, generator=torch.Generator().manual_seed(0))
+    (everywhere,) = shift.pre_activations(net, ["conv1.conv"], [x], 1000).values()
+    assert everywhere.shape == (3 * 17 * 17, 4)
+    with torch.no_grad():
+        seen = net.conv1.conv.pre_activation(x) if norm == "prop" else net.conv1.conv(x)  # type: ignore[union-attr]
+    assert torch.equal(everywhere.sort(dim=0).values, seen.movedim(1, -1).flatten(0, 2).sort(dim=0).values)
+    (some,) = shift.pre_activations(net, ["conv1.conv"], [x], 10).values()
+    assert some.shape == (30, 4)
+    rows = {tuple(row) for row in everywhere.tolist()}
+    assert all(tuple(row) in rows for row in some.tolist())  # the values of one position stay together
+    assert torch.equal(some, shift.pre_activations(net, ["conv1.conv"], [x], 10)["conv1.conv"])
+
+
+LAWS = {
+    "normal": stats.norm(),
+    "uniform": stats.uniform(),
+    "skewed": stats.lognorm(0.7),
+    "heavy tails": stats.t(5),
+    "ties": stats.binom(3, 0.3),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_gaussianity_is_what_scipy_gives(law: str) -> None:
+    draws = LAWS[law].rvs(size=(300, 70), random_state=np.random.default_rng(0))  # more units than go at a time
+    values = 3 + 0.2 * draws
+    ours = shift.gaussianity(torch.from_numpy(values))
+    np.testing.assert_allclose(ours.skewness, stats.skew(values), atol=1e-10)
+    np.testing.assert_allclose(ours.kurtosis, stats.kurtosis(values), atol=1e-10)
+    fitted = [stats.kstest(unit, "norm", (unit.mean(), unit.std())).statistic for unit in values.T]
+    np.testing.assert_allclose(ours.distance, fitted, atol=1e-12)
+
+
+def test_gaussianity_knows_a_normal_distribution() -> None:
+    values = torch.randn(10_000, 100, generator=torch.Generator().manual_seed(0))
+    skewness, kurtosis, distance = shift.gaussianity(5 * values - 3)
+    assert skewness.abs().mean() < 0.03
+    assert kurtosis.abs().mean() < 0.06
+    assert distance.mean().item() == pytest.approx(0.63 / 100, rel=0.05)
+    assert shift.gaussianity(values.relu()).distance.mean() > 0.25
+
+
+def test_a_unit_that_never_changes_is_neither_normal_nor_not() -> None:
+    values = torch.full((1000, 2), 0.1)
+    values[0, 1] = 0.2
+    found = shift.gaussianity(values)
+    assert [bool(value.isnan()) for value in found.distance] == [True, False]
+    assert found.skewness.isnan().tolist() == [True, False]
+    assert found.kurtosis.isnan().tolist() == [True, False]
 
 
 # --- Jacobians -------------------------------------------------------------------------------------------------------

@@ -327,6 +327,15 @@ class _NormProp(nn.Module):
         per_unit = (self.gamma * scale).view(self._unit_shape)
         return _with_norms(self.weight, per_unit), bias
 
+    def pre_activation(self, x: Tensor) -> Tensor:
+        """What the activation is applied to, ``gamma_i (W_i * x) / (J ||W_i||) + beta_i``; the fold skips over it."""
+        per_unit = (self.gamma / self.moments().jacobian).view(self._unit_shape)
+        return self._linear_map(x, _with_norms(self.weight, per_unit), self.beta)
+
+    def _linear_map(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """What the plain layer does with such a weight and bias."""
+        raise NotImplementedError
+
     def _activate(self, z: Tensor) -> Tensor:
         """From the plain layer's output ``[N, O, ...]`` to this layer's."""
         if self.form == "identity":
@@ -416,8 +425,10 @@ class NormPropLinear(_NormProp):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
-        weight, bias = self.folded()
-        return self._activate(F.linear(x, weight, bias))
+        return self._activate(self._linear_map(x, *self.folded()))
+
+    def _linear_map(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(x, weight, bias)
 
     def extra_repr(self) -> str:
         """The settings."""
@@ -493,8 +504,10 @@ class NormPropConv2d(_NormProp):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``."""
-        weight, bias = self.folded()
-        return self._activate(F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups))
+        return self._activate(self._linear_map(x, *self.folded()))
+
+    def _linear_map(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         """The settings."""

@@ -94,6 +94,7 @@ class DiagnosticsSettings(_Model):
     shift: When
     update: When
     inputs: When
+    gaussianity: When
     histograms: When
     jacobian: When
     proposition1: When

@@ -353,6 +353,95 @@ def drift(now: UnitMoments, then: UnitMoments) -> Tensor:
     return ((now.mean - then.mean).square() + (now.std - then.std).square()).mean().sqrt()
 
 
+def pre_activations(
+    network: nn.Module, names: Sequence[str], batches: Iterable[Tensor], positions: int
+) -> dict[str, Tensor]:
+    """What each layer's linear map gives, before its activation.
+
+    Taken before a norm that follows: such a norm is an affine map of each unit, which `gaussianity` does not notice
+    (but that a negative scale turns the sign of the skewness). A module that contains its activation tells by a method
+    `pre_activation(x)`, as NormProp's layers do.
+
+    Args:
+        network: A copy, in the mode in which it is to be seen. Gets forward hooks for the time of the call.
+        names: Layers to look at; one whose module is never called is left out.
+        batches: Inputs of the network.
+        positions: Of each sample at most so many positions of a convolution, drawn by a generator of its own.
+
+    Returns:
+        By layer ``[values, units]``: one value a sample and position.
+    """
+    values: dict[str, list[Tensor]] = {}
+    random = torch.Generator().manual_seed(0)
+
+    def hook(name: str) -> Callable[..., None]:
+        def after(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            own = getattr(module, "pre_activation", None)
+            z: Tensor = output if own is None else own(*arguments)
+            z = z.movedim(unit_axis(module), 1).flatten(2) if z.ndim > 2 else z.unsqueeze(2)
+            samples, units, places = z.shape
+            chosen = torch.rand(samples, places, generator=random).argsort(dim=1)[:, :positions].to(z.device)
+            picked = z.gather(2, chosen.unsqueeze(1).expand(-1, units, -1))  # a copy: what follows may overwrite z
+            values.setdefault(name, []).append(picked.movedim(1, -1).flatten(0, 1))
+
+        return after
+
+    handles = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    try:
+        with torch.no_grad():
+            for x in batches:
+                network(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: torch.cat(parts) for name, parts in values.items()}
+
+
+class Gaussianity(NamedTuple):
+    """How far from a normal distribution each unit's values are; all 0 for a normal one.
+
+    None of the three changes when the values are shifted or scaled. NaN for a unit that never changes.
+
+    Attributes:
+        skewness: Third central moment over the cube of the standard deviation, ``[units]``.
+        kurtosis: Excess: fourth central moment over the square of the variance, less 3, ``[units]``; at least -2.
+        distance: Kolmogorov-Smirnov: largest difference between the values' distribution function and that of the
+            normal with their mean and variance, ``[units]``, in [0, 1]. Of n independent normal values it is on average
+            .63 / sqrt(n), not 0.
+    """
+
+    skewness: Tensor
+    kurtosis: Tensor
+    distance: Tensor
+
+
+def gaussianity(values: Tensor) -> Gaussianity:
+    """Skewness, excess kurtosis and distance to the normal of each unit's values, in double precision.
+
+    Normalization Propagation rests on the claim that pre-activations are near to normal.
+
+    Args:
+        values: ``[values, units]``.
+    """
+    parts = [torch.stack(_gaussianity(part.double())) for part in values.split(UNITS_AT_A_TIME, dim=1)]
+    return Gaussianity(*torch.cat(parts, dim=1))
+
+
+UNITS_AT_A_TIME = 64  # the copies that it makes are then smaller than the values themselves
+
+
+def _gaussianity(values: Tensor) -> Gaussianity:
+    ordered = values.sort(dim=0).values
+    variance, mean = torch.var_mean(ordered, dim=0, correction=0)
+    std = variance.sqrt().masked_fill(ordered[0] == ordered[-1], torch.nan)  # rounding may leave it a little above 0
+    z = (ordered - mean) / std
+    normal = torch.special.ndtr(z)
+    ranks = torch.arange(len(z) + 1, dtype=z.dtype, device=z.device).unsqueeze(1) / len(z)
+    distance = torch.maximum((ranks[1:] - normal).amax(dim=0), (normal - ranks[:-1]).amax(dim=0))
+    square = z.square()
+    return Gaussianity((square * z).mean(dim=0), square.square().mean(dim=0) - 3, distance)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Jacobian of a layer, Proposition 1 (Normalization Propagation, sections 3.4 and 3.1)
 # ---------------------------------------------------------------------------------------------------------------------

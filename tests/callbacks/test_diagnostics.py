@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf, open_dict
+from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tests.oracles import shift as oracle
@@ -195,13 +197,29 @@ def test_numbers_of_a_run(tmp_path: Path) -> None:
     assert len(unit) == 2
     assert any(unit[1] == pytest.approx(one, rel=1e-5) for one in mean)
     with torch.no_grad():
+        logits = network(x).double().numpy()
+    for kind, of_units in {
+        "skewness": stats.skew(logits),
+        "kurtosis": stats.kurtosis(logits),
+        "distance": [stats.kstest(unit, "norm", (unit.mean(), unit.std())).statistic for unit in logits.T],
+    }.items():
+        expected = np.quantile(of_units, [0.05, 0.5, 0.95])
+        for quantile, value in zip(("p05", "median", "p95"), expected, strict=True):
+            found = values(rows, f"gaussianity/{kind}_{quantile}", step=2, layer="model.head")
+            assert found == pytest.approx([value], abs=1e-5)
+    with torch.no_grad():
         mu, distance, _, mended = oracle.incoherence(network.model.head.weight.tolist())
     assert values(rows, "proposition1/coherence", step=2, layer="model.head") == pytest.approx([mu], rel=1e-5)
     assert values(rows, "proposition1/distance", step=2, layer="model.head") == pytest.approx([distance], rel=1e-5)
     assert values(rows, "proposition1/mended_bound", step=2, layer="model.head") == pytest.approx([mended], rel=1e-5)
-    squared = network.model.head.weight.square().sum(dim=1)
+    squared = network.model.head.weight.detach().square().sum(dim=1)
     assert values(rows, "jacobian/mean_squared", step=2, layer="model.head") == pytest.approx([squared.mean().item()])
     assert values(rows, "jacobian/diagonal_max", step=2, layer="model.head") == pytest.approx([squared.max().item()])
+    spread = values(rows, "jacobian/diagonal_std", step=2, layer="model.head")
+    assert spread == pytest.approx([squared.std(correction=0).item()])
+    singular = torch.linalg.svdvals(network.model.head.weight.detach())  # 8 of them
+    for kind, value in {"largest": singular[0], "median": singular[4], "smallest": singular[-1]}.items():
+        assert values(rows, f"jacobian/{kind}", step=2, layer="model.head") == pytest.approx([value.item()], rel=1e-5)
     assert len(values(rows, "sharpness")) == 2
 
 

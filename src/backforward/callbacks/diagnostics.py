@@ -261,7 +261,7 @@ def layout(charts: Mapping[str, str]) -> dict[str, dict[str, list[Any]]]:
     Args:
         charts: By title, the measure: `group/quantity`.
     """
-    titles = {"shift": "Covariate shift", "input": "Layer inputs", "": "Weights"}
+    titles = {"shift": "Covariate shift", "input": "Layer inputs", "gaussianity": "Layer inputs", "": "Weights"}
     found: dict[str, dict[str, list[Any]]] = {title: {} for title in titles.values()}
     for title, measure in charts.items():
         category = titles.get(measure.split("/")[0], titles[""])

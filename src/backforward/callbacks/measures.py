@@ -20,6 +20,8 @@ Need = Literal["batch", "images"]
 
 CHUNK = 250  # images in one forward
 JACOBIAN_SAMPLES = 4
+VALUES = 10_000  # pre-activations of a unit, over images and positions (one for each image, should there be more)
+QUANTILES = {"p05": 0.05, "median": 0.5, "p95": 0.95}  # over units
 HISTOGRAM_LIMIT = 1e20  # where TensorBoard's bins end
 
 
@@ -294,6 +296,25 @@ class InputDistribution(Diagnostic):
         self._then = {name: UnitMoments(*moments) for name, moments in state.items()}
 
 
+class Gaussianity(Diagnostic):
+    """How near to normal each unit's pre-activations are, over held-out images, in evaluation mode."""
+
+    needs = frozenset({"images"})
+    charts: ClassVar = {"distance of pre-activations from a normal distribution": "gaussianity/distance_median"}
+
+    def measure(self, scene: Scene) -> Iterator[Measure]:
+        """Median, 5 and 95 percent over units of each; a unit that never changes is left out."""
+        images = scene.validation
+        found = shift.pre_activations(
+            scene.replica, scene.names, images.floats(scene.dtype), max(1, VALUES // len(images.x))
+        )
+        for name, values in found.items():
+            for kind, of_units in shift.gaussianity(values)._asdict().items():
+                shares = torch.tensor(list(QUANTILES.values()), dtype=of_units.dtype, device=of_units.device)
+                for quantile, value in zip(QUANTILES, torch.nanquantile(of_units, shares), strict=True):
+                    yield Measure(f"gaussianity/{kind}_{quantile}", value, name)
+
+
 class Histograms(Diagnostic):
     """Histograms of what arrives at each layer, all units together, and of the weights."""
 
@@ -327,10 +348,13 @@ class LayerJacobian(Diagnostic):
         for name, spectra in scene.spectra.items():
             largest = torch.stack([found.singular.max() for found in spectra]).mean()
             median = torch.stack([found.singular.median() for found in spectra]).mean()
+            smallest = torch.stack([found.singular.min() for found in spectra]).mean()
             diagonal = torch.stack([found.diagonal for found in spectra]).mean(dim=0)
             yield Measure("jacobian/largest", largest, name)
             yield Measure("jacobian/median", median, name)
+            yield Measure("jacobian/smallest", smallest, name)
             yield Measure("jacobian/mean_squared", diagonal.mean(), name)
+            yield Measure("jacobian/diagonal_std", diagonal.std(correction=0), name)
             yield Measure("jacobian/diagonal_min", diagonal.min(), name)
             yield Measure("jacobian/diagonal_max", diagonal.max(), name)
 
@@ -388,6 +412,7 @@ DIAGNOSTICS: dict[str, type[Diagnostic]] = {
     "shift": CovariateShift,
     "update": UpdateSize,
     "inputs": InputDistribution,
+    "gaussianity": Gaussianity,
     "histograms": Histograms,
     "jacobian": LayerJacobian,
     "proposition1": Proposition1,
