@@ -23,6 +23,7 @@ from backforward.errors import BadInput
 from backforward.settings import Settings, plain
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+REHEARSED = 2  # images of the step that is tried, and counted, before training
 
 
 def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
@@ -57,6 +58,7 @@ def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
             protocol=settings.data.protocol,
             size=settings.data.size,
             train_images=settings.data.train_images,
+            evaluation_images=settings.data.evaluation_images,
         )
         model = instantiate(cfg.model, in_shape=data.shape, classes=data.classes, seed=settings.seed, _convert_="all")
         network = nn.Sequential(OrderedDict(data_norm=DataNorm.fit(settings.data_norm, data.train.x), model=model))
@@ -77,10 +79,13 @@ def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
             check_every=settings.trainer.log_every_n_steps,
             seed=settings.seed,
         )
-        module.rehearse(data.train.x[:2].float() / 255)
-        loaders = InMemoryData(data, settings.batch_size, seed=settings.seed, augment=settings.data.augment)
+        few = data.train.x[:REHEARSED].float() / 255, data.train.y[:REHEARSED].long()
+        arithmetic = module.rehearse(*few)
+        loaders = InMemoryData(
+            data, settings.batch_size, seed=settings.seed, augment=settings.data.augment, shuffle=settings.data.shuffle
+        )
 
-    return fit(settings, plain(cfg), module, loaders, folder, runs.choices())
+    return fit(settings, plain(cfg), module, loaders, folder, runs.choices(), arithmetic)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

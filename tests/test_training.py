@@ -219,3 +219,21 @@ def test_a_diverged_run_killed_before_its_result_trains_no_further(
     rows = (tmp_path / "metrics.csv").read_bytes()
     assert trained(tmp_path, "lr=1e30", "max_epochs=3")["status"] == "diverged"
     assert (tmp_path / "metrics.csv").read_bytes() == rows
+
+
+def test_arithmetic_is_what_the_formula_of_a_chain_gives() -> None:
+    """For layers of c_j multiply-accumulates: SGD 3 sum(c) - c_1, replay sum((2j + 1) c_j) - c_L."""
+    costs = [64 * 16, 16 * 10]
+    sgd, bfp = 3 * sum(costs) - costs[0], 3 * costs[0] + 5 * costs[1] - costs[1]
+    expected = {"sgd": (sgd, 1), "sgd_repeat": (2 * sgd, 2), "bfp": (bfp, 1), "bfp_poster": (bfp + sgd, 2)}
+    for method, (update, updates) in expected.items():
+        (phase,) = trained(None, f"method={method}", "max_epochs=1")["arithmetic"]
+        assert phase == {
+            "from_epoch": 0,
+            "samples": 2,
+            "forward": 2 * sum(costs),
+            "update": 2 * update,
+            "updates": updates,
+        }
+    warmup = trained(None, "method=bfp_warmup", "method.at_epoch=1", "max_epochs=1")
+    assert [(phase["from_epoch"], phase["update"]) for phase in warmup["arithmetic"]] == [(0, 2 * bfp), (1, 2 * sgd)]

@@ -37,7 +37,7 @@ from backforward.hardware import cpu_model
 from backforward.processes import made_by_slurm, rank
 from backforward.runs import Result
 from backforward.settings import Settings, deciding, fingerprint
-from backforward.training import Classification, InMemoryData
+from backforward.training import Arithmetic, Classification, InMemoryData
 
 BAR_REFRESH = 50  # batches between two redraws of the progress bar; each costs as much as a small network's step
 
@@ -49,6 +49,7 @@ def fit(
     loaders: InMemoryData,
     folder: Path | None,
     choices: dict[str, str] | None = None,
+    arithmetic: Arithmetic | None = None,
 ) -> Result:
     """Train, evaluate on the test set once, and say what came of it.
 
@@ -59,6 +60,7 @@ def fit(
         loaders: The data.
         folder: Where curves and checkpoints go and where a half-done run goes on; None writes nothing.
         choices: By group, the name of the config it was read from: `method: bfp`.
+        arithmetic: What a batch costs, as `Classification.rehearse` counts it.
 
     Returns:
         The content of `result.json`.
@@ -127,6 +129,7 @@ def fit(
         "status": "diverged" if module.diverged else "finished",
         "final": _finite(final),
         "best": _finite(dict(record.best() or {})),
+        "arithmetic": arithmetic or [],
         "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
         "choices": choices or {},
         "settings": asked,

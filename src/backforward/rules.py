@@ -378,6 +378,10 @@ class Switch:
         first: The rule of epochs 0 to at_epoch - 1.
         then: The rule from epoch `at_epoch` on.
         at_epoch: The first epoch of `then`.
+
+    Attributes:
+        active: The rule of this epoch.
+        at_epoch: As given.
     """
 
     def __init__(self, first: UpdateRule, then: UpdateRule, at_epoch: int) -> None:
@@ -385,7 +389,7 @@ class Switch:
             raise ValueError("Switch: both rules must share one network and one optimizer")
         if isinstance(at_epoch, bool) or not isinstance(at_epoch, int) or at_epoch < 0:
             raise ValueError(f"Switch: at_epoch={at_epoch!r}; give a whole number of at least 0")
-        self._first, self._then, self._at_epoch = first, then, at_epoch
+        self._first, self._then, self.at_epoch = first, then, at_epoch
         self.active = then if at_epoch == 0 else first
 
     @property
@@ -400,7 +404,7 @@ class Switch:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the rule of this epoch (from 0)."""
-        self.active = self._first if epoch < self._at_epoch else self._then
+        self.active = self._first if epoch < self.at_epoch else self._then
 
     def step(self, x: Any, y: Any) -> Result:
         """Let one mini-batch change the weights, by the rule of this epoch."""

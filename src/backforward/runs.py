@@ -37,6 +37,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from backforward import processes
 from backforward.errors import BadInput, Busy
+from backforward.hardware import gpu_count
 from backforward.settings import WITHOUT_EFFECT, Settings, differing, fingerprint, plain
 
 DONE = ("finished", "diverged")
@@ -102,8 +103,16 @@ def choices() -> dict[str, str]:
 
 
 def register_resolvers() -> None:
-    """Give configs `${run_name:}`."""
-    OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
+    """Give configs `${run_name:}`, `${by_scale:smoke,small,paper}` (a value for each) and `${scale_of_machine:}`."""
+    register = partial(OmegaConf.register_new_resolver, replace=True)
+    register("run_name", lambda *, _root_: run_name(_root_))
+    register("by_scale", _by_scale)
+    register("scale_of_machine", lambda: "paper" if gpu_count() else "small")
+
+
+def _by_scale(smoke: Any, small: Any, paper: Any, *, _root_: DictConfig) -> Any:
+    scale = _root_.scale or "small"
+    return {"smoke": smoke, "small": small, "paper": paper}.get(scale)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -244,6 +253,36 @@ def _split_numbers(text: str) -> Iterator[tuple[bool, str]]:
     for part in re.split(r"(\d+(?:\.\d+)?)", text):
         if part:
             yield part[0].isdigit(), part
+
+
+def done_below(root: Path) -> dict[str, Path]:
+    """Folders of the runs below `root` that are done, by the hash of their settings."""
+    found = {}
+    for path in root.rglob("result.json"):
+        with suppress(BadInput):  # a damaged one is no run to share
+            result = read_result(path.parent)
+            if result is not None and result["status"] in DONE:
+                found[str(result["settings_hash"])] = path.parent
+    return found
+
+
+def take_over(source: Path, folder: Path) -> None:
+    """Let a run that is done elsewhere be done here too: its record, its curves and its config, not its weights.
+
+    Args:
+        source: Its folder.
+        folder: The folder of a run of equal settings that is not done, and that nobody works on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(Timeout), FileLock(folder / LOCK, timeout=0):
+        if read_result(folder) is not None:
+            return
+        # The result last: until then the run is not done.
+        names = ["metrics.csv", "diagnostics.csv", "study.csv", *(path.name for path in source.glob("events.out.*"))]
+        for path in [*(source / name for name in names), source / "result.json"]:
+            if path.exists():
+                with whole(folder / path.name, "wb") as file:
+                    file.write(path.read_bytes())
 
 
 @contextmanager

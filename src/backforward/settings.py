@@ -27,6 +27,7 @@ Count = Annotated[int, Field(ge=1)]
 WITHOUT_EFFECT = frozenset(
     {
         "name",
+        "scale",
         "timeout_min",
         "data.root",
         "trainer.accelerator",
@@ -69,7 +70,9 @@ class DataSettings(_Model):
     root: str
     protocol: Literal["holdout", "paper", "poster"]
     size: Count | None
+    shuffle: bool
     train_images: Count | None
+    evaluation_images: Count | None
     augment: Literal["none", "flip"]
 
 
@@ -118,6 +121,7 @@ class Settings(_Model):
     schedule: ScheduleSettings
     trainer: TrainerSettings
     diagnostics: DiagnosticsSettings
+    scale: Literal["smoke", "small", "paper"] | None
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
     lr: NonNegative
     batch_size: Count

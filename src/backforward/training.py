@@ -5,6 +5,7 @@ from __future__ import annotations
 import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 
 # isort: split
+import copy
 import inspect
 import warnings
 from collections.abc import Callable
@@ -18,11 +19,13 @@ import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.flop_counter import FlopCounterMode
 
 from backforward.data import DataSplits, EpochLoader, Images
 from backforward.rules import Result, Switch, UpdateRule
 
 Metrics = dict[str, float]
+Arithmetic = list[dict[str, float]]
 
 EVALUATION_BATCH = 500  # samples; of no effect on the result but for rounding
 
@@ -127,20 +130,48 @@ class Classification(L.LightningModule):
         optimizer = self.make_optimizer(self.network)
         return optimizer if self.make_schedule is None else ([optimizer], [self.make_schedule(optimizer)])
 
-    def rehearse(self, x: Tensor) -> None:
-        """Build once what training will build, so that what cannot be is known before anything starts.
+    def rehearse(self, x: Tensor, y: Tensor) -> Arithmetic:
+        """Take one step on a copy, so that what cannot be is known before anything starts, and what it costs.
 
         Args:
             x: A few images, float [N, C, H, W] in [0, 1].
+            y: Their labels, int64 [N].
+
+        Returns:
+            What a batch of N costs (`samples`): `forward` and `update`, in multiply-accumulates (of matrix products and
+            convolutions, as they were carried out), and how many `updates` it makes of each weight (a mean over
+            weights). One entry, but for a rule that changes: `from_epoch` is the first epoch that it holds for.
 
         Raises:
             ValueError, TypeError, ArithmeticError: What optimizer, schedule or rule refuse.
         """
-        optimizer = self.make_optimizer(self.network)
-        self.make_rule(self.network, optimizer, F.cross_entropy).prepare(x)
+        network = copy.deepcopy(self.network)
+        optimizer = self.make_optimizer(network)
+        rule = self.make_rule(network, optimizer, F.cross_entropy)
+        rule.prepare(x)
+        with torch.no_grad(), FlopCounterMode(display=False) as forward:
+            network(x)
+        found = []
+        for epoch in sorted({0, getattr(rule, "at_epoch", 0)}):
+            rule.set_epoch(epoch)
+            moved: list[int] = []
+            hook = optimizer.register_step_pre_hook(lambda *_, moved=moved: moved.append(_size(network, moving=True)))
+            with FlopCounterMode(display=False) as update:
+                rule.step(x, y)
+            hook.remove()
+            found.append(
+                {
+                    "from_epoch": epoch,
+                    "samples": len(y),
+                    "forward": forward.get_total_flops() // 2,
+                    "update": update.get_total_flops() // 2,
+                    "updates": sum(moved) / _size(network),
+                }
+            )
         if self.make_schedule is not None:
             with warnings.catch_warnings(action="ignore"):  # that no optimizer step came before
                 self.make_schedule(optimizer).step()
+        return found
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -299,17 +330,21 @@ class InMemoryData(L.LightningDataModule):
         batch_size: Samples in a training batch, over all devices.
         seed: Decides, with the epoch, the order of samples and the flips.
         augment: `"none"` or `"flip"`.
+        shuffle: A new order of training samples each epoch, else always that of the data set.
     """
 
-    def __init__(self, data: DataSplits, batch_size: int, seed: int, augment: str = "none") -> None:
+    def __init__(
+        self, data: DataSplits, batch_size: int, seed: int, augment: str = "none", shuffle: bool = True
+    ) -> None:
         super().__init__()
-        self.data, self.batch_size, self.seed, self.augment = data, batch_size, seed, augment
+        self.data, self.batch_size = data, batch_size
+        self._how: dict[str, Any] = {"seed": seed, "augment": augment, "shuffle": shuffle}
         # Made once here, so that a batch larger than the training set is refused before anything starts.
-        self.steps_per_epoch = len(EpochLoader(data.train, batch_size, seed=seed, augment=augment))
+        self.steps_per_epoch = len(EpochLoader(data.train, batch_size, **self._how))
 
     def train_dataloader(self) -> EpochLoader:
-        """Shuffled, without the last short batch."""
-        return EpochLoader(self.data.train, self.batch_size, seed=self.seed, augment=self.augment, **self._place())
+        """Without the last short batch."""
+        return EpochLoader(self.data.train, self.batch_size, **self._how, **self._place())
 
     def val_dataloader(self) -> EpochLoader:
         """The validation set, in order, whole."""
@@ -330,6 +365,11 @@ class InMemoryData(L.LightningDataModule):
         assert self.trainer is not None
         strategy = self.trainer.strategy
         return {"device": strategy.root_device, "rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+
+def _size(network: nn.Module, moving: bool = False) -> int:
+    """Numbers among the parameters; with `moving`, among those with a gradient at the moment."""
+    return sum(p.numel() for p in network.parameters() if not moving or p.grad is not None)
 
 
 def rank_seed(seed: int, rank: int) -> int:

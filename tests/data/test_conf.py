@@ -17,7 +17,16 @@ def test_there_is_one_for_each_data_set_and_one_for_ones_own() -> None:
 @pytest.mark.parametrize("path", sorted(CONF.iterdir()), ids=lambda path: path.stem)
 def test_defaults(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = OmegaConf.load(path)
-    assert list(config) == ["name", "protocol", "size", "train_images", "augment", "root"]
+    assert list(config) == [
+        "name",
+        "protocol",
+        "size",
+        "train_images",
+        "evaluation_images",
+        "augment",
+        "shuffle",
+        "root",
+    ]
     assert (config.protocol, config.size, config.train_images, config.augment) == ("holdout", None, None, "none")
     assert OmegaConf.is_missing(config, "name") if path.stem == "npz" else config.name == path.stem
     monkeypatch.delenv("BACKFORWARD_DATA", raising=False)

@@ -295,3 +295,13 @@ def test_the_real_sets(name: str) -> None:
     assert torch.bincount(few.train.y).tolist() == [1000 // classes] * classes
     assert few.validation is few.test
     assert len(load_data(name, default_root(), protocol="poster", train_images=1000).validation) == 10_000
+
+
+def test_evaluation_on_fewer_images_keeps_the_classes_balanced() -> None:
+    whole = load_data("digits", Path("/nowhere"))
+    few = load_data("digits", Path("/nowhere"), evaluation_images=50)
+    for part in (few.validation, few.test):
+        assert torch.bincount(part.y).tolist() == [5] * 10
+    assert torch.equal(few.train.x, whole.train.x)
+    with pytest.raises(DataError, match=r"data.evaluation_images=251: .* has 250 test images"):
+        load_data("digits", Path("/nowhere"), evaluation_images=251)

@@ -54,6 +54,7 @@ def load_data(
     protocol: str = "holdout",
     size: int | None = None,
     train_images: int | None = None,
+    evaluation_images: int | None = None,
 ) -> DataSplits:
     """Return a data set, split; every draw is class-balanced, fixed for ever and independent of a run's seed.
 
@@ -73,6 +74,7 @@ def load_data(
             validates on the test set, as the published runs of Backforward Propagation do (Stoica & Simionescu, 2023).
         size: height and width to bring the images to; as they are by default.
         train_images: train on the first so many of a fixed class-balanced order, for smaller runs.
+        evaluation_images: keep as many of the validation set and of the test set, likewise.
 
     Raises:
         DataError: the data set cannot be had, is damaged, or does not fit these arguments.
@@ -81,7 +83,7 @@ def load_data(
         close = difflib.get_close_matches(str(protocol), PROTOCOLS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise DataError(f"no data protocol {protocol!r}: {hint}there are {', '.join(PROTOCOLS)}")
-    for key, value in (("size", size), ("train_images", train_images)):
+    for key, value in (("size", size), ("train_images", train_images), ("evaluation_images", evaluation_images)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise DataError(f"data.{key}={value!r}: a whole number from 1 up, or null, is right")
     found, source = read(name, Path(root))
@@ -90,10 +92,14 @@ def load_data(
     held = {part: _hold_out(source, part, y, classes, known) for part, (_, y) in parts.items() if part != "test"}
     used = {part: np.ones_like(mask) if protocol == "poster" else ~mask for part, mask in held.items()}
     if train_images is not None:
-        _keep_first(source, parts, used, train_images, classes)
+        _keep_first(source, parts, used, "train_images", train_images, classes)
+    tested = {"test": np.ones(len(parts["test"][1]), bool)}
+    if evaluation_images is not None:
+        _keep_first(source, parts, tested, "evaluation_images", evaluation_images, classes)
+        _keep_first(source, parts, held, "evaluation_images", evaluation_images, classes)
 
     train = _gather(parts, used, size)
-    test = _gather(parts, {"test": np.ones(len(parts["test"][1]), bool)}, size)
+    test = _gather(parts, tested, size)
     validation = _gather(parts, held, size) if protocol == "holdout" else test
     channels, height, width = test.x.shape[1:]
     return DataSplits(
@@ -159,13 +165,14 @@ def _hold_out(source: str, part: str, y: NDArray[np.int64], classes: int, known:
 
 
 def _keep_first(
-    source: str, parts: dict[str, Part], used: dict[str, NDArray[np.bool_]], count: int, classes: int
+    source: str, parts: dict[str, Part], used: dict[str, NDArray[np.bool_]], key: str, count: int, classes: int
 ) -> None:
-    """Narrow the masks ``used`` to the first ``count`` images of a class-balanced order over all training parts."""
+    """Narrow the masks ``used`` to the first ``count`` images of a class-balanced order over their parts."""
     total = sum(int(mask.sum()) for mask in used.values())
     if not classes <= count <= total:
+        what = "training" if key == "train_images" else "test" if "test" in used else "validation"
         raise DataError(
-            f"data.train_images={count}: {source} has {total:,} training images of {classes} classes;"
+            f"data.{key}={count}: {source} has {total:,} {what} images of {classes} classes;"
             f" from {classes} to {total} is right"
         )
     kept = first(np.concatenate([parts[part][1][mask] for part, mask in used.items()]), count)

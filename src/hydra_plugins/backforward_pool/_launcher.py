@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from backforward import runs
 from backforward.cli import RunsFailed
 from backforward.errors import BadInput, Stopped
+from backforward.settings import fingerprint, plain
 from hydra_plugins.backforward_pool._jobs import Job, Outcome, Sweep
 
 
@@ -53,6 +54,7 @@ class JobLauncher(Launcher):
         """
         jobs = [self._job(list(overrides), initial_job_idx + n) for n, overrides in enumerate(job_overrides)]
         _write_plans(jobs)
+        _share(jobs)
         sweep = Sweep(jobs)
         with _sigterm_raises():
             outcomes = sweep.run(lambda pending: self.work(sweep, pending))
@@ -154,6 +156,17 @@ def _write_plans(jobs: Sequence[Job]) -> None:
         planned[job.folder.parent][job.name] = list(job.overrides)
     for root, names in planned.items():
         runs.add_to_plan(root, names)
+
+
+def _share(jobs: Sequence[Job]) -> None:
+    """Experiments that judge claims share runs of equal settings: what one has trained, another takes over."""
+    pending = [job for job in jobs if job.cfg.scale is not None and not (job.folder / "result.json").exists()]
+    for root in {job.folder.parent.parent for job in pending}:
+        done = runs.done_below(root)
+        for job in pending:
+            source = done.get(fingerprint(plain(job.cfg)))
+            if source is not None and job.folder.parent.parent == root:
+                runs.take_over(source, job.folder)
 
 
 @contextmanager

@@ -1,0 +1,89 @@
+"""`hydra/sweeper=grids`: Hydra's own grid search over several grids, whose runs are one sweep."""
+
+# No `from __future__ import annotations`: see launcher.py.
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+
+from backforward.errors import BadInput
+
+Grid = Mapping[str, Any]
+
+
+@dataclass
+class GridsConf:
+    """Settings of `hydra/sweeper=grids`."""
+
+    _target_: str = "hydra_plugins.backforward_pool.sweeper.GridsSweeper"
+    params: dict[str, Any] = field(default_factory=dict)  # swept in every grid: key -> values, as on the command line
+    grids: list[Any] = field(default_factory=list)  # of such; none is one grid of `params` alone
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="grids", node=GridsConf, provider="backforward")
+
+
+class GridsSweeper(BasicSweeper):
+    """Sweeps over the product of the keys of each grid, one grid after the other, in one launch.
+
+    A key on the command line replaces it in every grid; runs that then are equal are one.
+
+    Args:
+        params: Keys swept in every grid, with their values as on the command line (`0.1,0.01`).
+        grids: Further keys of each grid; they go before those of `params`.
+    """
+
+    def __init__(self, params: Grid | None = None, grids: Sequence[Grid] | None = None) -> None:
+        super().__init__(max_batch_size=None, params=None)
+        self.shared = dict(params or {})
+        self.grids = [dict(grid) for grid in grids or [{}]]
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Launch all runs.
+
+        Args:
+            arguments: Overrides from the command line.
+
+        Returns:
+            What the launcher returned for each run.
+
+        Raises:
+            BadInput: There is nothing to run, or a sweep is not over a list of values.
+        """
+        assert self.config is not None
+        assert self.launcher is not None
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        jobs: dict[frozenset[str], list[str]] = {}
+        for grid in self.grids:
+            given = [f"{key}={value}" for key, value in {**grid, **self.shared, **grid}.items()]
+            overrides = parser.parse_overrides([*given, *arguments])
+            for job in _product(overrides):
+                jobs.setdefault(frozenset(job), job)
+        if not jobs:
+            raise BadInput("this sweep has no runs: one of its keys has no values")
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        returned = self.launcher.launch(list(jobs.values()), initial_job_idx=0)
+        for job_return in returned:
+            _ = job_return.return_value  # raises what made the run fail
+        return [returned]
+
+
+def _product(overrides: list[Override]) -> list[list[str]]:
+    for override in overrides:
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            kind = override.value_type.name.lower().replace("_sweep", "") if override.value_type else "that"
+            raise BadInput(
+                f"{override.input_line}: {kind} has no list of values to try; give them, or hydra/sweeper=optuna"
+            )
+    batches: list[list[list[str]]] = BasicSweeper.split_arguments(overrides, None)
+    return batches[0]
