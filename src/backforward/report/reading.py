@@ -16,12 +16,6 @@ from backforward.errors import BadInput
 from backforward.runs import Result
 
 SCALES = ("smoke", "small", "paper")
-# The columns that a file of no rows has; what else is in it depends on the run.
-COLUMNS = {
-    "metrics": ["epoch", "step", "lr"],
-    "diagnostics": list(runs.Measured._fields),
-    "study": [],
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,16 +123,32 @@ class Run:
     def _frame(self, kind: str) -> pd.DataFrame:
         if kind in self.frames:
             return self.frames[kind]
-        empty = pd.DataFrame(columns=COLUMNS[kind])
-        path = self.folder / f"{kind}.csv"
-        text = {"layer": str, "measure": str} if kind == "diagnostics" else None
         try:
-            frame = pd.read_csv(path, dtype=text, float_precision="round_trip")
-        except (FileNotFoundError, pd.errors.EmptyDataError):
-            return empty
-        except (pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
-            raise BadInput(f"{path} is damaged ({error}); delete its folder to have this run done again") from None
-        return frame.fillna({"layer": ""}) if kind == "diagnostics" else frame
+            return _READERS[kind](self.folder)
+        except (ValueError, TypeError, OSError) as error:  # pandas' own are ValueErrors
+            cause = str(error).partition("\n")[0]
+            raise BadInput(
+                f"{self.folder / kind}.csv is damaged ({cause}); delete its folder to run it again"
+            ) from None
+
+
+def _read_metrics(folder: Path) -> pd.DataFrame:
+    rows = runs.read_metrics(folder)
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["epoch", "step", "lr"])
+
+
+def _read_diagnostics(folder: Path) -> pd.DataFrame:
+    return pd.DataFrame(runs.read_diagnostics(folder), columns=list(runs.Measured._fields))
+
+
+def _read_study(folder: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(folder / "study.csv")
+    except (FileNotFoundError, pd.errors.EmptyDataError):
+        return pd.DataFrame()
+
+
+_READERS = {"metrics": _read_metrics, "diagnostics": _read_diagnostics, "study": _read_study}
 
 
 def read_runs(folder: Path) -> list[Run]:
