@@ -31,9 +31,9 @@ def one_rank(rank: int, port: int, folder: Path, overrides: list[str], cut_at: i
     on_train_end = Classification.on_train_end
     Classification.on_train_end = lambda self: (networks.append(self.network), on_train_end(self))[1]  # type: ignore[method-assign]
     if cut_at is not None:
-        RunRecord.on_train_batch_start = cut_off_at(cut_at)  # type: ignore[method-assign]
+        RunRecord.before_batch = cut_off_at(cut_at)  # type: ignore[method-assign]
     if stop_at is not None and rank == 1:
-        RunRecord.on_train_batch_start = told_to_end_at(stop_at)  # type: ignore[method-assign]
+        RunRecord.before_batch = told_to_end_at(stop_at)  # type: ignore[method-assign]
     torch.set_num_threads(1)
     try:
         train(composed(*SMALL, "trainer=ddp", *overrides), folder)

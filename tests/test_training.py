@@ -147,19 +147,19 @@ class CutOff(Exception):
 
 
 def cut_off_at(step: int) -> Callable[..., None]:
-    def on_train_batch_start(_: RunRecord, trainer: L.Trainer, *__: Any) -> None:
+    def before_batch(_: RunRecord, trainer: L.Trainer, *__: Any) -> None:
         if trainer.global_step == step:
             raise CutOff
 
-    return on_train_batch_start
+    return before_batch
 
 
 def told_to_end_at(step: int) -> Callable[..., None]:
-    def on_train_batch_start(_: RunRecord, trainer: L.Trainer, *__: Any) -> None:
+    def before_batch(_: RunRecord, trainer: L.Trainer, *__: Any) -> None:
         if trainer.global_step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return on_train_batch_start
+    return before_batch
 
 
 SETTINGS = {
@@ -183,7 +183,7 @@ def test_a_run_cut_off_anywhere_goes_on_as_if_it_had_not_been(
     trained(tmp_path / "whole", *overrides)
     for step in (1, 17, 39, 40, 41, 79, 80, 119):  # 40 batches an epoch
         with monkeypatch.context() as patch, pytest.raises(CutOff):
-            patch.setattr(RunRecord, "on_train_batch_start", cut_off_at(step))
+            patch.setattr(RunRecord, "before_batch", cut_off_at(step))
             trained(tmp_path / "cut", *overrides)
     trained(tmp_path / "cut", *overrides)
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
@@ -198,13 +198,27 @@ def test_a_run_told_to_end_leaves_a_checkpoint_and_goes_on_as_if_it_had_not_been
     before = signal.getsignal(signal.SIGTERM)
     for step in (7, 39, 63, 119):  # the last but one ends an epoch, the last one the training
         with monkeypatch.context() as patch, pytest.raises(Stopped):
-            patch.setattr(RunRecord, "on_train_batch_start", told_to_end_at(step))
+            patch.setattr(RunRecord, "before_batch", told_to_end_at(step))
             trained(tmp_path / "cut", *overrides)
         assert read_checkpoint(tmp_path / "cut" / "last.ckpt")["global_step"] == step + 1  # after the batch at hand
     assert signal.getsignal(signal.SIGTERM) is before
     trained(tmp_path / "cut", *overrides)
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
     assert (tmp_path / "cut" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+@pytest.mark.parametrize("log_every", [50, 7])
+def test_however_many_batches_lightning_hands_over_at_a_time_it_counts_batches(tmp_path: Path, log_every: int) -> None:
+    settings = ("method=bfp", "max_epochs=2", f"trainer.log_every_n_steps={log_every}")
+    trained(tmp_path / "many", *settings)
+    trained(tmp_path / "one", *settings, "trainer.checkpoint_minutes=1e-9")  # due after every batch
+    assert same(weights(tmp_path / "many"), weights(tmp_path / "one"))
+    many, one = (read_checkpoint(tmp_path / name / "last.ckpt") for name in ("many", "one"))
+    assert many["global_step"] == one["global_step"] == 80
+    progress = many["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert progress == one["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert progress["total"] == {"ready": 80, "completed": 80, "started": 80, "processed": 80}
+    assert runs.read_metrics(tmp_path / "many") == runs.read_metrics(tmp_path / "one")
 
 
 def test_a_diverged_run_killed_before_its_result_trains_no_further(

@@ -104,7 +104,7 @@ def fit(
             precision=settings.trainer.precision,
             max_epochs=settings.max_epochs,
             num_sanity_val_steps=-1,  # the whole validation set before training: epoch 0
-            log_every_n_steps=loaders.steps_per_epoch,  # how often Lightning flushes the logger to disk
+            log_every_n_steps=loaders.steps_per_epoch,  # the record flushes the logger after each epoch
             use_distributed_sampler=False,  # the loader shares out each batch itself
             logger=logger or False,
             callbacks=callbacks,
@@ -158,6 +158,12 @@ class ProgressBar(TQDMProgressBar):
         assert isinstance(pl_module, Classification)
         metrics = pl_module.train_metrics() if trainer.training and trainer.world_size == 1 else {}
         return {key.partition("/")[0]: f"{value:.3f}" for key, value in metrics.items() if key.endswith("/train")}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After a turn; the loader's count of batches starts anew after a resume, the loop's does not."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, trainer.fit_loop.epoch_loop.batch_idx)
 
 
 # Final metrics in TensorBoard's HParams.
@@ -249,5 +255,7 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")  # Lightning's own call of torch
     warnings.filterwarnings("ignore", message="The `srun` command is available")  # it need not be used
+    # Experimental since Lightning 1.5, says it; `Classification.training_step` keeps the count right.
+    warnings.filterwarnings("ignore", message=".*`dataloader_iter`")
     # Its successor is younger than the oldest torch that will do.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")

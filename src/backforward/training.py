@@ -6,11 +6,10 @@ import backforward._torchvision  # noqa: F401  (before Lightning, which imports 
 
 # isort: split
 import copy
-import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import numpy as np
@@ -25,6 +24,7 @@ from backforward.data import DataSplits, EpochLoader, Images
 from backforward.rules import Result, Switch, UpdateRule
 
 Metrics = dict[str, float]
+Batch = tuple[Tensor, Tensor]
 Arithmetic = list[dict[str, float]]
 
 EVALUATION_BATCH = 500  # samples; of no effect on the result but for rounding
@@ -41,6 +41,17 @@ class Rule(Protocol):
 
     def prepare(self, x: Tensor) -> None:
         """Refuse, before anything starts, a network or groups that the rule cannot work with."""
+
+
+@runtime_checkable
+class EachBatch(Protocol):
+    """A callback that looks at every batch; Lightning's hooks of a batch run once a turn (see `training_step`)."""
+
+    def before_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, step: int) -> None:
+        """A batch is about to be trained on, after `step` others over all epochs."""
+
+    def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: Result, step: int) -> bool:
+        """A batch has been trained on, the `step`-th over all epochs; return whether the turn is to end with it."""
 
 
 def switching(
@@ -71,11 +82,10 @@ class Classification(L.LightningModule):
         make_schedule: `optimizer -> scheduler`, or None for a constant learning rate.
         schedule_interval: `"epoch"` or `"step"` (a batch): how often the schedule moves.
         after_update: Called with the parameters just updated, after each optimizer step.
-        check_every: Batches between two looks at whether the loss is still finite.
+        check_every: Batches of an epoch between two looks at whether the loss is still finite.
         seed: Of what is drawn while training, such as dropout; each device draws its own.
 
     Attributes:
-        last_loss: Loss of the last batch, before its update (scalar).
         diverged: Whether a loss was not finite; training then ends, with what it had recorded.
     """
 
@@ -108,7 +118,7 @@ class Classification(L.LightningModule):
         self.register_buffer("joint_sums", torch.zeros(3, dtype=torch.float64))
         self.register_buffer("eval_sums", torch.zeros(3, dtype=torch.float64), persistent=False)
         self.evaluated: Metrics = {}
-        self.last_loss: Tensor | None = None
+        self._each_batch: list[EachBatch] = []
 
     train_sums: Tensor
     joint_sums: Tensor
@@ -117,13 +127,6 @@ class Classification(L.LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, C, H, W] to logits [N, classes]."""
         return self.network(x)  # type: ignore[no-any-return]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; past torch's checks the two that change many times a batch."""
-        if name in ("_current_fx_name", "last_loss"):  # Lightning notes the hook it is in, 26 times a batch
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and its schedule if there is one, from the network."""
@@ -191,6 +194,7 @@ class Classification(L.LightningModule):
             after_update=self.after_update,
         )
         self.rule.set_epoch(self.current_epoch)
+        self._each_batch = [callback for callback in self.trainer.callbacks if isinstance(callback, EachBatch)]  # type: ignore[attr-defined]
         if self._of_ranks is None:
             torch.manual_seed(rank_seed(self.seed, self.global_rank))
         else:
@@ -204,8 +208,29 @@ class Classification(L.LightningModule):
         assert self.rule is not None
         self.rule.set_epoch(self.current_epoch)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Let the rule change the weights by one mini-batch."""
+    def training_step(self, dataloader_iter: Iterator[tuple[Batch, int, int]]) -> None:
+        """Train on the mini-batches of a turn.
+
+        What Lightning does around this call costs as much as a seventh of a small network's step. So a turn has many
+        batches: it ends when `check_every` batches of the epoch are full, or as soon as a callback wants Lightning to
+        go on, to save a checkpoint perhaps. All that is counted is counted in batches.
+        """
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        step, place = self.global_step, progress.current.ready  # which counts the first batch of the turn already
+        for place, (batch, _, _) in enumerate(dataloader_iter, start=place):  # noqa: B020
+            turn_over = self._train_on(batch, step)
+            step += 1
+            if place % self.check_every == 0:
+                self._check_finite()
+                break
+            if turn_over or self.trainer.world_size > 1:  # several processes must take turns of the same length
+                break
+        progress.increment_by(place - progress.current.ready)
+
+    def _train_on(self, batch: Batch, step: int) -> bool:
+        """Let the rule change the weights by one mini-batch; return whether a callback wants the turn to end."""
+        for callback in self._each_batch:
+            callback.before_batch(self.trainer, self, batch, step)
         x, y = batch
         assert self.rule is not None
         out = self.rule.step(x, y)
@@ -215,9 +240,10 @@ class Classification(L.LightningModule):
             self.joint_sums[2] += len(y)
         if self.make_schedule is not None and self.schedule_interval == "step":
             self.lr_schedulers().step()  # type: ignore[union-attr]
-        if (batch_idx + 1) % self.check_every == 0:
-            self._check_finite()
-        self.last_loss = out.loss
+        turn_over = False
+        for callback in self._each_batch:
+            turn_over |= callback.after_batch(self.trainer, self, batch, out, step + 1)
+        return turn_over
 
     def on_train_epoch_end(self) -> None:
         """Move the schedule, once the epoch's record stands."""
@@ -256,7 +282,7 @@ class Classification(L.LightningModule):
             if name.rpartition(".")[2] in ("running_mean", "running_var"):
                 buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+    def validation_step(self, batch: Batch, _: int) -> None:
         """Add a batch of the validation set."""
         self._evaluate(batch)
 
@@ -268,7 +294,7 @@ class Classification(L.LightningModule):
         """Begin to sum."""
         self.eval_sums.zero_()
 
-    def test_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+    def test_step(self, batch: Batch, _: int) -> None:
         """Add a batch of the test set."""
         self._evaluate(batch)
 
@@ -276,7 +302,7 @@ class Classification(L.LightningModule):
         """Read the sums."""
         self.evaluated = self._means(self.eval_sums, "test")
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
+    def _evaluate(self, batch: Batch) -> None:
         x, y = batch
         logits = self.network(x)
         _add(self.eval_sums, F.cross_entropy(logits, y), logits, y)
@@ -316,10 +342,6 @@ class Classification(L.LightningModule):
         buffers = dict(self.named_buffers())
         for name, value in own.get("buffers", {}).items():
             buffers[name].copy_(value)
-
-
-# Lightning inspects the signature of training_step before each batch; kept here, it is found at once.
-Classification.training_step.__signature__ = inspect.signature(Classification.training_step)  # type: ignore[attr-defined]
 
 
 class InMemoryData(L.LightningDataModule):

@@ -124,7 +124,7 @@ def test_a_run_cut_off_anywhere_measures_as_one_that_was_not(tmp_path: Path, mon
     train(composed(*asked), tmp_path / "whole")
     for step in (1, 4, 6, 7, 11):  # 6 batches an epoch
         with monkeypatch.context() as patch, pytest.raises(CutOff):
-            patch.setattr(RunRecord, "on_train_batch_start", cut_off_at(step))
+            patch.setattr(RunRecord, "before_batch", cut_off_at(step))
             train(composed(*asked), tmp_path / "cut")
     train(composed(*asked), tmp_path / "cut")
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))

@@ -19,9 +19,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from backforward.errors import BadInput, Stopped
+from backforward.rules import Result
 from backforward.runs import whole
 from backforward.settings import differing, fingerprint
-from backforward.training import Classification
+from backforward.training import Batch, Classification
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -124,6 +125,13 @@ class Checkpoints(Checkpoint):
         if not self._training:
             raise Stopped
         self._told_to_end = True
+
+    def before_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, step: int) -> None:
+        """Nothing to do."""
+
+    def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: Result, step: int) -> bool:
+        """End the turn when it is time to save."""
+        return self._told_to_end or time.monotonic() >= self._due
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save when the time has come."""

@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from backforward.callbacks.measures import DIAGNOSTICS, Batch, Diagnostic, Held, Measure, Scene
 from backforward.data import Images
 from backforward.data.draws import first
+from backforward.rules import Result
 from backforward.runs import Measured, write_diagnostics
 from backforward.shift import Update, Watch, layers, undisturbed, write
 from backforward.stages import Group
+from backforward.training import Batch as TrainBatch
 from backforward.training import Classification, InMemoryData
 
 Occasion = Literal["epoch", "log"] | int
@@ -86,7 +88,7 @@ class Diagnostics(L.Callback):
         self._keys: list[str] = []  # what is due then
         self._watch: Watch | None = None
         self._layers: list[Group] = []
-        self._batch: tuple[Tensor, Tensor] | None = None
+        self._batch: TrainBatch | None = None
         self._after_update: Callable[..., None] | None = None
 
     # --- hooks -------------------------------------------------------------------------------------------------------
@@ -133,24 +135,23 @@ class Diagnostics(L.Callback):
                 self._measure(trainer, module)
         self._plan(trainer, trainer.global_step + 1)
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def before_batch(self, trainer: L.Trainer, module: Classification, batch: TrainBatch, step: int) -> None:
         """Watch the batch, if something that needs it is due after it."""
-        if trainer.global_step + 1 == self._next and self._of_batch():
+        if step + 1 == self._next and self._of_batch():
             assert self._watch is not None
             with self._priced(trainer):
-                self._batch = (batch[0], batch[1])
+                self._batch = batch
                 self._watch.begin()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def after_batch(
+        self, trainer: L.Trainer, module: Classification, batch: TrainBatch, out: Result, step: int
+    ) -> bool:
         """Measure what is due."""
-        if trainer.global_step == self._next:
-            assert isinstance(module, Classification)
-            assert module.last_loss is not None
-            self._measure(trainer, module, module.last_loss)
+        if step == self._next:
+            self._measure(trainer, module, out.loss)
             self._batch = None
             self._plan(trainer, self._next + 1)
+        return False
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write the file."""

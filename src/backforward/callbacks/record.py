@@ -12,8 +12,9 @@ from typing import Any
 import lightning as L
 import torch
 
+from backforward.rules import Result
 from backforward.runs import write_metrics
-from backforward.training import Classification, weight_norms
+from backforward.training import Batch, Classification, weight_norms
 
 Row = dict[str, float | int | None]
 
@@ -59,18 +60,21 @@ class RunRecord(L.Callback):
         """Set the clock."""
         self._set_clock()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def before_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, step: int) -> None:
+        """Nothing to do."""
+
+    def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: Result, step: int) -> bool:
         """Count samples; from time to time a point of the loss within the epoch."""
         self._seen += len(batch[1]) * trainer.world_size
-        if trainer.global_step % self.log_every == 0 and trainer.logger is not None:
-            assert isinstance(module, Classification)
-            loss = module.last_loss
-            assert loss is not None
+        if step % self.log_every == 0 and trainer.logger is not None:
+            loss = out.loss
             if trainer.world_size > 1:
                 loss = trainer.strategy.reduce(loss.clone(), reduce_op="mean")
-            trainer.logger.log_metrics({"loss/batch": loss.item()}, step=trainer.global_step)
+            trainer.logger.log_metrics({"loss/batch": loss.item()}, step=step)
+        return False
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        """Stop the clock at the end of the last turn."""
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._stop_clock(module.device)  # before the evaluation
 
@@ -83,6 +87,7 @@ class RunRecord(L.Callback):
         self._add(trainer, metrics, epoch=epoch)
         if trainer.logger is not None and speed is not None:
             trainer.logger.log_metrics({"speed/samples_per_second": speed}, step=trainer.global_step)
+            trainer.logger.save()  # Lightning does so every so many turns, whatever their length
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and times so far."""
