@@ -1,17 +1,21 @@
-"""`hydra/sweeper=grids`: Hydra's own grid search over several grids, whose runs are one sweep."""
+"""`hydra/sweeper=grids`: all settings of one grid, or of several, as one sweep."""
 
 # No `from __future__ import annotations`: see launcher.py.
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
 
 from backforward.errors import BadInput
 
@@ -30,7 +34,7 @@ class GridsConf:
 ConfigStore.instance().store(group="hydra/sweeper", name="grids", node=GridsConf, provider="backforward")
 
 
-class GridsSweeper(BasicSweeper):
+class GridsSweeper(Sweeper):
     """Sweeps over the product of the keys of each grid, one grid after the other, in one launch.
 
     A key on the command line replaces it in every grid; runs that then are equal are one.
@@ -41,9 +45,18 @@ class GridsSweeper(BasicSweeper):
     """
 
     def __init__(self, params: Grid | None = None, grids: Sequence[Grid] | None = None) -> None:
-        super().__init__(max_batch_size=None, params=None)
         self.shared = dict(params or {})
         self.grids = [dict(grid) for grid in grids or [{}]]
+        self.hydra_context: HydraContext | None = None
+        self.config: DictConfig | None = None
+        self.launcher: Launcher | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take Hydra's context, and make the launcher."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> Any:
         """Launch all runs.
@@ -79,11 +92,16 @@ class GridsSweeper(BasicSweeper):
 
 
 def _product(overrides: list[Override]) -> list[list[str]]:
+    values: dict[str, list[str]] = {}  # by key; a later override of a key replaces an earlier one
     for override in overrides:
-        if override.is_sweep_override() and not override.is_discrete_sweep():
-            kind = override.value_type.name.lower().replace("_sweep", "") if override.value_type else "that"
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            kind = override.value_type.name.lower().removesuffix("_sweep") if override.value_type else "that"
             raise BadInput(
                 f"{override.input_line}: {kind} has no list of values to try; give them, or hydra/sweeper=optuna"
             )
-    batches: list[list[list[str]]] = BasicSweeper.split_arguments(overrides, None)
-    return batches[0]
+    return [list(job) for job in itertools.product(*values.values())]
