@@ -95,7 +95,7 @@ LOOKS: dict[str, Look] = {
     # update rules
     "sgd": Look("SGD", BLACK, "-", "o"),
     "bfp": Look("BFP", VERMILLION, "-", "s"),
-    "bfp_poster": Look("BFP with joint pass (published loop)", BLUE, "--", "^"),
+    "bfp_poster": Look("BFP + joint pass (published loop)", BLUE, "--", "^"),
     "sgd_2lr": Look("SGD at twice the lr", GREEN, "-.", "v"),
     "sgd_repeat": Look("SGD, two steps a batch", PURPLE, ":", "D"),
     "bfp_warmup": Look("BFP first, then SGD", ORANGE, (0, (5, 1)), "P"),
@@ -193,20 +193,27 @@ def canvas(
     return figure, figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
 
 
-def legend(figure: Figure, columns: int = 3) -> None:
-    """One legend for all panels, above them, each label once."""
+def legend(figure: Figure) -> None:
+    """One legend for all panels, above them, each label once, in as many columns as fit."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    if found:
-        figure.legend(
-            list(found.values()),
-            list(found),
-            loc="outside upper left",
-            ncols=min(columns, len(found)),
-            columnspacing=1.4,
+    for columns in range(min(4, len(found)), 0, -1):
+        made = figure.legend(
+            list(found.values()), list(found), loc="outside upper left", ncols=columns, columnspacing=1.4
         )
+        if columns == 1 or made.get_window_extent().width <= 0.98 * figure.bbox.width:
+            return
+        made.remove()
+
+
+def at_values(axes: Axes, values: Sequence[float], form: str = "{:g}") -> None:
+    """A logarithmic horizontal axis that names exactly the values of a sweep: learning rates, widths, batch sizes."""
+    axes.set_xscale("log")
+    ticks = sorted(set(values))
+    axes.set_xticks(ticks, [form.format(value) for value in ticks])
+    axes.set_xticks([], minor=True)
 
 
 def stamp(figure: Figure, text: str) -> None:
@@ -247,9 +254,9 @@ def band(axes: Axes, of: Look, frame: pd.DataFrame, markers: int = 12) -> None:
     axes.fill_between(frame.index, frame["low"], frame["high"], color=of.colour, alpha=0.16, linewidth=0)
 
 
-def published(axes: Axes, of: Look, x: Sequence[float], y: Sequence[float], label: str | None = None) -> None:
-    """The paper's own numbers: hollow markers without a line."""
-    axes.plot(x, y, label=label or f"{of.label}, published", zorder=3, **of.hollow)
+def published(axes: Axes, of: Look, x: Sequence[float], y: Sequence[float], label: str = "published") -> None:
+    """The paper's own numbers: hollow markers without a line, in the arm's colour."""
+    axes.plot(x, y, label=label, zorder=3, **of.hollow)
 
 
 def interval(axes: Axes, of: Look, at: float, estimate: Estimate, *, upright: bool = True, label: str = "") -> None:
@@ -339,7 +346,7 @@ def bars(
         published_values: By arm, the paper's value for each group.
     """
     width = 0.8 / max(1, len(arms))
-    hatches = ("", "///", "...", "xxx", "\\\\\\", "+++")
+    hatches = ("", "//", "\\\\", "xx", "--", "++")  # dots would take 150 kB of SVG
     for k, (arm, estimates) in enumerate(arms.items()):
         of = looks_of[arm]
         at = [group + (k - (len(arms) - 1) / 2) * width for group in range(len(groups))]
