@@ -182,6 +182,9 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if result["settings"].get("study"):
+        _show_study(result, folder)
+        return
     final, timing = result["final"], result["timing"]
     table = Table()
     table.add_column("")
@@ -200,6 +203,22 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _show_study(result: Mapping[str, Any], folder: Path) -> None:
+    """Print a study's headline numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in result["final"].items():
+        table.add_row(name, "infinite" if value is None else f"{value:.5g}")
+    console = Console()
+    console.print(f"[bold]{folder.name}[/]: {result['status']}", highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"{result['timing']['seconds']:.1f} s\nin {folder}", highlight=False, soft_wrap=True)
 
 
 def _say(line: str, code: int) -> int:

@@ -8,15 +8,9 @@ import backforward._torchvision  # noqa: F401  (before Lightning, which imports 
 import logging
 import math
 import os
-import platform
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +26,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from backforward.callbacks.checkpoint import Checkpoints, WholeFileIO
 from backforward.callbacks.diagnostics import Diagnostics
 from backforward.callbacks.record import RunRecord
-from backforward.data import DataSplits
-from backforward.hardware import cpu_model
 from backforward.processes import made_by_slurm, rank
+from backforward.results import assembled, shows_progress
 from backforward.runs import Result
-from backforward.settings import Settings, deciding, fingerprint
+from backforward.settings import Settings, deciding
 from backforward.training import Arithmetic, Classification, InMemoryData
 
 BAR_REFRESH = 50  # batches between two redraws of the progress bar; each costs as much as a small network's step
@@ -91,7 +84,7 @@ def fit(
         # TensorBoard hides what a sitting that was cut off logged after the checkpoint where this one goes on.
         logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=step)
         logger.hparams.update(_readable(asked, choices or {}))
-    bar = sys.stderr.isatty() if settings.trainer.progress_bar == "auto" else settings.trainer.progress_bar
+    bar = shows_progress(settings)
     if bar:
         callbacks.append(ProgressBar(refresh_rate=BAR_REFRESH))
 
@@ -125,29 +118,27 @@ def fit(
         shown = {key: metrics[key] for key in _SHOWN if key in metrics}
         logger.log_hyperparams(_readable(asked, choices or {}), shown, step=trainer.global_step)
         logger.finalize("success")
-    return {
-        "status": "diverged" if module.diverged else "finished",
-        "final": _finite(final),
-        "best": _finite(dict(record.best() or {})),
-        "arithmetic": arithmetic or [],
-        "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
-        "choices": choices or {},
-        "settings": asked,
-        "settings_hash": fingerprint(asked),
-        "data": _origin(loaders.data),
-        "code": _code(),
-        "hardware": _hardware(trainer),
-        "timing": {
+    return assembled(
+        {
+            "status": "diverged" if module.diverged else "finished",
+            "final": final,
+            "best": dict(record.best() or {}),
+            "arithmetic": arithmetic or [],
+            "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
+        },
+        asked,
+        choices or {},
+        loaders.data,
+        trainer.strategy.root_device,
+        {
             "seconds": time.perf_counter() - started,  # of this sitting
             "training_seconds": record.seconds,
             "diagnostics_seconds": diagnostics.seconds,
             "diagnostics_times": diagnostics.times,
             "samples_per_second": record.samples / record.seconds if record.seconds else None,
-            "peak_memory_bytes": _peak_memory(),
-            "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         },
-    }
+        devices=trainer.world_size,
+    )
 
 
 class ProgressBar(TQDMProgressBar):
@@ -195,58 +186,6 @@ def _readable(asked: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
     return choices | {
         key: value if isinstance(value, bool | int | float) else str(value) for key, value in flat.items()
     }
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no word for infinity or not-a-number: null."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
-    }
-
-
-def _origin(data: DataSplits) -> dict[str, Any]:
-    sizes = {"train": len(data.train.y), "validation": len(data.validation.y), "test": len(data.test.y)}
-    return {"name": data.name, "shape": list(data.shape), "classes": data.classes, **sizes, "sha256": data.fingerprint}
-
-
-def _code() -> dict[str, Any]:
-    packages = ("backforward", "torch", "torchvision", "lightning", "hydra-core", "numpy")
-    return {
-        "commit": _commit(),
-        "python": platform.python_version(),
-        **{package: version(package) if package != "torch" else torch.__version__ for package in packages[1:]},
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the source that runs, with `+changes` if the working tree differs; None outside a checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        commit, changes = (
-            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout  # noqa: S603, S607
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.strip() + ("+changes" if changes.strip() else "")
-
-
-def _hardware(trainer: L.Trainer) -> dict[str, Any]:
-    device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
-    return {
-        "device": name,
-        "devices": trainer.world_size,
-        "threads": torch.get_num_threads(),
-        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "system": platform.platform(),
-    }
-
-
-def _peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _quiet() -> None:

@@ -5,6 +5,7 @@
         events.out.*     TensorBoard
         metrics.csv      one row an epoch, row 0 before training
         diagnostics.csv  with diagnostics=cheap|full: one row a number
+        study.csv        of a study, in the place of metrics.csv: one row a measurement
         last.ckpt        where a half-done run goes on; best.ckpt: the epoch of best validation accuracy
         run.log          what the run printed, when it ran in a sweep
         result.json      written last and whole: the run is done, or why it failed
@@ -136,8 +137,17 @@ def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 def write_metrics(folder: Path, rows: list[dict[str, float | int | None]]) -> None:
     """Write `metrics.csv`: one row an epoch, numbers in full precision, an empty cell where nothing was measured."""
+    _write_rows(folder / "metrics.csv", rows)
+
+
+def write_study(folder: Path, rows: Sequence[Mapping[str, float | int | str | None]]) -> None:
+    """Write `study.csv`: one row a measurement, as the study defines them; an empty cell where a key has no say."""
+    _write_rows(folder / "study.csv", rows)
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, float | int | str | None]]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with whole(folder / "metrics.csv") as file:
+    with whole(path) as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -121,6 +121,7 @@ class Settings(_Model):
     schedule: ScheduleSettings
     trainer: TrainerSettings
     diagnostics: DiagnosticsSettings
+    study: _Group | None
     scale: Literal["smoke", "small", "paper"] | None
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
     lr: NonNegative
@@ -166,6 +167,8 @@ class Settings(_Model):
 
     def _check_combination(self) -> None:
         devices, batch = self.trainer.devices, self.batch_size
+        if self.study is not None:
+            self._check_study()
         if (self.method.model_extra or {}).get("engine") == "shortcut":
             if devices > 1:
                 raise BadInput(f"engine=shortcut works on one device, not {devices}; give method.engine=replay")
@@ -186,6 +189,14 @@ class Settings(_Model):
             )
         if batch == devices and self.data_norm == "batch":
             raise BadInput(f"data_norm=batch needs at least two samples to a batch{each}; give data_norm=global")
+
+    def _check_study(self) -> None:
+        if self.trainer.devices > 1:
+            raise BadInput(f"a study works on one device, not {self.trainer.devices}; give trainer.devices=1")
+        if self.trainer.precision == "bf16-mixed":
+            raise BadInput("a study needs full precision; give trainer.precision=32-true")
+        if any(self.diagnostics.when().values()):
+            raise BadInput("diagnostics watch a training, and a study has none; give diagnostics=off")
 
 
 def _values(settings: Mapping[str, Any] | None) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
-from statistics import quantiles
 from typing import Any
 
 import torch
@@ -80,5 +79,5 @@ def training_step(network: NIN, x: Tensor, y: Tensor, *, project: bool) -> Calla
 
 
 def _ratio(ours: Timing, theirs: Timing) -> dict[str, float]:
-    low, middle, high = quantiles([a / b for a, b in zip(ours.rounds, theirs.rounds, strict=True)], n=4)
+    low, middle, high = ours.ratio_quartiles(theirs)
     return {"lower_quartile": low, "median": middle, "upper_quartile": high}

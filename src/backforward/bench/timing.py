@@ -38,7 +38,16 @@ class Timing:
 
     def ratio(self, base: Timing) -> float:
         """How many times as long as `base` a call takes: the median over rounds of the ratio within a round."""
-        return statistics.median(ours / theirs for ours, theirs in zip(self.rounds, base.rounds, strict=True))
+        return statistics.median(self._ratios(base))
+
+    def ratio_quartiles(self, base: Timing) -> tuple[float, float, float]:
+        """The lower quartile, the median and the upper quartile of that ratio; thrice the same for a single round."""
+        ratios = self._ratios(base)
+        low, middle, high = statistics.quantiles(ratios * 2 if len(ratios) == 1 else ratios, n=4)
+        return low, middle, high
+
+    def _ratios(self, base: Timing) -> list[float]:
+        return [ours / theirs for ours, theirs in zip(self.rounds, base.rounds, strict=True)]
 
 
 def interleaved(

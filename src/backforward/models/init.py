@@ -57,7 +57,7 @@ def initialise_(model: nn.Module, init: str, seed: int | None = None) -> None:
         fan_in = weight[0].numel()
         fan_out = weight.shape[0] * weight[0, 0].numel()
         bound = 1 / math.sqrt(fan_in)
-        draw = _generator(seed, position, "weight")
+        draw = generator(seed, position, "weight")
         if init == "he":
             _fill(weight, torch.randn(weight.shape, generator=draw) * math.sqrt(2 / fan_in))
         elif init == "glorot":
@@ -66,7 +66,7 @@ def initialise_(model: nn.Module, init: str, seed: int | None = None) -> None:
             _fill(weight, _uniform(weight, bound, draw))
         bias = getattr(layer, "bias", None)
         if isinstance(bias, Tensor):
-            drawn = _uniform(bias, bound, _generator(seed, position, "bias"))
+            drawn = _uniform(bias, bound, generator(seed, position, "bias"))
             _fill(bias, torch.zeros_like(drawn) if init == "glorot" else drawn)
 
 
@@ -75,8 +75,9 @@ def _has_weight_matrix(module: nn.Module) -> bool:
     return weight is not None and weight.ndim >= 2
 
 
-def _generator(seed: int, position: int, name: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{position}/{name}".encode()).digest()
+def generator(*purpose: object) -> torch.Generator:
+    """A generator on the host for one purpose alone, such as seed, position and name: another's draws move no other."""
+    digest = hashlib.sha256("/".join(map(str, purpose)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
