@@ -207,6 +207,11 @@ def test_a_run_told_to_end_leaves_a_checkpoint_and_goes_on_as_if_it_had_not_been
     assert (tmp_path / "cut" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
 
 
+def test_double_precision_reaches_the_images(tmp_path: Path) -> None:
+    trained(tmp_path, "trainer.precision=64-true", "data_norm=none", "max_epochs=1")
+    assert {value.dtype for value in weights(tmp_path).values()} == {torch.float64}
+
+
 @pytest.mark.parametrize("log_every", [50, 7])
 def test_however_many_batches_lightning_hands_over_at_a_time_it_counts_batches(tmp_path: Path, log_every: int) -> None:
     settings = ("method=bfp", "max_epochs=2", f"trainer.log_every_n_steps={log_every}")

@@ -674,7 +674,9 @@ class DataNorm(nn.Module):
         if self.kind == "none":
             return x
         if self.kind != "batch":
-            return torch.addcmul(self.shift, x, self.scale)
+            # Spread over all pixels first: with two operands of one number a channel, addcmul takes four times as long.
+            shift, scale = (each.expand(x.shape[-3:]).contiguous() for each in (self.shift, self.scale))
+            return torch.addcmul(shift, x, scale)
         if self.training:
             var, mean = self._batch_moments(x)
         else:

@@ -218,6 +218,7 @@ class Classification(L.LightningModule):
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         step, place = self.global_step, progress.current.ready  # which counts the first batch of the turn already
         for place, (batch, _, _) in enumerate(dataloader_iter, start=place):  # noqa: B020
+            batch = self.trainer.precision_plugin.convert_input(batch)  # noqa: PLW2901
             turn_over = self._train_on(batch, step)
             step += 1
             if place % self.check_every == 0:
