@@ -28,11 +28,11 @@ Rows = list[dict[str, Any]]
 
 
 def training() -> Rows:
-    """A run under Lightning against a bare loop."""
+    """Runs under Lightning against bare loops."""
     from backforward.bench import training as bench
     from backforward.data import default_root
 
-    return [bench.run(_train, default_root())]
+    return bench.run(_train, default_root())
 
 
 def diagnostics() -> Rows:

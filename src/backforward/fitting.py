@@ -132,6 +132,7 @@ def fit(
         trainer.strategy.root_device,
         {
             "seconds": time.perf_counter() - started,  # of this sitting
+            "start_seconds": record.start_seconds,
             "training_seconds": record.seconds,
             "diagnostics_seconds": diagnostics.seconds,
             "diagnostics_times": diagnostics.times,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import time
 from functools import cache
 from pathlib import Path
 
@@ -37,6 +38,15 @@ def cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def process_age() -> float | None:
+    """Seconds since this process was started or forked, to a hundredth; None where /proc does not tell (Linux does)."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):  # no /proc, no such clock
+        return None
 
 
 @cache

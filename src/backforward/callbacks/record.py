@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from backforward.hardware import process_age
 from backforward.rules import Result
 from backforward.runs import write_metrics
 from backforward.training import Batch, Classification, weight_norms
@@ -32,6 +33,7 @@ class RunRecord(L.Callback):
         rows: One a finished epoch, and row 0 from before training.
         seconds: Time in training steps, over all sittings of this run.
         samples: Samples trained on in that time.
+        start_seconds: From the start of this process to its first batch; None where the system does not tell.
     """
 
     def __init__(self, folder: Path | None, log_every: int = 50) -> None:
@@ -40,6 +42,7 @@ class RunRecord(L.Callback):
         self.rows: list[Row] = []
         self.seconds = 0.0
         self.samples = 0
+        self.start_seconds: float | None = None
         self._started = 0.0
         self._seen = 0
 
@@ -54,6 +57,7 @@ class RunRecord(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Set the clock, also after a resume within an epoch."""
+        self.start_seconds = process_age()
         self._set_clock()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
