@@ -51,6 +51,27 @@ class Estimate:
         """Whether both ends are known."""
         return self.low is not None and self.high is not None
 
+    def __str__(self) -> str:
+        """As `0.943 [0.911, 0.975]`, rounded to where the interval's width has its second digit."""
+        if self.value is None:
+            return "-"
+        unit = {"": "", "%": " %"}.get(self.unit, f" {self.unit}")
+        if self.low is None and self.high is None:
+            return f"{_rounded(self.value, abs(self.value) / 10)}{unit}"
+        ends = [end for end in (self.low, self.high) if end is not None]
+        width = max(ends) - min(ends) if len(ends) == 2 else abs(self.value - ends[0])
+        low, high = ("?" if end is None else _rounded(end, width) for end in (self.low, self.high))
+        return f"{_rounded(self.value, width)} [{low}, {high}]{unit}"
+
+
+def _rounded(value: float, width: float) -> str:
+    """To the second digit of `width`; in powers of ten where the number is huge or tiny."""
+    if value != 0 and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.2e}"
+    scale = width if width > 0 else abs(value) / 100
+    digits = 3 if scale == 0 else max(0, 1 - math.floor(math.log10(scale)))
+    return f"{value:.{min(digits, 6)}f}"
+
 
 @dataclass(frozen=True)
 class Verdict:

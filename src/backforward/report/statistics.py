@@ -143,6 +143,7 @@ class Effect:
         lost: Pairs that gave no value: a run is missing, or neither run reached the level (`note` says).
         note: What a reader must know of this row.
         corrected_p: After Holm's correction over the rows of the table; None before, or without a test.
+        exact: Whether a single value is known without error, and so needs no interval.
     """
 
     label: str
@@ -152,6 +153,7 @@ class Effect:
     lost: int = 0
     note: str = ""
     corrected_p: float | None = None
+    exact: bool = False
 
     @property
     def equality(self) -> float:

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from backforward.errors import BadInput
+from backforward.report.claims import claims_of, experiments, published_runs, read_claims
+
+SOUND = {
+    "id": "np_speed.quick",
+    "experiment": "np_speed",
+    "statement": "It is quick.",
+    "source": "NormProp, 5.6",
+    "rule": "value",
+    "published": {"ratio": 0.875},
+    "tolerance": 0.1,
+    "tolerance_why": "Another device.",
+}
+
+
+def read(tmp_path: Path, *entries: object) -> object:
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump(list(entries)))
+    return read_claims(path)
+
+
+def test_every_claim_is_sound_and_every_experiment_has_one() -> None:
+    claims = read_claims()
+    assert len({claim.id for claim in claims}) == len(claims)
+    assert set(experiments()) == {
+        *("bfp_one_step", "bfp_learning_rates", "bfp_weight_norm", "bfp_batch_size", "bfp_max_lr", "bfp_schedule"),
+        *("bfp_depth", "bfp_warmup", "bfp_finetune", "bfp_norm"),
+        *("np_moments", "np_jacobian", "np_recipe", "np_activations", "np_data_norm", "np_shift", "np_stability"),
+        *("np_batch_size", "np_table", "np_speed"),
+    }
+    for claim in claims:
+        assert claim.source.startswith(("BFP", "NormProp", "Published logs")), claim.id
+        assert claim.statement.endswith("."), claim.id
+
+
+def test_claims_are_had_by_experiment() -> None:
+    assert list(claims_of("np_speed")) == ["epoch_time"]
+    assert claims_of("np_speed")["epoch_time"].published == {"prop / batch": 0.875}
+    assert claims_of("nothing") == {}
+
+
+def test_the_published_epochs_are_those_of_the_published_curves() -> None:
+    """The numbers come from the whole logs; the thinned-out curves beside them give the same to their resolution."""
+    claim = claims_of("bfp_learning_rates")["epochs_to_loss"]
+    level = claim.arguments["loss"]
+    curves = published_runs()
+    for label, epochs in claim.published.items():
+        arm, lr = label.split(" lr ")
+        curve = curves[(curves.arm == arm) & (curves.lr == float(lr))].set_index("epoch")["train_loss_as_logged"]
+        assert curve[curve.index < epochs].min() > level
+        assert curve[curve.index >= epochs].iloc[0] <= level
+
+
+def test_the_published_accuracies_are_the_best_of_the_published_curves() -> None:
+    curves = published_runs()
+    for label, percent in claims_of("bfp_learning_rates")["best_accuracy"].published.items():
+        arm, lr = label.split(" lr ")
+        found = curves[(curves.arm == arm) & (curves.lr == float(lr))]["test_accuracy"].max()
+        assert 100 * found <= percent + 1e-9  # every fifth epoch alone was evaluated
+        assert 100 * found > percent - 0.2
+
+
+def test_the_published_norms_are_those_of_the_published_curves() -> None:
+    curves = published_runs().set_index(["arm", "epoch", "lr"])["weight_norm"]
+    for label, ratio in claims_of("bfp_weight_norm")["larger"].published.items():
+        lr = float(label.removeprefix("lr "))
+        assert curves["bfp_poster", 10, lr] / curves["sgd", 10, lr] == pytest.approx(ratio, abs=6e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"toleranze": 1}, "toleranze"),
+        ({"tolerance": -1.0}, "greater than or equal to 0"),
+        ({"tolerance": None}, "needs a tolerance"),
+        ({"tolerance_why": ""}, "does not say why"),
+        ({"experiment": "np_table"}, "is filed under"),
+        ({"rule": "feeling"}, "rule"),
+        ({"rule": "share"}, "at_least"),
+        ({"rule": "direction"}, "sign"),
+        ({"published": {}}, "needs published numbers"),
+        ({"published": {"ratio": "many"}}, "ratio"),
+        ({"arguments": {"over": "some"}}, "over is"),
+        ({"source": ""}, "source"),
+    ],
+)
+def test_an_unsound_claim_is_one_line(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        read(tmp_path, SOUND | change)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_claims_of_one_id_and_no_list_at_all_are_refused(tmp_path: Path) -> None:
+    assert read(tmp_path, SOUND)
+    with pytest.raises(BadInput, match=r"two claims are called np_speed\.quick"):
+        read(tmp_path, SOUND, SOUND)
+    (tmp_path / "claims.yaml").write_text("- [unclosed")
+    with pytest.raises(BadInput, match=r"claims\.yaml"):
+        read_claims(tmp_path / "claims.yaml")
+    with pytest.raises(BadInput, match="No such file"):
+        read_claims(tmp_path / "none.yaml")
