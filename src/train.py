@@ -9,12 +9,9 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
-from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,12 +22,7 @@ from backforward import cli, processes, runs
 from backforward.errors import BadInput
 from backforward.settings import Settings, plain
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
 CONF = Path(__file__).resolve().parent.parent / "conf"
-REHEARSED = 2  # images of the step that is tried, and counted, before training
 
 
 def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
@@ -55,31 +47,12 @@ def train(cfg: DictConfig, folder: Path | None = None) -> runs.Result:
 
 
 def _train(cfg: DictConfig, settings: Settings, folder: Path | None) -> runs.Result:
-    from hydra.utils import instantiate
-
     import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
+    from backforward.building import Parts
     from backforward.fitting import fit
-    from backforward.training import Classification, InMemoryData
 
     with cli.refusing():
-        parts = _Parts(cfg, settings)
-        data, network = parts.data, parts.network(settings.seed)
-        schedule = {key: value for key, value in cfg.schedule.items() if key != "interval"}
-        module = Classification(
-            network,
-            make_optimizer=parts.optimizer,
-            make_rule=parts.rule,
-            make_schedule=instantiate(schedule, _partial_=True, _convert_="all") if schedule["_target_"] else None,
-            schedule_interval=settings.schedule.interval,
-            after_update=parts.projection(network),
-            check_every=settings.trainer.log_every_n_steps,
-            seed=settings.seed,
-        )
-        arithmetic = module.rehearse(*parts.few())
-        loaders = InMemoryData(
-            data, settings.batch_size, seed=settings.seed, augment=settings.data.augment, shuffle=settings.data.shuffle
-        )
-
+        module, loaders, arithmetic = Parts(cfg, settings).training()
     return fit(settings, plain(cfg), module, loaders, folder, runs.choices(), arithmetic)
 
 
@@ -87,12 +60,13 @@ def _study(cfg: DictConfig, settings: Settings, folder: Path | None) -> runs.Res
     from hydra.utils import instantiate
     from torch.nn.functional import cross_entropy
 
+    from backforward.building import Parts
     from backforward.studies import Setting
     from backforward.studying import conduct, place, tracker
 
     with cli.refusing():
         study = instantiate(cfg.study, _convert_="all")
-        parts = _Parts(cfg, settings)
+        parts = Parts(cfg, settings)
         setting = Setting(
             seed=settings.seed,
             batch_size=settings.batch_size,
@@ -109,63 +83,6 @@ def _study(cfg: DictConfig, settings: Settings, folder: Path | None) -> runs.Res
         setting.make_rule(network, parts.optimizer(network)).prepare(parts.few()[0])
 
     return conduct(settings, plain(cfg), study, setting, folder, runs.choices())
-
-
-class _Parts:
-    """What trainings and studies are put together from, as the config has it."""
-
-    def __init__(self, cfg: DictConfig, settings: Settings) -> None:
-        from hydra.utils import instantiate
-
-        from backforward.data import load_data
-        from backforward.normprop import DataNorm
-
-        self._settings = settings
-        self.data = load_data(
-            settings.data.name,
-            Path(settings.data.root),
-            protocol=settings.data.protocol,
-            size=settings.data.size,
-            train_images=settings.data.train_images,
-            evaluation_images=settings.data.evaluation_images,
-        )
-        self._data_norm = DataNorm.fit(settings.data_norm, self.data.train.x)
-        self._model = instantiate(
-            cfg.model, in_shape=self.data.shape, classes=self.data.classes, _partial_=True, _convert_="all"
-        )
-        self._optimizer = instantiate(cfg.optimizer, _partial_=True, _convert_="all")
-        self._rule = instantiate(cfg.method, _partial_=True, _convert_="all")
-
-    def network(self, seed: int, **changes: object) -> nn.Module:
-        """The model with these initial weights, data norm first; `changes` are arguments of it besides the config's."""
-        from torch import nn
-
-        model = self._model(seed=seed, **changes)
-        return nn.Sequential(OrderedDict(data_norm=copy.deepcopy(self._data_norm), model=model))
-
-    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer; it decays weights alone."""
-        from backforward.models import weight_decay_groups
-
-        decays = (self._settings.optimizer.model_extra or {}).get("weight_decay")
-        made: torch.optim.Optimizer = self._optimizer(weight_decay_groups(network) if decays else network.parameters())
-        return made
-
-    def rule(self, *args: Any, **hooks: Any) -> Any:
-        """The update rule of network, optimizer and loss function."""
-        return self._rule(*args, max_grad_norm=self._settings.max_grad_norm, **hooks)
-
-    def projection(self, network: nn.Module) -> Any:
-        """What is to be done to parameters after an update; None if the network has no layer to project."""
-        from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
-
-        projected = any(isinstance(module, NormPropConv2d | NormPropLinear) for module in network.modules())
-        return unit_norm_projection(network) if projected else None
-
-    def few(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A few training images and their labels, to try things on."""
-        images = self.data.train.take(slice(REHEARSED))
-        return images.x.float() / 255, images.y
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

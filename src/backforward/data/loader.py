@@ -97,7 +97,7 @@ class EpochLoader:
         # `set_epoch`, and some that it never uses.
         start, self._resume = self._resume, 0
         self._batch = start
-        order, flips = self._order()
+        order, flips = self.order(self._epoch)
         labels = self.images.y.index_select(0, order)
         for batch in range(start, len(self)):
             share = self._share(batch)
@@ -115,10 +115,10 @@ class EpochLoader:
         size = stop - start
         return slice(start + self.rank * size // self.world_size, start + (self.rank + 1) * size // self.world_size)
 
-    def _order(self) -> tuple[Tensor, Tensor | None]:
-        """Return the epoch's order of images, int64 ``[N]``, and which places are flipped, bool ``[N, 1, 1, 1]``."""
+    def order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
+        """Return an epoch's order of images, int64 ``[N]``, and which places are flipped, bool ``[N, 1, 1, 1]``."""
         # NumPy froze the stream of RandomState (NEP 19): the same order under every version and on every device.
-        random, count = np.random.RandomState([self.seed, self._epoch]), len(self.images)
+        random, count = np.random.RandomState([self.seed, epoch]), len(self.images)
         order: NDArray[np.int64] = random.permutation(count) if self.shuffle else np.arange(count)
         device = self.images.x.device
         flips = None
