@@ -1,0 +1,77 @@
+"""NormProp 4.6: other activations than ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.figure
+import pandas as pd
+
+from backforward.report import style, verdicts
+from backforward.report.claims import Claim
+from backforward.report.experiments import _normprop as family
+from backforward.report.finding import Figure, Finding, Table
+from backforward.report.reading import Run
+
+QUESTION = "Does NormProp help with PReLU, Tanh and ELU as it does with ReLU?"
+CLAIMED = ("prelu", "tanh", "elu")
+Arms = Mapping[str, Mapping[str, Sequence[Run]]]  # by activation and norm
+
+
+def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
+    """Compare NormProp with no normalisation, activation by activation."""
+    ended = family.done(runs)
+    arms = {
+        str(name): {norm: family.done(ended, model__activation=name, norm=norm) for norm in family.NORMS}
+        for name in family.values(ended, "model.activation")
+    }
+    effects = {name: family.difference(by["prop"], by["none"], family.test_accuracy, name) for name, by in arms.items()}
+    claimed = [effect for name, effect in effects.items() if name in CLAIMED]
+    ground = verdicts.Ground.of(runs, scale, [name for name in CLAIMED if name not in arms])
+    judged = {"trains": lambda claim: verdicts.direction(claim, claimed, ground)}
+    return family.finding(
+        "np_activations", QUESTION, runs, scale,
+        [judged[word](claim) for word, claim in family.by_word(claims).items()],
+        tables=[
+            _table(arms),
+            family.effects_table(
+                "NormProp less no norm, test accuracy, points", list(effects.values()), "activation",
+                "ReLU is shown beside the three that the claim names.",
+            ),
+        ],
+        figures=[
+            Figure(
+                "np_activations_accuracy",
+                "Test accuracy by activation",
+                "Means over seeds with 95 % intervals; a diverged run counts as a guess.",
+                lambda: _draw(arms),
+            )
+        ],
+    )  # fmt: skip
+
+
+def _table(arms: Arms) -> Table:
+    rows = [
+        {
+            "activation": name,
+            "norm": style.look(norm).label,
+            "seeds": str(len(runs)),
+            "diverged": str(sum(run.status == "diverged" for run in runs)),
+            "validation accuracy, %": family.described(family.over_seeds(runs, family.validation_accuracy)),
+            "test accuracy, %": family.described(family.over_seeds(runs, family.test_accuracy)),
+        }
+        for name, by in arms.items()
+        for norm, runs in by.items()
+        if runs
+    ]
+    return Table("Accuracy by activation", pd.DataFrame(rows), "Means over seeds with 95 % intervals.")
+
+
+def _draw(arms: Arms) -> matplotlib.figure.Figure:
+    figure, panels = style.canvas()
+    norms = [norm for norm in family.NORMS if any(by[norm] for by in arms.values())]
+    estimates = {norm: [family.over_seeds(by[norm], family.test_accuracy) for by in arms.values()] for norm in norms}
+    style.bars(panels[0, 0], list(arms), estimates, style.looks(norms))
+    panels[0, 0].set_ylabel("test accuracy, %")
+    style.legend(figure)
+    return figure

@@ -1,0 +1,135 @@
+"""NormProp 3.4: does the Jacobian factor J allow larger learning rates without diverging?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+
+import matplotlib.figure
+import pandas as pd
+
+from backforward.report import statistics, style, verdicts
+from backforward.report.claims import Claim
+from backforward.report.experiments import _normprop as family
+from backforward.report.finding import Estimate, Figure, Finding, Table
+from backforward.report.reading import Run
+from backforward.report.statistics import Effect
+
+QUESTION = "Does the Jacobian factor allow larger learning rates without diverging?"
+FACTORS = {"none": "no factor", "paper": "J = 1.21, as printed", "exact": "exact J"}
+KEY = "norm.jacobian_factor"
+Arms = Mapping[str, Sequence[Run]]  # by factor, over all learning rates
+
+
+def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
+    """Compare the largest learning rate that trains with and without the factor, seed by seed."""
+    arms = {factor: family.done(runs, norm__jacobian_factor=factor) for factor in FACTORS}
+    ground = verdicts.Ground.of(runs, scale, [FACTORS[factor] for factor in ("none", "exact") if not arms[factor]])
+    largest = [_larger(arms, factor) for factor in ("exact", "paper") if arms[factor]] or [Effect("exact / none", ())]
+    gains = _gains(arms)
+    judged = {"larger_lr": lambda claim: verdicts.direction(claim, largest, ground)}
+    return family.finding(
+        "np_jacobian", QUESTION, runs, scale,
+        [judged[word](claim) for word, claim in family.by_word(claims).items()],
+        tables=[
+            _table(arms),
+            family.effects_table("Exact J less no factor, validation accuracy, points", gains, "lr"),
+        ],
+        figures=[
+            Figure(
+                "np_jacobian_lr",
+                "Where training still works, with and without the factor",
+                "After the last epoch, by learning rate; means over seeds with 95 % intervals. A diverged run counts "
+                "as a guess.",
+                lambda: _draw(arms),
+            )
+        ],
+    )  # fmt: skip
+
+
+def trains(run: Run) -> bool:
+    """Whether it ended with a training loss below that of a guess."""
+    loss, classes = run.final("loss/train"), int(run.result.get("data", {}).get("classes") or 10)
+    return run.status == "finished" and loss is not None and loss < math.log(classes)
+
+
+def _largest(runs: Sequence[Run]) -> dict[Hashable, float | None]:
+    """By seed, the largest learning rate of the grid up to which all train; None: not even the first does."""
+    found: dict[Hashable, float | None] = {}
+    for seed, members in family.runs_by(runs, "seed").items():
+        largest = None
+        for run in sorted(members, key=lambda run: float(run.setting("lr"))):
+            if not trains(run):
+                break
+            largest = float(run.setting("lr"))
+        found[seed] = largest
+    return found
+
+
+def _larger(arms: Arms, factor: str) -> Effect:
+    """Largest rates with the factor over those without; where both train at the largest of the grid it cannot tell."""
+    ours, theirs = _largest(arms[factor]), _largest(arms["none"])
+    top = max((float(run.setting("lr")) for runs in arms.values() for run in runs), default=math.inf)
+    both = [seed for seed, lr in ours.items() if lr == top == theirs.get(seed)]
+    note = f"{len(both)} of {len(ours)} pairs left out: both train at the largest of the grid, {top:g}" if both else ""
+    told = {seed: lr for seed, lr in ours.items() if seed not in both}
+    return replace(
+        statistics.paired(told, {seed: theirs.get(seed) for seed in told}, f"{factor} / none", ratio=True), note=note
+    )
+
+
+def _gains(arms: Arms) -> list[Effect]:
+    with_it, without = (family.runs_by(arms[factor], "lr") for factor in ("exact", "none"))
+    return [
+        family.difference(with_it[lr], without[lr], family.validation_accuracy, f"{lr:g}")
+        for lr in with_it
+        if lr in without
+    ]
+
+
+def _table(arms: Arms) -> Table:
+    rows = []
+    for factor, runs in arms.items():
+        largest = [lr for lr in _largest(runs).values() if lr is not None]
+        best = family.chosen(runs)
+        if runs:
+            rows.append(
+                {
+                    "factor": FACTORS[factor],
+                    "runs": str(len(runs)),
+                    "diverged": str(sum(run.status == "diverged" for run in runs)),
+                    "trained": str(sum(map(trains, runs))),
+                    "largest lr that trains, by seed": ", ".join(f"{lr:g}" for lr in largest) or "none",
+                    "best lr": ", ".join(map(str, family.values(best, "lr"))),
+                    "test accuracy there, %": family.described(family.over_seeds(best, family.test_accuracy)),
+                }
+            )
+    note = (
+        "Diverged: the loss became infinite or no number. Trained: finished with a training loss below a guess's. "
+        "Largest: of the grid, all smaller ones training too. Best: by validation accuracy."
+    )
+    return Table("Learning rates", pd.DataFrame(rows), note)
+
+
+def _draw(arms: Arms) -> matplotlib.figure.Figure:
+    figure, panels = style.canvas(1, 2)
+    names = ["J none", "J paper", "prop"]
+    looks = style.looks(names, dict(zip(names, FACTORS.values(), strict=True)))
+    rates: list[float] = []
+    for runs, look in zip(arms.values(), looks.values(), strict=True):
+        by_lr = {float(str(lr)): members for lr, members in family.runs_by(runs, "lr").items()}
+        rates += by_lr
+        trained = [statistics.share(sum(map(trains, members)), len(members)) for members in by_lr.values()]
+        accuracy: list[Estimate | None] = [
+            family.over_seeds(members, family.validation_accuracy) for members in by_lr.values()
+        ]
+        style.points(panels[0, 0], look, list(by_lr), accuracy)
+        panels[0, 1].plot(list(by_lr), [each.value for each in trained], marker=look.marker, **look.line)
+    for axes, label in zip(panels[0], ("validation accuracy, %", "share of seeds that train"), strict=True):
+        style.at_values(axes, rates)
+        axes.set(xlabel="learning rate", ylabel=label)
+        axes.tick_params(axis="x", rotation=45)
+    panels[0, 1].set_ylim(-0.05, 1.05)
+    style.legend(figure)
+    return figure

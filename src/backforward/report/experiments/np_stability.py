@@ -1,0 +1,105 @@
+"""NormProp, Fig. 3: validation accuracy epoch by epoch under NormProp, BatchNorm and no normalisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib.figure
+import pandas as pd
+
+from backforward.report import style, verdicts
+from backforward.report.claims import Claim
+from backforward.report.experiments import _normprop as family
+from backforward.report.finding import Figure, Finding, Table
+from backforward.report.reading import Run
+
+QUESTION = "Does NormProp converge faster and more steadily than BatchNorm, each at its best learning rate?"
+CURVE = "accuracy/validation"
+WITHIN = 1.0  # points: converged once validation accuracy stays this near to where it ends
+
+
+def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
+    """Compare the curves of each norm at the learning rate that its last validation accuracy chose."""
+    arms = {norm: family.chosen(family.done(runs, norm=norm)) for norm in family.NORMS}
+    missing = [norm for norm in ("batch", "prop") if not arms[norm]]
+    ground = verdicts.Ground.of(runs, scale, missing)
+    early = family.difference(arms["prop"], arms["batch"], accuracy_early, "NormProp - BatchNorm")
+    steady = family.ratio(arms["prop"], arms["batch"], unrest, "NormProp / BatchNorm")
+    epochs = family.sample(arms["prop"], converged, "prop", "epochs")
+    judged = {
+        "higher_early": lambda claim: verdicts.direction(claim, [early], ground),
+        "steadier": lambda claim: verdicts.direction(claim, [steady], ground),
+        "converges": lambda claim: verdicts.value(claim, [epochs], ground),
+    }
+    return family.finding(
+        "np_stability", QUESTION, runs, scale,
+        [judged[word](claim) for word, claim in family.by_word(claims).items()],
+        tables=[_table(arms)],
+        figures=[
+            Figure(
+                "np_stability_curves",
+                "Validation accuracy by epoch",
+                "The paper's Fig. 3: mean over seeds, bands are 95 % intervals; each norm at the learning rate of its "
+                "highest last validation accuracy.",
+                lambda: _draw(arms),
+            )
+        ],
+    )  # fmt: skip
+
+
+def _curve(run: Run) -> pd.Series[float]:
+    curve = 100 * run.curve(CURVE)
+    return curve[curve.index > 0]
+
+
+def accuracy_early(run: Run) -> float | None:
+    """Mean validation accuracy over the first quarter of the epochs, two at least, in percent."""
+    curve = _curve(run)
+    first = curve.iloc[: max(2, math.ceil(len(curve) / 4))]
+    return float(first.mean()) if len(first) else None
+
+
+def unrest(run: Run) -> float | None:
+    """Mean step of the validation accuracy from one epoch to the next, up or down, after the first quarter; points."""
+    curve = _curve(run)
+    steps = curve.diff().abs().iloc[max(2, math.ceil(len(curve) / 4)) :]
+    return float(steps.mean()) if len(steps) else None
+
+
+def converged(run: Run) -> float | None:
+    """The epoch from which validation accuracy stays within a point of its last value."""
+    epoch = family.settled(_curve(run), WITHIN)
+    return None if epoch is None else float(epoch)
+
+
+def _table(arms: Mapping[str, Sequence[Run]]) -> Table:
+    rows = [
+        {
+            "norm": style.look(norm).label,
+            "lr": ", ".join(map(str, family.values(runs, "lr"))),
+            "seeds": str(len(runs)),
+            "early accuracy, %": family.described(family.over_seeds(runs, accuracy_early)),
+            "last accuracy, %": family.described(family.over_seeds(runs, family.validation_accuracy)),
+            "step an epoch, points": family.described(family.over_seeds(runs, unrest)),
+            "converged after epochs": family.described(family.over_seeds(runs, converged)),
+        }
+        for norm, runs in arms.items()
+        if runs
+    ]
+    note = (
+        "On validation data, 95 % intervals over seeds. Early: mean over the first quarter of the epochs. Step: mean "
+        f"change from one epoch to the next after that. Converged: from when on it stays within {WITHIN:g} point of "
+        "its last value."
+    )
+    return Table("Speed and steadiness", pd.DataFrame(rows), note)
+
+
+def _draw(arms: Mapping[str, Sequence[Run]]) -> matplotlib.figure.Figure:
+    figure, panels = style.canvas()
+    axes = panels[0, 0]
+    for norm, runs in arms.items():
+        style.band(axes, style.look(norm), family.band(map(_curve, runs)))
+    axes.set(xlabel="epoch", ylabel="validation accuracy, %")
+    style.legend(figure)
+    return figure

@@ -1,0 +1,133 @@
+"""NormProp, Table 1: test errors of NormProp, BatchNorm and no normalisation on the same network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.figure
+import pandas as pd
+
+from backforward.report import style, verdicts
+from backforward.report.claims import Claim
+from backforward.report.experiments import _normprop as family
+from backforward.report.finding import Figure, Finding, Table
+from backforward.report.reading import Run
+from backforward.report.statistics import Effect
+
+QUESTION = "Is NormProp's test error below BatchNorm's on the data sets of Table 1, and on MNIST?"
+PUBLISHED_ROWS = ("cifar10", "cifar10 flip", "cifar100", "cifar100 flip", "svhn")
+Arms = Mapping[str, Mapping[str, Sequence[Run]]]  # by row of the table, by norm: runs at the chosen learning rate
+
+
+def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
+    """Compare test errors, each norm at the learning rate that its validation accuracy chose, data set by data set."""
+    table = _arms(runs)
+    of_claims = {row: arms for row, arms in table.items() if row in PUBLISHED_ROWS or _stands_in(row)}
+    ground = verdicts.Ground.of(
+        [run for run in runs if _row(run) in of_claims], scale, [row for row in PUBLISHED_ROWS if row not in table]
+    )
+    differences = {row: _difference(row, arms) for row, arms in table.items()}
+    judged_differences = [effect for row, effect in differences.items() if row in of_claims]
+    errors = [
+        family.sample(arms[norm], family.test_error, f"{row} {norm}", "%")
+        for row, arms in table.items()
+        if row in PUBLISHED_ROWS
+        for norm in ("prop", "batch")
+    ]
+    judged = {
+        "below_batchnorm": lambda claim: verdicts.direction(claim, judged_differences, ground),
+        "errors": lambda claim: verdicts.value(claim, errors, ground, judged_differences),
+    }
+    words = family.by_word(claims)
+    published = words["errors"].published if "errors" in words else {}
+    return family.finding(
+        "np_table", QUESTION, runs, scale,
+        [judged[word](claim) for word, claim in words.items()],
+        tables=[_errors(table, published), family.effects_table(
+            "NormProp's test error less BatchNorm's, points", list(differences.values()), "data set",
+            "Below 0: NormProp is better. Differences of the same seed.",
+        )],
+        figures=[
+            Figure(
+                "np_table_errors",
+                "Test errors beside those of Table 1",
+                "Bars: ours with 95 % intervals over seeds; hollow markers: published, on all images, at full width.",
+                lambda: _draw_errors(table, published),
+            ),
+            Figure(
+                "np_table_differences",
+                "NormProp's test error less BatchNorm's",
+                "Left of zero NormProp is better; hollow markers: published.",
+                lambda: _draw_differences(differences, words),
+            ),
+        ],
+        notes=[f"not run: {', '.join(ground.missing)} (of Table 1)"] if ground.missing else [],
+    )  # fmt: skip
+
+
+def _row(run: Run) -> str:
+    return f"{run.data} flip" if run.setting("data.augment") == "flip" else run.data
+
+
+def _stands_in(row: str) -> bool:
+    return row.startswith("digits")
+
+
+def _arms(runs: Sequence[Run]) -> Arms:
+    by_row: dict[str, list[Run]] = {}
+    for run in family.done(runs):
+        by_row.setdefault(_row(run), []).append(run)
+    order = [*PUBLISHED_ROWS, *sorted(by_row.keys() - set(PUBLISHED_ROWS))]
+    return {
+        row: {norm: family.chosen(family.done(by_row[row], norm=norm)) for norm in family.NORMS}
+        for row in order
+        if row in by_row
+    }
+
+
+def _difference(row: str, arms: Mapping[str, Sequence[Run]]) -> Effect:
+    return family.difference(arms["prop"], arms["batch"], family.test_error, row)
+
+
+def _errors(table: Arms, published: Mapping[str, float]) -> Table:
+    rows = []
+    for row, arms in table.items():
+        cells = {"data set": row}
+        for norm in reversed(family.NORMS):
+            number = published.get(f"{row} {norm}")
+            label = style.look(norm).label
+            cells[label] = family.described(family.over_seeds(arms[norm], family.test_error))
+            cells[f"lr of {label}"] = ", ".join(map(str, family.values(arms[norm], "lr")))
+            if norm != "none":
+                cells[f"{label}, published"] = "" if number is None else f"{number:.2f}"
+        rows.append(cells)
+    note = "Test error, %, mean over seeds with 95 % interval, at the learning rate that validation accuracy chose."
+    return Table("Test errors", pd.DataFrame(rows), note)
+
+
+def _draw_errors(table: Arms, published: Mapping[str, float]) -> matplotlib.figure.Figure:
+    figure, panels = style.canvas(panel=(4.8, 3.0))
+    looks = style.looks(family.NORMS)
+    estimates = {
+        norm: [family.over_seeds(arms[norm], family.test_error) for arms in table.values()] for norm in family.NORMS
+    }
+    numbers = {norm: [published.get(f"{row} {norm}") for row in table] for norm in family.NORMS}
+    labels = [row.replace(" ", "\n") for row in table]
+    style.bars(panels[0, 0], labels, estimates, looks, published_values=numbers)
+    panels[0, 0].set_ylabel("test error, %")
+    style.legend(figure)
+    return figure
+
+
+def _draw_differences(differences: Mapping[str, Effect], claims: Mapping[str, Claim]) -> matplotlib.figure.Figure:
+    figure, panels = style.canvas(panel=(4.4, 0.7 + 0.42 * len(differences)))
+    axes, look = panels[0, 0], style.look("prop")
+    claim = claims.get("below_batchnorm")
+    rows = [(row, effect.estimate()) for row, effect in differences.items()]
+    style.forest(axes, rows, look, tolerance=claim.tolerance if claim else None, form="{:+.2f}")
+    for place, (row, _) in enumerate(rows):
+        if claim is not None and row in claim.published:
+            style.published(axes, look, [claim.published[row]], [place + 0.28])
+    axes.set_xlabel("difference of test errors, points")
+    style.legend(figure)
+    return figure
