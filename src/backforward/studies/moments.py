@@ -112,8 +112,8 @@ class Moments:
             _check_count("widths", width)
         for activation in self.activations:
             make_activation(activation)
-        if self.samples % BATCHES:
-            raise ValueError(f"study.samples={self.samples}: give a multiple of {BATCHES}")
+        if self.samples % BATCHES or self.samples < 10 * BATCHES:
+            raise ValueError(f"study.samples={self.samples}: give a multiple of {BATCHES}, {10 * BATCHES} at least")
         for shape in self.shapes:
             if len(shape) != 2 or not 2 <= shape[0] < shape[1]:
                 raise ValueError(f"study.shapes: {list(shape)} is not [rows, columns] with 2 <= rows < columns")
@@ -170,7 +170,7 @@ class Moments:
                     **_row(
                         "moments",
                         quantity,
-                        float(torch.as_tensor(values[k]).detach()),
+                        _number(values[k]),
                         activation=activation,
                         method=method,
                     ),
@@ -316,6 +316,11 @@ class Moments:
             value = _column(rows, {"part": "pooling", "quantity": quantity, **where})
             final[f"pooling/{source}/{pooling}/{quantity}"] = value.item()
         return final
+
+
+def _number(value: float | Tensor) -> float:
+    """PReLU's moments are tensors, those of all others numbers."""
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def _check_count(name: str, value: object) -> None:

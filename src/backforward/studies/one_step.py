@@ -68,7 +68,7 @@ class OneStep:
         ]
         final: dict[str, float] = {}
         for width in self.widths:
-            final |= _summary([row for row in rows if row["width"] == width], width)
+            final |= summary([row for row in rows if row["width"] == width], width)
         return Findings(final, rows)
 
 
@@ -95,7 +95,8 @@ class _Steps:
         """Take the step of one draw."""
         self._network.load_state_dict(self._fresh(draw).state_dict())
         self._optimizer.state.clear()
-        x, y = self._setting.batch(self._setting.data.train.take(self._chosen(draw)))
+        chosen = chosen_images(self._setting, draw, self._images)
+        x, y = self._setting.batch(self._setting.data.train.take(chosen))
         before = self._rule.step(x, y).loss
         with torch.no_grad():
             logits = self._network(x)
@@ -104,9 +105,11 @@ class _Steps:
         measured: list[float] = torch.stack([before, after, hits]).tolist()
         return dict(zip(("loss_before", "loss_after", "accuracy_after"), measured, strict=True))
 
-    def _chosen(self, draw: int) -> Tensor:
-        draws = generator(self._setting.seed, draw, "images")
-        return torch.randperm(len(self._setting.data.train), generator=draws)[: self._images]
+
+def chosen_images(setting: Setting, draw: int, images: int) -> Tensor:
+    """Which training images a draw has: the same under every method and width."""
+    order = torch.randperm(len(setting.data.train), generator=generator(setting.seed, draw, "images"))
+    return order[:images]
 
 
 def draw_seed(seed: int, draw: int) -> int:
@@ -114,7 +117,8 @@ def draw_seed(seed: int, draw: int) -> int:
     return (seed << 32) + draw
 
 
-def _summary(rows: Sequence[dict[str, Any]], width: int) -> dict[str, float]:
+def summary(rows: Sequence[dict[str, Any]], width: int) -> dict[str, float]:
+    """Headline numbers of the draws of one width."""
     before, after = (
         torch.tensor([row[key] for row in rows], dtype=torch.float64).nan_to_num(nan=torch.inf, posinf=torch.inf)
         for key in ("loss_before", "loss_after")
