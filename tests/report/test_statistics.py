@@ -197,23 +197,42 @@ def test_what_a_run_does_not_say_is_none(tmp_path: Path) -> None:
     assert st.at_cost(run, 1, "macs") is None
 
 
+def test_means_over_an_epoch_hold_in_its_middle_and_what_is_measured_at_its_end_there(tmp_path: Path) -> None:
+    write_run(tmp_path, "x", losses=[0.4, 0.1])
+    (run,) = read_runs(tmp_path)
+    assert st.located(run, "loss/train", "epochs").to_dict() == {0: 0, 1: 0.5, 2: 1.5}
+    assert st.located(run, "loss/validation", "updates").to_dict() == {0: 0, 1: STEPS, 2: 2 * STEPS}
+
+
+def test_twice_the_updates_an_epoch_cost_a_level_the_same_updates(tmp_path: Path) -> None:
+    """Two arms on the same path, one of which records half as often."""
+
+    def mean_loss(first: float, last: float) -> float:
+        return float(np.mean([0.5 * math.exp(-0.05 * t) for t in np.linspace(first, last, 200)]))
+
+    write_run(tmp_path, "x", method="sgd", losses=[mean_loss(t, t + 1) for t in range(40)])
+    write_run(tmp_path, "x", method="bfp_poster", losses=[mean_loss(2 * t, 2 * t + 2) for t in range(20)])
+    poster, sgd = (st.cost_of(run, 0.1, "updates") for run in read_runs(tmp_path))
+    assert poster == pytest.approx(sgd, rel=0.001)
+
+
 def test_the_cost_of_a_level_goes_between_epochs_and_is_none_if_never_reached(tmp_path: Path) -> None:
     write_run(tmp_path, "x", losses=[0.4, 0.1, 0.2])
     (run,) = read_runs(tmp_path)
-    assert st.cost_of(run, 0.2) == pytest.approx(1.5)  # half way in the logarithm
+    assert st.cost_of(run, 0.2) == pytest.approx(1.0)  # half way in the logarithm, between .5 and 1.5
     assert st.cost_of(run, 0.2, between=False) == 2
-    assert st.cost_of(run, 0.2, "updates") == pytest.approx(1.5 * STEPS)
-    assert st.cost_of(run, 0.5) == 1  # below it from the first
+    assert st.cost_of(run, 0.2, "updates") == pytest.approx(STEPS)
+    assert st.cost_of(run, 0.5) == 0.5  # below it from the first
     assert st.cost_of(run, 0.05) is None
 
 
 def test_the_loss_at_a_cost_is_the_reverse_and_never_extrapolated(tmp_path: Path) -> None:
     write_run(tmp_path, "x", losses=[0.4, 0.1])
     (run,) = read_runs(tmp_path)
-    assert st.at_cost(run, 1.5, "epochs") == pytest.approx(0.2)
-    assert st.at_cost(run, 2, "epochs") == pytest.approx(0.1)
-    assert st.at_cost(run, 0.5, "epochs") is None
-    assert st.at_cost(run, 2.5, "epochs") is None
+    assert st.at_cost(run, 1.0, "epochs") == pytest.approx(0.2)
+    assert st.at_cost(run, 1.5, "epochs") == pytest.approx(0.1)
+    assert st.at_cost(run, 0.4, "epochs") is None
+    assert st.at_cost(run, 1.6, "epochs") is None
 
 
 def test_levels_that_somebody_misses_are_left_out(tmp_path: Path) -> None:

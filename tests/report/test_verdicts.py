@@ -258,3 +258,14 @@ def test_a_curve_is_followed_or_it_is_not(tmp_path: Path) -> None:
     noisy = write_sweep(tmp_path / "noisy", "x", {"sgd": 1.0}, spread=0.4, seeds=3)
     found = verdicts.curve(follows, [ratios(noisy, published)], Ground.of(noisy, "small"), "")
     assert found.kind == "inconclusive"
+
+
+def test_a_row_without_a_number_but_with_a_reason_is_open_not_missing(ground: Ground) -> None:
+    found = verdicts.direction(claim(), [Effect("lr 1", (), ratio=True, lost=5, note="neither arm learns")], ground)
+    assert (found.kind, "neither arm learns" in found.why, found.ours) == (
+        "inconclusive",
+        True,
+        "lr 1: - (paper scale)",
+    )
+    other = [Effect("lr 1", (), ratio=True, note="trained on 400 images")]
+    assert verdicts.curve(claim("curve"), other, ground, "").kind == "inconclusive"

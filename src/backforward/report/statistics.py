@@ -272,6 +272,18 @@ def spent(run: Run, currency: Currency) -> pd.Series[float] | None:
     return pd.Series(np.cumsum(np.diff(steps, prepend=0.0) * a_batch), index=steps.index)
 
 
+def located(run: Run, key: str, currency: Currency) -> pd.Series[float] | None:
+    """What a run had spent where the values of a curve hold, by epoch.
+
+    Training loss and accuracy are means over an epoch, so they hold in its middle: at its end they would be charged to
+    the arm that does most in an epoch. All else is measured at the end.
+    """
+    ends = spent(run, currency)
+    if ends is None or not key.endswith(("/train", "/train_joint")):
+        return ends
+    return ends - ends.diff().fillna(0.0) / 2
+
+
 def cost_of(
     run: Run, level: float, currency: Currency = "epochs", key: str = "loss/train", between: bool = True
 ) -> float | None:
@@ -282,13 +294,13 @@ def cost_of(
         level: In the unit of the curve.
         currency: In which to count.
         key: The curve.
-        between: Go between epochs along the straight line of log(loss); else the whole epoch counts, as in the
-            published figures. A level that the first recorded epoch is below already costs all of that epoch.
+        between: Go between records along the straight line of log(loss); else whole epochs count, as in the
+            published figures. A level that the first record is below already costs all that was spent by then.
 
     Returns:
         None if it never was, or if the run does not say what it spent.
     """
-    curve, budget = run.curve(key), spent(run, currency)
+    curve, budget = run.curve(key), located(run, key, currency) if between else spent(run, currency)
     below = curve.index[curve <= level]
     if not len(below) or budget is None:
         return None
@@ -303,12 +315,12 @@ def cost_of(
 
 
 def at_cost(run: Run, budget: float, currency: Currency, key: str = "loss/train") -> float | None:
-    """The value of a curve when a run had spent so much, along the straight line of its logarithm between epochs.
+    """The value of a curve when a run had spent so much, along the straight line of its logarithm between records.
 
     Returns:
-        None before the first recorded epoch and after the last: nothing is extrapolated.
+        None before the first record and after the last: nothing is extrapolated.
     """
-    curve, costs = run.curve(key), spent(run, currency)
+    curve, costs = run.curve(key), located(run, key, currency)
     if costs is None or not len(curve) or not np.all(np.isfinite(curve)) or np.any(curve <= 0):
         return None
     x = costs.loc[curve.index].to_numpy()
@@ -319,7 +331,7 @@ def at_cost(run: Run, budget: float, currency: Currency, key: str = "loss/train"
 
 
 def levels_reached(runs: Iterable[Run], levels: Sequence[float], key: str = "loss/train") -> list[float]:
-    """Those levels that every run reaches, and none in its first recorded epoch: where all costs are known."""
+    """Those levels that every run reaches, and none by its first record: where all costs are known."""
     curves = [run.curve(key) for run in runs]
     return [level for level in levels if curves and all(_crosses(curve, level) for curve in curves)]
 

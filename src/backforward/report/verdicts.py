@@ -33,6 +33,7 @@ from backforward.runs import DONE
 
 State = Literal["for", "against", "open"]
 _KINDS: dict[State, Kind] = {"for": "reproduced", "against": "contradicted", "open": "inconclusive"}
+NOTHING = "nothing to compare"
 _OPPOSITE: dict[State, State] = {"for": "against", "against": "for", "open": "open"}
 
 
@@ -162,7 +163,8 @@ def share(claim: Claim, counts: Mapping[str, tuple[int, int]], ground: Ground) -
             refuted = hits < n if asked == 1 else wide.high < asked
             state = "for" if proved else "against" if refuted else "open"
         words = {"for": "over", "against": "under", "open": "not told apart from"}[state]
-        rows.append(Row(label, state, statistics.share(hits, n), f"{words} the share asked for, {asked:.0%}"))
+        why = f"{words} the share asked for, {asked:.0%}" if n else NOTHING
+        rows.append(Row(label, state, statistics.share(hits, n), why))
     corrected = f"Bonferroni's level over {len(rows)} rows" if len(rows) > 1 else ""
     return _judged(claim, rows, ground, corrected)
 
@@ -178,6 +180,9 @@ def curve(claim: Claim, ratios: Sequence[Effect], ground: Ground, epochs: str) -
     """
     rows = []
     for effect in ratios:
+        if not effect.values:
+            rows.append(Row(effect.label, "open", effect.estimate(), effect.note or NOTHING))
+            continue
         wide = effect.estimate(1 - (1 - LEVEL) / len(ratios))
         narrow = effect.estimate()
         state: State = "open"
@@ -205,7 +210,7 @@ def not_run(claim: Claim, scale: str, missing: Sequence[str] = ()) -> Verdict:
 def _signed(claim: Claim, effect: Effect) -> Row:
     found, equal, sign = effect.estimate(), effect.equality, int(claim.arguments["sign"])
     if found.value is None:
-        return Row(effect.label, "open", found, effect.note or "nothing to compare")
+        return Row(effect.label, "open", found, effect.note or NOTHING)
     if not found.has_interval:
         return Row(effect.label, "open", found, "one pair of runs: no interval")
     low, high = _band(equal, _tolerance(claim), effect.ratio)
@@ -226,6 +231,8 @@ def _signed(claim: Claim, effect: Effect) -> Row:
 
 def _near(label: str, effect: Effect, target: float, reach: float, unit: str, rows: int) -> Row:
     found = replace(effect.estimate(), unit=unit)
+    if not effect.values:
+        return Row(label, "open", found, effect.note or NOTHING)
     if len(effect.values) == 1 and effect.exact:
         found = replace(found, low=found.value, high=found.value, method="exact")
     wide = found if found.method == "exact" else effect.estimate(1 - (1 - LEVEL) / rows)
@@ -263,7 +270,8 @@ def _judged(claim: Claim, rows: Sequence[Row], ground: Ground, corrected: str, a
     asked = [row for row in rows if wanted is None or row.label in wanted]
     absent = [label for label in wanted or [] if label not in [row.label for row in rows]]
     ground = replace(ground, missing=(*ground.missing, *absent))
-    if not ground.runs or not any(row.estimate.value is not None for row in asked):
+    # A row without a number may still have a reason why there is none; that is an open row, not a missing run.
+    if not ground.runs or not any(row.estimate.value is not None or row.why != NOTHING for row in asked):
         return _or_stand_in(not_run(claim, ground.scale, ground.missing), ground)
     state = _together(asked, str(claim.arguments.get("over", "all")), complete=not absent)
     if claim.arguments.get("negated"):

@@ -1,0 +1,241 @@
+"""What the modules of experiments share: rows of effects, tables, curves over seeds, the finding around them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from backforward.report import statistics, verdicts
+from backforward.report.claims import Claim
+from backforward.report.finding import Estimate, Figure, Finding, Table, Verdict
+from backforward.report.reading import Run
+from backforward.report.statistics import LEVEL, Effect
+from backforward.report.verdicts import Ground
+from backforward.runs import DONE
+
+INTERVALS = (
+    "Mean [95 % interval] over seeds: Student's t, or the BCa bootstrap where it is made (fewer than 10 values, or "
+    "heavy tails) and is wider."
+)
+# Fixed beforehand, so that the level at which arms are compared is nobody's choice.
+LOSS_LEVELS = tuple(lead * 10.0**power for power in range(0, -7, -1) for lead in (7, 5, 3, 2, 1))
+
+
+def done(runs: Iterable[Run]) -> list[Run]:
+    """The runs that have a result, a diverged one included."""
+    return [run for run in runs if run.status in DONE]
+
+
+def arms(runs: Iterable[Run], key: str = "method") -> dict[str, list[Run]]:
+    """Runs by the choice of a group, or by a setting."""
+    return {str(value): members for (value,), members in statistics.grouped(runs, key).items()}
+
+
+def at(runs: Iterable[Run], **settings: float) -> list[Run]:
+    """The runs with these numbers in their settings; a key's dots are written as double underscores."""
+    return [
+        run
+        for run in runs
+        if all(
+            isinstance(found := run.setting(key.replace("__", ".")), int | float) and math.isclose(found, value)
+            for key, value in settings.items()
+        )
+    ]
+
+
+def numbers(runs: Iterable[Run], key: str) -> list[float]:
+    """The values of a numeric setting, in order."""
+    found = {float(value) for run in runs if isinstance(value := run.setting(key), int | float)}
+    return sorted(found)
+
+
+# --- effects ---------------------------------------------------------------------------------------------------------
+
+
+def effect(
+    ours: Sequence[Run],
+    theirs: Sequence[Run],
+    read: Callable[[Run], float | None],
+    label: str,
+    *,
+    ratio: bool = False,
+    unit: str = "",
+) -> Effect:
+    """A number of one arm against another's, paired by seed."""
+    return statistics.paired(
+        statistics.by_seed(ours, read), statistics.by_seed(theirs, read), label, ratio=ratio, unit=unit
+    )
+
+
+def common_level(runs: Sequence[Run], key: str = "loss/train") -> float | None:
+    """The lowest of the fixed loss levels that every run reaches, after its first recorded epoch."""
+    return min(statistics.levels_reached(runs, LOSS_LEVELS, key), default=None)
+
+
+def cost_effect(
+    ours: Sequence[Run],
+    theirs: Sequence[Run],
+    label: str,
+    currency: statistics.Currency = "epochs",
+    key: str = "loss/train",
+) -> Effect:
+    """Ratio of what it costs both arms to reach the lowest level that all of their runs reach.
+
+    Where there is no such level the effect has no values; its note then tells who was first at the lowest level that
+    half of the runs reach, with a sign test in which those who never arrive come last.
+    """
+    both = [*ours, *theirs]
+    level = common_level(both, key) if ours and theirs else None
+    if level is not None:
+        cost = partial(statistics.cost_of, level=level, currency=currency, key=key)
+        return effect(ours, theirs, cost, label, ratio=True)
+    empty = Effect(label, (), ratio=True)
+    seeds = sorted({run.seed for run in ours} & {run.seed for run in theirs})
+    if not seeds:
+        return empty
+    reached = [
+        level for level in LOSS_LEVELS if 2 * sum(bool((run.curve(key) <= level).any()) for run in both) >= len(both)
+    ]
+    if not reached:
+        return replace(empty, lost=len(seeds), note="neither arm learns")
+    cost = partial(statistics.cost_of, level=min(reached), currency=currency, key=key)
+    costs = [statistics.by_seed(arm, cost) for arm in (ours, theirs)]
+    won, lost, p = statistics.sign_test(*([of_arm[seed] for seed in seeds] for of_arm in costs))
+    first = f"at {min(reached):g} first in {won} of {won + lost} pairs, sign test p = {p:.2g}"
+    return replace(empty, lost=len(seeds), note=f"no level that all runs reach; {first}")
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def table(title: str, rows: Sequence[Mapping[str, object]], note: str = "") -> Table:
+    """A table of strings; a row without a column, or with None there, gets a dash."""
+    frame = pd.DataFrame([{key: "-" if cell is None else str(cell) for key, cell in row.items()} for row in rows])
+    return Table(title, frame.fillna("-"), note)
+
+
+def shown(found: Effect) -> str | None:
+    """An effect in a cell; its note where it has no values."""
+    return str(found.estimate()) if found.values else found.note or None
+
+
+def p_text(p: float | None) -> str | None:
+    """A corrected p in a cell."""
+    return None if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def mean_cell(runs: Sequence[Run], read: Callable[[Run], float | None], unit: str = "", times: float = 1.0) -> str:
+    """The mean over seeds with its interval, and how many runs diverged."""
+    estimate = estimate_of(runs, read, unit, times)
+    diverged = sum(run.status == "diverged" for run in runs)
+    return f"{estimate}" + (f" ({diverged} of {len(runs)} diverged)" if diverged else "")
+
+
+def estimate_of(
+    runs: Sequence[Run], read: Callable[[Run], float | None], unit: str = "", times: float = 1.0
+) -> Estimate:
+    """The mean over seeds of a number of each run, times a factor."""
+    return statistics.mean([times * value for run in runs if (value := read(run)) is not None], unit)
+
+
+def correction_note(rows: int) -> str:
+    """How p was corrected."""
+    return f"p: t test, Holm's correction over the {rows} rows." if rows > 1 else "p: t test."
+
+
+# --- curves ----------------------------------------------------------------------------------------------------------
+
+
+def curve(
+    runs: Sequence[Run],
+    key: str,
+    currency: statistics.Currency = "epochs",
+    *,
+    logs: bool = False,
+    times: float = 1.0,
+    whole: bool = False,
+) -> pd.DataFrame:
+    """A curve's mean over seeds with its pointwise t interval, for `style.band`.
+
+    Args:
+        runs: One arm's, one a seed.
+        key: The curve.
+        currency: Of the horizontal axis; where seeds differ (seconds) their mean.
+        logs: Average logarithms, as suits a loss on a logarithmic axis.
+        times: A factor of the values.
+        whole: Draw each value at its epoch's end, as published ones are, though it may be a mean over the epoch.
+
+    Returns:
+        Index: what was spent. Columns `value`, `low`, `high`. Epochs that some run does not have are left out.
+    """
+    empty = pd.DataFrame(columns=["value", "low", "high"], dtype="float64")
+    curves = [run.curve(key) for run in runs]
+    found = [statistics.spent(run, currency) if whole else statistics.located(run, key, currency) for run in runs]
+    costs = [cost for cost in found if cost is not None]
+    if not curves or len(costs) < len(curves):
+        return empty
+    values = pd.concat(curves, axis=1, join="inner") * times
+    values = values[np.isfinite(values).all(axis=1)]
+    if logs:
+        values = np.log(values[(values > 0).all(axis=1)])
+    if values.empty:
+        return empty
+    centre, n = values.mean(axis=1), values.shape[1]
+    reach = (
+        values.std(axis=1, ddof=1) * float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1)) / math.sqrt(n)
+        if n > 1
+        else pd.Series(np.nan, index=centre.index)
+    )
+    frame = pd.DataFrame({"value": centre, "low": centre - reach, "high": centre + reach})
+    frame = np.exp(frame) if logs else frame
+    frame.index = pd.concat(costs, axis=1).loc[frame.index].mean(axis=1).to_numpy()
+    return frame
+
+
+# --- the finding -----------------------------------------------------------------------------------------------------
+
+
+def by_word(claims: Sequence[Claim]) -> dict[str, Claim]:
+    """Claims by the word after the dot of their id."""
+    return {claim.word: claim for claim in claims}
+
+
+def hardware(runs: Iterable[Run]) -> str:
+    """What the runs were made on."""
+    return ", ".join(sorted({run.hardware for run in done(runs)})) or "nothing"
+
+
+def finding(
+    experiment: str,
+    question: str,
+    runs: Sequence[Run],
+    claims: Sequence[Claim],
+    scale: str,
+    verdicts_: Sequence[Verdict],
+    tables: Sequence[Table] = (),
+    figures: Sequence[Figure] = (),
+    notes: Sequence[str] = (),
+) -> Finding:
+    """The finding around verdicts, tables and figures; a claim without a verdict is `not run`."""
+    ground = Ground.of(runs, scale)
+    judged = {verdict.claim.id for verdict in verdicts_}
+    rest = [verdicts.not_run(claim, scale) for claim in claims if claim.id not in judged]
+    failed = [f"Not there: {missing}." for missing in ground.missing]
+    return Finding(
+        experiment=experiment,
+        question=question,
+        verdicts=(*verdicts_, *rest),
+        tables=tuple(part for part in tables if not part.frame.empty),
+        figures=tuple(figures),
+        runs=tuple(runs),
+        scale=scale,
+        hardware=hardware(runs),
+        notes=(*notes, *failed),
+        stand_in=any(ground.stands_in(claim) for claim in claims),
+    )
