@@ -191,7 +191,7 @@ def test_gradcheck(activation: str, shape: tuple[int, ...]):
 
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(call, (x, *layer.parameters()))
-    if len(shape) == 2:
+    if len(shape) in (2, 4):
         assert torch.autograd.gradgradcheck(call, (x, *layer.parameters()))
 
 

@@ -379,22 +379,73 @@ def test_a_row_of_zeros_is_coherent_with_none() -> None:
 # --- sharpness -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_sharpness_is_the_largest_eigenvalue_of_the_whole_hessian(norm: str) -> None:
-    net = mlp(norm).double().eval()
+def curved(norm: str) -> tuple[nn.Module, Callable[[int, int], Callable[[nn.Module], Tensor]]]:
+    """A small network, and its loss on some of eight images as a share of the mean over all."""
     x, y = batch()
 
-    def loss(network: nn.Module) -> Tensor:
-        return F.cross_entropy(network(x.double()), y)
+    def part(start: int, stop: int) -> Callable[[nn.Module], Tensor]:
+        return lambda net: F.cross_entropy(net(x[start:stop].double()), y[start:stop], reduction="sum") / len(y)
 
-    eigenvalues = torch.linalg.eigvalsh(oracle.hessian(net, loss))
-    ours = shift.sharpness(net, loss, iterations=300, tolerance=1e-9)
-    assert ours.item() == pytest.approx(eigenvalues[-1].item(), rel=1e-4)
+    return mlp(norm).double().eval(), part
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_sharpness_is_the_largest_eigenvalue_of_the_whole_hessian(norm: str) -> None:
+    net, part = curved(norm)
+    eigenvalues = torch.linalg.eigvalsh(oracle.hessian(net, part(0, 8)))
+    ours = shift.sharpness(net, [part(0, 8)], products=40)
+    assert ours.item() == pytest.approx(eigenvalues[-1].item(), rel=1e-8)
+    assert shift.sharpness(net, [part(0, 8)]).item() == pytest.approx(eigenvalues[-1].item(), rel=0.02)
     assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_sharpness_of_a_loss_in_parts_is_that_of_the_whole(norm: str) -> None:
+    net, part = curved(norm)
+    whole = shift.sharpness(net, [part(0, 8)])
+    parts = shift.sharpness(net, [part(0, 3), part(3, 6), part(6, 8)])
+    assert parts.item() == pytest.approx(whole.item(), rel=1e-9)
 
 
 def test_sharpness_where_the_largest_eigenvalue_in_modulus_is_negative() -> None:
     net = nn.Linear(3, 1, bias=False, dtype=torch.float64)
     curvature = torch.tensor([-5.0, 2.0, 1.0], dtype=torch.float64)
-    ours = shift.sharpness(net, lambda n: (n.weight[0] ** 2 @ curvature) / 2, iterations=200, tolerance=1e-12)
+    ours = shift.sharpness(net, [lambda n: (n.weight[0] ** 2 @ curvature) / 2])
     assert ours.item() == pytest.approx(2)
+
+
+def test_sharpness_of_a_loss_without_curvature_and_of_one_that_is_not_finite() -> None:
+    net = nn.Linear(3, 1, bias=False)
+    assert shift.sharpness(net, [lambda n: n.weight.sum() + 0 * n.weight.square().sum()]) == 0
+    assert shift.sharpness(net, [lambda n: torch.inf * n.weight.square().sum()]).isnan()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_hessians_are_symmetric(norm: str) -> None:
+    """Also through convolutions, whose gradients come in other strides than their weights."""
+    net = NIN((1, 17, 17), 3, width=0.02, norm=norm, seed=0).double().eval()
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 1, 17, 17, generator=random, dtype=torch.float64)
+    slopes = torch.autograd.grad(
+        F.cross_entropy(net(x), torch.arange(4) % 3), list(net.parameters()), create_graph=True
+    )
+    u, v = ([torch.randn(s.shape, generator=random, dtype=torch.float64) for s in slopes] for _ in range(2))
+
+    def product(vector: list[Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(slopes, list(net.parameters()), vector, retain_graph=True)
+
+    left, right = (
+        sum((a * b).sum().item() for a, b in zip(*pair, strict=True)) for pair in ((u, product(v)), (v, product(u)))
+    )
+    assert left == pytest.approx(right, rel=1e-8)
+
+
+def test_the_graph_of_twice_the_images_holds_twice_as_much() -> None:
+    net = NIN((1, 17, 17), 3, width=0.05, seed=0).eval()
+    x = torch.rand(8, 1, 17, 17)
+    one, two, three = (
+        shift.graph_bytes(net, lambda n, k=k: F.cross_entropy(n(x[:k]), torch.zeros(k, dtype=torch.long)))
+        for k in (2, 4, 6)
+    )
+    assert one > 2 * 17 * 17 * 4 * sum(m.out_channels for m in (net.conv1.conv, net.conv2.conv))  # type: ignore[union-attr]
+    assert three - two == pytest.approx(two - one, rel=0.02)

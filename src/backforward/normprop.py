@@ -178,7 +178,8 @@ class _WithNorms(torch.autograd.Function):
     """``norms * W / ||W||``, each unit's own, by the kernels behind PyTorch's weight normalisation.
 
     One pass over W forward, one backward. Their own second derivative is wrong (it takes ||W|| for a constant), so
-    under ``create_graph`` backward is spelled out.
+    under ``create_graph`` backward is spelled out. On a CPU they read the gradient as if it were contiguous, whatever
+    its strides; that of a convolution's second derivative is not.
     """
 
     @staticmethod
@@ -193,7 +194,7 @@ class _WithNorms(torch.autograd.Function):
         weight, norms, lengths = ctx.saved_tensors
         if not torch.is_grad_enabled():
             fast: tuple[Tensor, Tensor] = torch.ops.aten._weight_norm_interface_backward(
-                grad, weight, norms, lengths, 0
+                grad.contiguous(), weight, norms, lengths, 0
             )
             return fast
         length = _lengths(weight)

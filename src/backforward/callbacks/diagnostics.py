@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backforward.callbacks.measures import DIAGNOSTICS, Batch, Diagnostic, Held, Measure, Scene
+from backforward.callbacks.measures import CURVATURE_IMAGES, DIAGNOSTICS, Batch, Diagnostic, Held, Measure, Scene
 from backforward.data import Images
 from backforward.data.draws import first
 from backforward.rules import Result
@@ -65,8 +65,8 @@ class Diagnostics(L.Callback):
 
     Args:
         when: By diagnostic, when it is due (see `due`); an empty list: never.
-        samples: Images of the validation set, and of the training set, to look at; class-balanced and always the same.
-            None: all of the validation set.
+        samples: Images of the validation set to look at, class-balanced and always the same; None: all. Sharpness
+            takes as many of the training set, but no more than `CURVATURE_IMAGES`.
         folder: Where `diagnostics.csv` goes; None keeps the rows in memory alone.
 
     Attributes:
@@ -120,7 +120,7 @@ class Diagnostics(L.Callback):
         assert isinstance(trainer.datamodule, InMemoryData)  # type: ignore[attr-defined]
         data = trainer.datamodule.data  # type: ignore[attr-defined]
         self._validation = _held(data.validation, self.samples, module.device)
-        self._train = _held(data.train, self.samples or len(data.validation), module.device)
+        self._train = _held(data.train, min(self.samples or CURVATURE_IMAGES, CURVATURE_IMAGES), module.device)
         self._watch = Watch(module.network)
         with undisturbed(module.network):
             self._watch.replica.eval()

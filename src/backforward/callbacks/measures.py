@@ -22,6 +22,8 @@ CHUNK = 250  # images in one forward
 JACOBIAN_SAMPLES = 4
 VALUES = 10_000  # pre-activations of a unit, over images and positions (one for each image, should there be more)
 QUANTILES = {"p05": 0.05, "median": 0.5, "p95": 0.95}  # over units
+CURVATURE_IMAGES = 250  # of the training set at most, for sharpness: a Hessian-vector product costs as much as 3 steps
+GRAPH_BYTES = 2**28  # what autograd may hold for a Hessian-vector product; at its peak this takes twice as much
 HISTOGRAM_LIMIT = 1e20  # where TensorBoard's bins end
 
 
@@ -383,11 +385,20 @@ class Sharpness(Diagnostic):
     charts: ClassVar = {"largest eigenvalue of the Hessian": "sharpness"}
 
     def measure(self, scene: Scene) -> Iterator[Measure]:
-        """By power iteration."""
-        x, y = scene.train.x.to(scene.dtype) / 255, scene.train.y
-        yield Measure(
-            "sharpness", shift.sharpness(scene.replica, lambda net: F.cross_entropy(net(x), y), iterations=20)
-        )
+        """From Hessian-vector products, over as many images at a time as there is room for."""
+        images, count = scene.train, len(scene.train.y)
+
+        def part(start: int, stop: int) -> Callable[[nn.Module], Tensor]:
+            def loss(network: nn.Module) -> Tensor:
+                x = images.x[start:stop].to(scene.dtype) / 255
+                return F.cross_entropy(network(x), images.y[start:stop], reduction="sum") / count
+
+            return loss
+
+        one, two = (shift.graph_bytes(scene.replica, part(0, stop)) for stop in (1, 2))
+        room = GRAPH_BYTES // max(1, two - one)
+        losses = [part(start, start + room) for start in range(0, count, room)]
+        yield Measure("sharpness", shift.sharpness(scene.replica, losses))
 
 
 class Pictures(Diagnostic):
