@@ -344,6 +344,16 @@ ORTHONORMAL = torch.linalg.qr(W.T).Q.T
 EQUIANGULAR = torch.eye(4, dtype=torch.float64) + 0.3
 
 
+def test_cosines_of_pairs_are_what_loops_give() -> None:
+    weight = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    weight[3] = 0
+    rows = weight.flatten(1)
+    pairs = [(i, j) for i in range(5) for j in range(i + 1, 5)]
+    expected = [0.0 if 3 in pair else abs(torch.cosine_similarity(*rows[list(pair)], dim=0).item()) for pair in pairs]
+    assert shift.cosines_of_pairs(weight).tolist() == pytest.approx(expected, rel=1e-5)
+    assert shift.cosines_of_pairs(weight).max().item() == pytest.approx(shift.incoherence(weight).coherence.item())
+
+
 @pytest.mark.parametrize("weight", [W, 0.1 * W, ORTHONORMAL, 2 * ORTHONORMAL, 0.5 * ORTHONORMAL, EQUIANGULAR])
 def test_incoherence_is_what_loops_give(weight: Tensor) -> None:
     ours = [value.item() for value in shift.incoherence(weight)]

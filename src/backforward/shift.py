@@ -540,6 +540,15 @@ def incoherence(weight: Tensor) -> Incoherence:
     return Incoherence(mu, sigma.norm(), printed.sqrt(), mu * pairs.clamp_min(0).sqrt())
 
 
+def cosines_of_pairs(weight: Tensor) -> Tensor:
+    """The m (m - 1) / 2 absolute cosines between two of a layer's rows or filters ``[m, ...]``, in double precision."""
+    W = weight.detach().flatten(1).double()
+    unit = (W / W.norm(dim=1, keepdim=True)).nan_to_num(nan=0.0)  # a row of zeros is coherent with none
+    one, other = torch.triu_indices(len(W), len(W), offset=1, device=W.device)
+    cosines: Tensor = (unit @ unit.T)[one, other].abs()
+    return cosines
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Sharpness
 # ---------------------------------------------------------------------------------------------------------------------

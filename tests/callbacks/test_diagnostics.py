@@ -22,7 +22,7 @@ from tests.ranks import two_ranks
 from tests.test_settings import CONF, composed
 from tests.test_training import METHODS, CutOff, cut_off_at, same, weights
 
-from backforward import fitting, runs
+from backforward import fitting, runs, shift
 from backforward.callbacks.diagnostics import due, layout
 from backforward.callbacks.measures import DIAGNOSTICS
 from backforward.callbacks.record import RunRecord
@@ -212,6 +212,10 @@ def test_numbers_of_a_run(tmp_path: Path) -> None:
     assert values(rows, "proposition1/coherence", step=2, layer="model.head") == pytest.approx([mu], rel=1e-5)
     assert values(rows, "proposition1/distance", step=2, layer="model.head") == pytest.approx([distance], rel=1e-5)
     assert values(rows, "proposition1/mended_bound", step=2, layer="model.head") == pytest.approx([mended], rel=1e-5)
+    cosines = shift.cosines_of_pairs(network.model.head.weight)
+    assert values(rows, "proposition1/pairs", step=2, layer="model.head") == [len(cosines)]
+    incoherent = [int((cosines < 0.3).sum())]
+    assert values(rows, "proposition1/incoherent_pairs", step=2, layer="model.head") == incoherent
     squared = network.model.head.weight.detach().square().sum(dim=1)
     assert values(rows, "jacobian/mean_squared", step=2, layer="model.head") == pytest.approx([squared.mean().item()])
     assert values(rows, "jacobian/diagonal_max", step=2, layer="model.head") == pytest.approx([squared.max().item()])

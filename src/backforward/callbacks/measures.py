@@ -24,6 +24,7 @@ VALUES = 10_000  # pre-activations of a unit, over images and positions (one for
 QUANTILES = {"p05": 0.05, "median": 0.5, "p95": 0.95}  # over units
 CURVATURE_IMAGES = 250  # of the training set at most, for sharpness: a Hessian-vector product costs as much as 3 steps
 GRAPH_BYTES = 2**28  # what autograd may hold for a Hessian-vector product; at its peak this takes twice as much
+INCOHERENT = 0.3  # two filters are, below this |cosine|
 HISTOGRAM_LIMIT = 1e20  # where TensorBoard's bins end
 
 
@@ -367,11 +368,18 @@ class Proposition1(Diagnostic):
     charts: ClassVar = {"coherence of the filters": "proposition1/coherence"}
 
     def measure(self, scene: Scene) -> Iterator[Measure]:
-        """On white input: what is off the diagonal, the printed bound (NaN where imaginary), the one that holds."""
+        """Pairs of filters, how many are incoherent, their largest |cosine|; then Proposition 1.
+
+        That is, on white input: what is off the diagonal of the covariance, the printed bound (NaN where imaginary),
+        the one that holds.
+        """
         for name in scene.names:
             weight = getattr(scene.replica.get_submodule(name), "weight", None)
             if isinstance(weight, Tensor) and weight.ndim > 1 and len(weight) > 1:
                 found = shift.incoherence(weight)
+                cosines = shift.cosines_of_pairs(weight)
+                yield Measure("proposition1/pairs", len(cosines), name)
+                yield Measure("proposition1/incoherent_pairs", (cosines < INCOHERENT).sum(), name)
                 yield Measure("proposition1/coherence", found.coherence, name)
                 yield Measure("proposition1/distance", found.distance, name)
                 yield Measure("proposition1/printed_bound", found.printed, name)
