@@ -115,5 +115,11 @@ def test_bad_input_is_one_line(overrides: list[str], message: str, train: Comman
     assert ended.err.count("\n") == 1
 
 
+def test_keys_of_a_study_that_was_not_asked_for_are_unknown(train: Command) -> None:
+    ended = train(*DIGITS, "study.draws=3")
+    assert ended.code == 2
+    assert ended.err == "error: study.draws: no such key\n"
+
+
 def test_a_study_does_without_lightning() -> None:
     assert not modules_after("import backforward.studying, backforward.studies") & {"lightning", "lightning.pytorch"}

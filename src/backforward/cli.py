@@ -153,7 +153,10 @@ def _keys(conf: Path, folder: str, overrides: Sequence[str]) -> list[str]:
 
     if folder:
         chosen = [text.partition("=")[2].split(",")[0] for text in overrides if text.startswith(f"{folder}=")]
-        files = [conf / folder / f"{choice}.yaml" for choice in chosen] + sorted((conf / folder).glob("*.yaml"))
+        defaults = OmegaConf.load(conf / "train.yaml").defaults
+        by_default = [entry[folder] for entry in defaults if isinstance(entry, DictConfig) and folder in entry]
+        files = [conf / folder / f"{choice}.yaml" for choice in chosen + by_default]
+        files += sorted((conf / folder).glob("*.yaml"))
         file = next((path for path in files if path.is_file()), None)
     else:
         file = conf / "train.yaml"
@@ -161,7 +164,9 @@ def _keys(conf: Path, folder: str, overrides: Sequence[str]) -> list[str]:
         return []
     loaded = OmegaConf.load(file)
     assert isinstance(loaded, DictConfig)
-    loaded = loaded.get(folder) or loaded  # a group's file may set other keys as well, its own under its name
+    loaded = loaded.get(folder, loaded)  # a group's file may set other keys as well, its own under its name
+    if loaded is None:  # a choice without keys, as study=none
+        return []
     keys = [str(key) for key in loaded if key not in ("defaults", "hydra")]
     if not folder:
         keys += sorted(path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra")

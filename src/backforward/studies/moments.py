@@ -60,7 +60,7 @@ class Moments:
     pooling      ``mean``, ``std`` of a convolutional layer's output on white or data ``input``, by ``pooling``,
                  ``filter`` size and ``jacobian_factor``, over all channels, positions and images together;
                  ``unit_mean``, the mean over channels of |mean|, and ``unit_std``
-    gaussianity  of that layer's pre-activations, means over channels: ``skewness`` (its absolute value),
+    gaussianity  of that layer's pre-activations, medians over channels: ``skewness`` (its absolute value),
                  ``kurtosis`` (excess), ``distance`` to the normal (`shift.Gaussianity`)
     ============ ===================================================================================================
 
@@ -276,7 +276,7 @@ class Moments:
             "distance": normal.distance,
         }
         for quantity, of_channels in values.items():
-            yield _row("gaussianity", quantity, of_channels.nanmean().item(), **where)
+            yield _row("gaussianity", quantity, of_channels.nanmedian().item(), **where)
 
     # --- what is said first ------------------------------------------------------------------------------------------
 
