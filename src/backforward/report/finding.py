@@ -52,14 +52,22 @@ class Estimate:
         return self.low is not None and self.high is not None
 
     def __str__(self) -> str:
-        """As `0.943 [0.911, 0.975]`, rounded to where the interval's width has its second digit."""
+        """As `0.943 [0.911, 0.975]`, rounded to where the interval's width has its second digit.
+
+        Where the interval spans a good part of a power of ten, or is one of a quantile, each number has two digits.
+        """
         if self.value is None:
             return "-"
-        unit = {"": "", "%": " %"}.get(self.unit, f" {self.unit}")
+        unit = f" {self.unit}" if self.unit else ""
+        if self.method == "quantile" or (
+            self.low is not None and self.high is not None and 0 < 5 * self.low < self.high
+        ):
+            ends = ["?" if end is None else f"{end:.2g}" for end in (self.low, self.high)]
+            return f"{self.value:.2g} [{ends[0]}, {ends[1]}]{unit}"
         if self.low is None and self.high is None:
             return f"{_rounded(self.value, abs(self.value) / 10)}{unit}"
-        ends = [end for end in (self.low, self.high) if end is not None]
-        width = max(ends) - min(ends) if len(ends) == 2 else abs(self.value - ends[0])
+        known = [end for end in (self.low, self.high) if end is not None]
+        width = max(known) - min(known) if len(known) == 2 else abs(self.value - known[0])
         low, high = ("?" if end is None else _rounded(end, width) for end in (self.low, self.high))
         return f"{_rounded(self.value, width)} [{low}, {high}]{unit}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +13,7 @@ import scipy.stats
 
 from backforward.report import statistics, verdicts
 from backforward.report.claims import Claim
+from backforward.report.experiments._normprop import hardware, setting_of
 from backforward.report.finding import Estimate, Figure, Finding, Table, Verdict
 from backforward.report.reading import Run
 from backforward.report.statistics import LEVEL, Effect
@@ -111,6 +112,37 @@ def cost_effect(
     return replace(empty, lost=len(seeds), note=f"no level that all runs reach; {first}")
 
 
+def trains(run: Run) -> bool:
+    """Whether it ended with a training loss below that of a guess."""
+    loss, classes = run.final("loss/train"), int(run.result.get("data", {}).get("classes") or 10)
+    return run.status == "finished" and loss is not None and loss < math.log(classes)
+
+
+def largest_lr(runs: Iterable[Run]) -> dict[Hashable, float | None]:
+    """By seed, the largest learning rate of the grid up to which all train; None: not even the first does."""
+    found: dict[Hashable, float | None] = {}
+    for (seed,), members in statistics.grouped(runs, "seed").items():
+        found[int(str(seed))] = None
+        for run in sorted(members, key=lambda run: float(run.setting("lr"))):
+            if not trains(run):
+                break
+            found[int(str(seed))] = float(run.setting("lr"))
+    return found
+
+
+def larger_lr(ours: Sequence[Run], theirs: Sequence[Run], label: str) -> Effect:
+    """The largest learning rate that trains in one arm over that of another, seed by seed.
+
+    A pair of which both train at the largest of the grid says nothing, and is left out.
+    """
+    top = max((float(run.setting("lr")) for run in (*ours, *theirs)), default=math.inf)
+    one, other = largest_lr(ours), largest_lr(theirs)
+    both = [seed for seed, lr in one.items() if lr == top == other.get(seed)]
+    told = {seed: lr for seed, lr in one.items() if seed not in both}
+    note = f"{len(both)} of {len(one)} pairs left out: both train at the largest of the grid, {top:g}" if both else ""
+    return replace(statistics.paired(told, {seed: other.get(seed) for seed in told}, label, ratio=True), note=note)
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -186,16 +218,26 @@ def curve(
         values = np.log(values[(values > 0).all(axis=1)])
     if values.empty:
         return empty
-    centre, n = values.mean(axis=1), values.shape[1]
-    reach = (
-        values.std(axis=1, ddof=1) * float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1)) / math.sqrt(n)
-        if n > 1
-        else pd.Series(np.nan, index=centre.index)
-    )
-    frame = pd.DataFrame({"value": centre, "low": centre - reach, "high": centre + reach})
+    frame = _pointwise(values)
     frame = np.exp(frame) if logs else frame
     frame.index = pd.concat(costs, axis=1).loc[frame.index].mean(axis=1).to_numpy()
     return frame
+
+
+def ratio_curve(ours: Sequence[Run], theirs: Sequence[Run], key: str) -> pd.DataFrame:
+    """One arm's curve over another's: geometric mean of the pairs with its pointwise t interval, by whole epochs."""
+    others = {run.seed: run.curve(key) for run in theirs}
+    pairs = [run.curve(key) / others[run.seed] for run in ours if run.seed in others]
+    logs = np.log(pd.concat(pairs, axis=1, join="inner")) if pairs else pd.DataFrame()
+    return np.exp(_pointwise(logs[np.isfinite(logs).all(axis=1)]))
+
+
+def _pointwise(values: pd.DataFrame) -> pd.DataFrame:
+    """Mean over the columns of each row, with its t interval."""
+    centre, n = values.mean(axis=1), values.shape[1]
+    width = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1)) / math.sqrt(n) if n > 1 else math.nan
+    reach = width * values.std(axis=1, ddof=1)
+    return pd.DataFrame({"value": centre, "low": centre - reach, "high": centre + reach}, dtype="float64")
 
 
 # --- the finding -----------------------------------------------------------------------------------------------------
@@ -204,11 +246,6 @@ def curve(
 def by_word(claims: Sequence[Claim]) -> dict[str, Claim]:
     """Claims by the word after the dot of their id."""
     return {claim.word: claim for claim in claims}
-
-
-def hardware(runs: Iterable[Run]) -> str:
-    """What the runs were made on."""
-    return ", ".join(sorted({run.hardware for run in done(runs)})) or "nothing"
 
 
 def finding(
@@ -227,15 +264,19 @@ def finding(
     judged = {verdict.claim.id for verdict in verdicts_}
     rest = [verdicts.not_run(claim, scale) for claim in claims if claim.id not in judged]
     failed = [f"Not there: {missing}." for missing in ground.missing]
+    ended = done(runs)
+    trained = [run for run in ended if len(run.metrics)]  # not a study
+    if not ended:
+        notes = [f"Nothing has been run: make reproduce ONLY={experiment} SCALE={scale}"]
     return Finding(
         experiment=experiment,
         question=question,
         verdicts=(*verdicts_, *rest),
         tables=tuple(part for part in tables if not part.frame.empty),
-        figures=tuple(figures),
+        figures=tuple(figures) if ended else (),
         runs=tuple(runs),
         scale=scale,
-        hardware=hardware(runs),
-        notes=(*notes, *failed),
+        hardware=hardware(ended),
+        notes=(*([setting_of(trained)] if trained else []), *notes, *failed),
         stand_in=any(ground.stands_in(claim) for claim in claims),
     )

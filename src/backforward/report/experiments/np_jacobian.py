@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import matplotlib.figure
 import pandas as pd
 
 from backforward.report import statistics, style, verdicts
 from backforward.report.claims import Claim
+from backforward.report.experiments import _common as common
 from backforward.report.experiments import _normprop as family
 from backforward.report.finding import Estimate, Figure, Finding, Table
 from backforward.report.reading import Run
@@ -26,7 +25,11 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
     """Compare the largest learning rate that trains with and without the factor, seed by seed."""
     arms = {factor: family.done(runs, norm__jacobian_factor=factor) for factor in FACTORS}
     ground = verdicts.Ground.of(runs, scale, [FACTORS[factor] for factor in ("none", "exact") if not arms[factor]])
-    largest = [_larger(arms, factor) for factor in ("exact", "paper") if arms[factor]] or [Effect("exact / none", ())]
+    largest = [
+        common.larger_lr(arms[factor], arms["none"], f"{factor} / none")
+        for factor in ("exact", "paper")
+        if arms[factor]
+    ] or [Effect("exact / none", ())]
     gains = _gains(arms)
     judged = {"larger_lr": lambda claim: verdicts.direction(claim, largest, ground)}
     return family.finding(
@@ -48,37 +51,6 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
     )  # fmt: skip
 
 
-def trains(run: Run) -> bool:
-    """Whether it ended with a training loss below that of a guess."""
-    loss, classes = run.final("loss/train"), int(run.result.get("data", {}).get("classes") or 10)
-    return run.status == "finished" and loss is not None and loss < math.log(classes)
-
-
-def _largest(runs: Sequence[Run]) -> dict[Hashable, float | None]:
-    """By seed, the largest learning rate of the grid up to which all train; None: not even the first does."""
-    found: dict[Hashable, float | None] = {}
-    for seed, members in family.runs_by(runs, "seed").items():
-        largest = None
-        for run in sorted(members, key=lambda run: float(run.setting("lr"))):
-            if not trains(run):
-                break
-            largest = float(run.setting("lr"))
-        found[seed] = largest
-    return found
-
-
-def _larger(arms: Arms, factor: str) -> Effect:
-    """Largest rates with the factor over those without; where both train at the largest of the grid it cannot tell."""
-    ours, theirs = _largest(arms[factor]), _largest(arms["none"])
-    top = max((float(run.setting("lr")) for runs in arms.values() for run in runs), default=math.inf)
-    both = [seed for seed, lr in ours.items() if lr == top == theirs.get(seed)]
-    note = f"{len(both)} of {len(ours)} pairs left out: both train at the largest of the grid, {top:g}" if both else ""
-    told = {seed: lr for seed, lr in ours.items() if seed not in both}
-    return replace(
-        statistics.paired(told, {seed: theirs.get(seed) for seed in told}, f"{factor} / none", ratio=True), note=note
-    )
-
-
 def _gains(arms: Arms) -> list[Effect]:
     with_it, without = (family.runs_by(arms[factor], "lr") for factor in ("exact", "none"))
     return [
@@ -91,7 +63,7 @@ def _gains(arms: Arms) -> list[Effect]:
 def _table(arms: Arms) -> Table:
     rows = []
     for factor, runs in arms.items():
-        largest = [lr for lr in _largest(runs).values() if lr is not None]
+        largest = [lr for lr in common.largest_lr(runs).values() if lr is not None]
         best = family.chosen(runs)
         if runs:
             rows.append(
@@ -99,7 +71,7 @@ def _table(arms: Arms) -> Table:
                     "factor": FACTORS[factor],
                     "runs": str(len(runs)),
                     "diverged": str(sum(run.status == "diverged" for run in runs)),
-                    "trained": str(sum(map(trains, runs))),
+                    "trained": str(sum(map(common.trains, runs))),
                     "largest lr that trains, by seed": ", ".join(f"{lr:g}" for lr in largest) or "none",
                     "best lr": ", ".join(map(str, family.values(best, "lr"))),
                     "test accuracy there, %": family.described(family.over_seeds(best, family.test_accuracy)),
@@ -120,7 +92,7 @@ def _draw(arms: Arms) -> matplotlib.figure.Figure:
     for runs, look in zip(arms.values(), looks.values(), strict=True):
         by_lr = {float(str(lr)): members for lr, members in family.runs_by(runs, "lr").items()}
         rates += by_lr
-        trained = [statistics.share(sum(map(trains, members)), len(members)) for members in by_lr.values()]
+        trained = [statistics.share(sum(map(common.trains, members)), len(members)) for members in by_lr.values()]
         accuracy: list[Estimate | None] = [
             family.over_seeds(members, family.validation_accuracy) for members in by_lr.values()
         ]

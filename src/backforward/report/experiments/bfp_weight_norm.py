@@ -1,0 +1,164 @@
+"""Is the norm of the weights larger without covariate shift, and does that cost generalisation?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import matplotlib.figure
+import numpy as np
+
+from backforward.report import statistics, style, verdicts
+from backforward.report.claims import Claim
+from backforward.report.experiments import _common as common
+from backforward.report.experiments.bfp_learning_rates import LOGGED, Arms, by_lr, label, published
+from backforward.report.finding import Figure, Finding, Table
+from backforward.report.reading import Run
+from backforward.report.statistics import Effect
+from backforward.report.verdicts import Ground
+
+QUESTION = "Is the norm of the weights larger without covariate shift, and the gap between test and training with it?"
+NORM = "weight_norm/sum"  # the sum of the tensors' norms: what the published logs have
+
+
+def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
+    """Judge the claims by the runs of `bfp_learning_rates`."""
+    of, at, ground = common.by_word(claims), by_lr(common.done(runs)), Ground.of(runs, scale)
+    larger = [_larger(arms, "bfp", lr) for lr, arms in at.items()]
+    equal = [_at_equal_loss(arms, "bfp", lr) for lr, arms in at.items()]
+    gaps = [common.effect(arms.get("bfp", []), arms.get("sgd", []), gap, label(lr)) for lr, arms in at.items()]
+    judged = [
+        verdicts.direction(of["larger"], larger, ground),
+        verdicts.direction(of["at_equal_loss"], equal, ground),
+        verdicts.direction(of["regularising"], gaps, ground),
+    ]
+    tables = [_norm_table(at, larger, equal, of["larger"]), _gap_table(at, gaps)]
+    figures = [
+        Figure(
+            "bfp_weight_norm_curves",
+            "Norm of the weights, epoch by epoch",
+            "Sum of the L2 norms of the four tensors. Lines: mean over seeds with its pointwise 95 % t interval; "
+            "hollow "
+            "markers: the published runs (one seed).",
+            partial(_draw_norms, at),
+        ),
+        Figure(
+            "bfp_weight_norm_loss",
+            "Norm of the weights against training loss",
+            "The same norms where training stands equally far. Arms on one line differ in progress alone. Mean over "
+            "seeds, epoch by epoch.",
+            partial(_draw_against_loss, at),
+        ),
+    ]
+    return common.finding("bfp_weight_norm", QUESTION, runs, claims, scale, judged, tables, figures)
+
+
+def gap(run: Run) -> float | None:
+    """Test less training loss after the last epoch, nats. The training loss is the mean over that epoch."""
+    test, train = run.final("loss/test"), run.final("loss/train")
+    return None if test is None or train is None or run.status == "diverged" else test - train
+
+
+def norm_at(run: Run, level: float) -> float | None:
+    """The norm where the training loss first was at a level, on the straight line between epochs."""
+    epochs, norms = statistics.cost_of(run, level), run.curve(NORM)
+    return None if epochs is None or not len(norms) else float(np.interp(epochs, norms.index, norms))
+
+
+def _larger(arms: Arms, arm: str, lr: float) -> Effect:
+    return common.effect(arms.get(arm, []), arms.get("sgd", []), lambda run: run.final(NORM), label(lr), ratio=True)
+
+
+def _at_equal_loss(arms: Arms, arm: str, lr: float) -> Effect:
+    ours, theirs = arms.get(arm, []), arms.get("sgd", [])
+    level = common.common_level([*ours, *theirs]) if ours and theirs else None
+    if level is None:
+        return Effect(label(lr), (), ratio=True, note="no loss that all runs reach" if ours and theirs else "")
+    return common.effect(ours, theirs, partial(norm_at, level=level), label(lr), ratio=True)
+
+
+# --- tables and figures ----------------------------------------------------------------------------------------------
+
+
+def _norm_table(at: Mapping[float, Arms], larger: Sequence[Effect], equal: Sequence[Effect], claim: Claim) -> Table:
+    rows = []
+    tested = zip(at.items(), statistics.holm(larger), statistics.holm(equal), strict=True)
+    for (lr, arms), ours, level in tested:
+        both = [*arms.get("sgd", []), *arms.get("bfp", [])]
+        loss = common.common_level(both)
+        rows.append(
+            {
+                "lr": f"{lr:g}",
+                "SGD": common.mean_cell(arms.get("sgd", []), lambda run: run.final(NORM)),
+                "BFP / SGD, last epoch": common.shown(ours),
+                "p": common.p_text(ours.corrected_p),
+                "published loop / SGD, last epoch": common.shown(_larger(arms, "bfp_poster", lr)),
+                "published, epoch 10": claim.published.get(label(lr)),
+                "at training loss": None if loss is None else f"{loss:g}",
+                "BFP / SGD there": common.shown(level),
+                "p there": common.p_text(level.corrected_p),
+                "published loop / SGD there": common.shown(_at_equal_loss(arms, "bfp_poster", lr)),
+            }
+        )
+    return common.table(
+        "Norm of the weights (sum of the tensors' norms)",
+        rows,
+        f"{common.INTERVALS} {common.correction_note(len(rows))} Ratios of the published loop are not corrected.",
+    )
+
+
+def _gap_table(at: Mapping[float, Arms], gaps: Sequence[Effect]) -> Table:
+    rows = []
+    for (lr, arms), found in zip(at.items(), statistics.holm(gaps), strict=True):
+        row: dict[str, object] = {"lr": f"{lr:g}"}
+        for arm in ("sgd", "bfp", "bfp_poster"):
+            row[style.look(arm).label] = common.mean_cell(arms.get(arm, []), gap)
+        poster = common.effect(arms.get("bfp_poster", []), arms.get("sgd", []), gap, "")
+        row |= {"BFP - SGD": common.shown(found), "p": common.p_text(found.corrected_p)}
+        rows.append(row | {"published loop - SGD": common.shown(poster)})
+    return common.table(
+        "Generalisation gap: test less training loss after the last epoch, nats",
+        rows,
+        f"{common.INTERVALS} {common.correction_note(len(rows))} A diverged run has no gap. Differences of the "
+        "published "
+        "loop are not corrected.",
+    )
+
+
+def _panels(at: Mapping[float, Arms]) -> tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]:
+    figure, axes = style.canvas(-(-len(at) // 2), 2 if len(at) > 1 else 1)
+    for panel in list(axes.flat)[len(at) :]:
+        panel.set_visible(False)
+    return figure, list(axes.flat)[: len(at)]
+
+
+def _draw_norms(at: Mapping[float, Arms]) -> matplotlib.figure.Figure:
+    figure, panels = _panels(at)
+    for panel, (lr, arms) in zip(panels, at.items(), strict=True):
+        last = 0.0
+        for arm, runs in arms.items():
+            frame = common.curve(runs, NORM)
+            last = max([last, *frame.index])
+            style.band(panel, style.look(arm), frame)
+        for arm in LOGGED:
+            target = published(arm, lr, "weight_norm")
+            target = target[target.index <= last]
+            name = f"published: {style.look(arm).label}"
+            style.published(panel, style.look(arm), target.index.to_numpy(), target.to_numpy(), name)
+        panel.set(title=f"lr {lr:g}", xlabel="epochs", ylabel="norm of the weights")
+    style.legend(figure)
+    return figure
+
+
+def _draw_against_loss(at: Mapping[float, Arms]) -> matplotlib.figure.Figure:
+    figure, panels = _panels(at)
+    for panel, (lr, arms) in zip(panels, at.items(), strict=True):
+        for arm, runs in arms.items():
+            losses = common.curve(runs, "loss/train", logs=True, whole=True)
+            shared = losses.join(common.curve(runs, NORM), rsuffix="_norm", how="inner")
+            of = style.look(arm)
+            panel.plot(shared["value"], shared["value_norm"], marker=of.marker, markersize=3, label=of.label, **of.line)
+        panel.set(title=f"lr {lr:g}", xlabel="training loss (nats)", ylabel="norm of the weights", xscale="log")
+        panel.invert_xaxis()
+    style.legend(figure)
+    return figure
