@@ -9,7 +9,7 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 PORT   ?= 6006
 
-.PHONY: help setup quickstart test check torture bench tensorboard clean
+.PHONY: help setup quickstart reproduce test check torture bench tensorboard clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ quickstart: $(VENV)/.core ## Sweep Backforward and SGD over learning rates on sm
 	@$(PY) src/train.py -m experiment=quickstart
 	@$(PY) src/report.py table outputs/quickstart
 	@echo "Curves: make tensorboard, then open http://localhost:$(PORT)"
+
+reproduce: $(VENV)/.core ## Judge both papers' claims: outputs/report (SCALE=smoke|small|paper ONLY=names STAND_IN=1 FROM=outputs/reference)
+	@$(PY) src/reproduce.py $(if $(SCALE),--scale $(SCALE)) $(if $(ONLY),--only $(ONLY)) $(if $(STAND_IN),--stand-in) $(if $(FROM),--go-on-from $(FROM)) $(OVERRIDES)
 
 test: $(VENV)/.dev ## Run the whole test suite
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -13,8 +14,11 @@ from tests.conftest import REPOSITORY, Command, environment
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.strip()]
-EXAMPLES = [block for kind, block in BLOCKS if kind == "python"]
+FILES = {found.group(1): block for _, block in BLOCKS if (found := re.search(r"^# (\S+\.\w+)$", block, re.MULTILINE))}
+SCRIPTS = [block.splitlines() for kind, block in BLOCKS if kind == "bash"]
+OWN = next(lines for lines in SCRIPTS if "--config-dir" in " ".join(lines))  # what is run on those files
+COMMANDS = [line for lines in SCRIPTS if lines != OWN for line in lines if line.strip()]
+EXAMPLES = [block for kind, block in BLOCKS if kind == "python" and block not in FILES.values()]
 # What makes a command short: appended, so that it wins over what the README says.
 SHORT = ["data=digits", "max_epochs=1", "batch_size=256", "trainer.accelerator=cpu"]
 SHORT_OF = {"model=nin": ["data.size=17", "model.width=0.05"]}
@@ -60,6 +64,28 @@ def test_report(train: Command, tmp_path: Path) -> None:
     }
     assert "digits (1297 training images), 1 epochs" in shown["table"]
     assert "finished" in shown["status"]
+
+
+def test_ones_own_network_rule_data_and_experiment(tmp_path: Path) -> None:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for line in OWN:
+        *variables, _, script, rest = re.match(r"(?:PYTHONPATH=(\.) )?(python) (\S+) ?(.*)", line).groups()  # type: ignore[union-attr]
+        script = str(REPOSITORY / script) if script.startswith("src/") else script
+        path = os.pathsep.join([*filter(None, variables), *filter(None, [os.environ.get("PYTHONPATH")])])
+        ended = subprocess.run(
+            [sys.executable, script, *shlex.split(rest)],
+            check=False,
+            cwd=tmp_path,
+            env=environment() | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 0, ended.stderr
+    names = {path.parent.name for path in (tmp_path / "outputs/noise").glob("*/result.json")}
+    assert names == {f"{arm}-seed{seed}" for arm in ("sgd", "noisy-noise0.1", "noisy-noise0.5") for seed in (0, 1)}
+    assert "wide" in ended.stdout or "noisy" in ended.stdout
 
 
 def test_every_make_target_of_the_readme_is_in_the_help() -> None:
