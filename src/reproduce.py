@@ -34,13 +34,12 @@ STAND_IN = OUTPUTS / "stand_in"  # where the runs on scikit-learn's digits go, a
 
 # The data sets that experiments need, by the beginning of their names, longest first.
 NEEDS = {
-    "bfp_norm": ("mnist", "cifar10"),
     "bfp_": ("mnist",),
     "np_table": ("cifar10", "cifar100", "mnist"),
     "np_": ("cifar10",),
 }
 # Sweeps into the same folder, by the data set that they need besides.
-MORE = {"np_table": {"svhn": "np_table_svhn"}}
+MORE = {"bfp_norm": {"cifar10": "bfp_norm_nin"}, "np_table": {"svhn": "np_table_svhn"}}
 # Digits in the place of every data set; NIN needs larger images than theirs.
 DIGITS = ("data=digits", "data.size=32", "data.train_images=1000", "data.evaluation_images=250")
 
