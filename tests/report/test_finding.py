@@ -16,7 +16,7 @@ from backforward.report.finding import Estimate
         (Estimate(1.15, 0.07, 17.4, 2), "1.1 [0.07, 17]"),
         (Estimate(0.00055, 0.0002, 1.62, 50, "quantile"), "0.00055 [0.0002, 1.6]"),
         (Estimate(3.0, 2.0, None, 50, "quantile"), "3 [2, ?]"),
-        (Estimate(0.5, None, None, 1), "0.50"),
+        (Estimate(0.5, None, None, 1), "0.500"),
         (Estimate(1.0, 1.0, 1.0, 5), "1.000 [1.000, 1.000]"),
         (Estimate(0.0, 0.0, 0.0, 5), "0.000 [0.000, 0.000]"),
         (Estimate(2e-8, 1e-8, 3e-8, 5), "2.00e-08 [1.00e-08, 3.00e-08]"),
