@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,10 @@ def fit(
         callbacks.append(last)
         step = None
         if last.path.exists():
-            resume, step = last.path, last.step_to_resume() + 1
+            resume, step = last.path, last.step_to_resume()
             if rank(devices) == 0:
-                print(f"goes on from step {step - 1}, where its last checkpoint was written", flush=True)
-        # TensorBoard hides what a sitting that was cut off logged after the checkpoint where this one goes on.
-        logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=step)
-        logger.hparams.update(_readable(asked, choices or {}))
+                print(f"goes on from step {step}, where its last checkpoint was written", flush=True)
+        logger = opened_logger(folder, asked, choices or {}, step)
     bar = shows_progress(settings)
     if bar:
         callbacks.append(ProgressBar(refresh_rate=BAR_REFRESH))
@@ -113,11 +112,7 @@ def fit(
             trainer.test(module, loaders, verbose=False)
             final |= module.evaluated
     if logger is not None:
-        metrics = {key: value for key, value in final.items() if isinstance(value, float) and math.isfinite(value)}
-        # At the last step: at its default, 0, TensorBoard takes every curve of these metrics for superseded.
-        shown = {key: metrics[key] for key in _SHOWN if key in metrics}
-        logger.log_hyperparams(_readable(asked, choices or {}), shown, step=trainer.global_step)
-        logger.finalize("success")
+        close_logger(logger, asked, choices or {}, final, trainer.global_step)
     return assembled(
         {
             "status": "diverged" if module.diverged else "finished",
@@ -140,6 +135,35 @@ def fit(
         },
         devices=trainer.world_size,
     )
+
+
+def opened_logger(
+    folder: Path, asked: dict[str, Any], choices: dict[str, str], resumed_after: int | None
+) -> TensorBoardLogger:
+    """TensorBoard's events of a run.
+
+    Args:
+        folder: The run's.
+        asked: The settings, for HParams.
+        choices: By group, the name of the config it was read from, for HParams.
+        resumed_after: The step of the checkpoint where this sitting goes on: what a sitting that was cut off logged
+            after it is hidden. None in a first sitting.
+    """
+    purge = None if resumed_after is None else resumed_after + 1
+    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=purge)
+    logger.hparams.update(_readable(asked, choices))
+    return logger
+
+
+def close_logger(
+    logger: TensorBoardLogger, asked: dict[str, Any], choices: dict[str, str], final: Mapping[str, Any], step: int
+) -> None:
+    """Log final metrics beside the settings, for HParams."""
+    metrics = {key: value for key, value in final.items() if isinstance(value, float) and math.isfinite(value)}
+    # At the last step: at its default, 0, TensorBoard takes every curve of these metrics for superseded.
+    shown = {key: metrics[key] for key in _SHOWN if key in metrics}
+    logger.log_hyperparams(_readable(asked, choices), shown, step=step)
+    logger.finalize("success")
 
 
 class ProgressBar(TQDMProgressBar):

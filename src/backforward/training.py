@@ -7,7 +7,7 @@ import backforward._torchvision  # noqa: F401  (before Lightning, which imports 
 # isort: split
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -309,8 +309,7 @@ class Classification(L.LightningModule):
         _add(self.eval_sums, F.cross_entropy(logits, y), logits, y)
 
     def _means(self, sums: Tensor, split: str) -> Metrics:
-        loss, correct, count = self._reduced(sums).tolist()
-        return {f"loss/{split}": loss / count, f"accuracy/{split}": correct / count} if count else {}
+        return means(self._reduced(sums).tolist(), split)
 
     def _reduced(self, sums: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
@@ -369,6 +368,10 @@ class InMemoryData(L.LightningDataModule):
         """Without the last short batch."""
         return EpochLoader(self.data.train, self.batch_size, **self._how, **self._place())
 
+    def train_loader(self) -> EpochLoader:
+        """The same for one process, without a trainer, on the host."""
+        return EpochLoader(self.data.train, self.batch_size, **self._how)
+
     def val_dataloader(self) -> EpochLoader:
         """The validation set, in order, whole."""
         return self._evaluation(self.data.validation)
@@ -398,6 +401,12 @@ def _size(network: nn.Module, moving: bool = False) -> int:
 def rank_seed(seed: int, rank: int) -> int:
     """Seed of what a rank draws while training: rank 0's is the run's own; no two runs' ranks share one by design."""
     return seed if rank == 0 else int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
+
+
+def means(sums: Sequence[float], split: str) -> Metrics:
+    """Mean loss and accuracy from (sum of losses, correct, samples); none of no samples."""
+    loss, correct, count = sums
+    return {f"loss/{split}": loss / count, f"accuracy/{split}": correct / count} if count else {}
 
 
 def weight_norms(network: nn.Module) -> Metrics:

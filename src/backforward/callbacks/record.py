@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger
 
 from backforward.hardware import process_age
 from backforward.rules import Result
@@ -86,12 +87,8 @@ class RunRecord(L.Callback):
         """The epoch's row."""
         assert isinstance(module, Classification)
         epoch = trainer.current_epoch + 1
-        speed = self.samples / self.seconds if self.seconds else None
         metrics = {**module.train_metrics(), **module.evaluated, **weight_norms(module.network)}
         self._add(trainer, metrics, epoch=epoch)
-        if trainer.logger is not None and speed is not None:
-            trainer.logger.log_metrics({"speed/samples_per_second": speed}, step=trainer.global_step)
-            trainer.logger.save()  # Lightning does so every so many turns, whatever their length
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and times so far."""
@@ -108,16 +105,26 @@ class RunRecord(L.Callback):
         scored = [row for row in self.rows if row.get("accuracy/validation") is not None]
         return max(scored, key=lambda row: row["accuracy/validation"] or 0.0, default=None)
 
-    def _add(self, trainer: L.Trainer, metrics: dict[str, float], epoch: int) -> None:
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        row: Row = {"epoch": epoch, "step": trainer.global_step, "lr": float(lr), **metrics}
-        self.rows = [*self.rows[:epoch], row]
-        if not trainer.is_global_zero:
-            return
+    def add(self, metrics: dict[str, float], *, epoch: int, step: int, lr: float, logger: Logger | None) -> None:
+        """Note the row of an epoch (0 is before training) and write it."""
+        self._note(metrics, epoch, step, lr)
         if self.folder is not None:
             write_metrics(self.folder, self.rows)
-        if trainer.logger is not None:
-            trainer.logger.log_metrics({**metrics, "lr": float(lr), "epoch": epoch}, step=trainer.global_step)
+        if logger is not None:
+            speed = {"speed/samples_per_second": self.samples / self.seconds} if self.seconds else {}
+            logger.log_metrics({**metrics, **speed, "lr": lr, "epoch": epoch}, step=step)
+            logger.save()  # Lightning does so every so many turns, whatever their length
+
+    def _add(self, trainer: L.Trainer, metrics: dict[str, float], epoch: int) -> None:
+        lr, step = float(trainer.optimizers[0].param_groups[0]["lr"]), trainer.global_step
+        if trainer.is_global_zero:
+            self.add(metrics, epoch=epoch, step=step, lr=lr, logger=trainer.logger)
+        else:
+            self._note(metrics, epoch, step, lr)
+
+    def _note(self, metrics: dict[str, float], epoch: int, step: int, lr: float) -> None:
+        row: Row = {"epoch": epoch, "step": step, "lr": lr, **metrics}
+        self.rows = [*self.rows[:epoch], row]
 
     def _set_clock(self) -> None:
         self._seen, self._started = 0, time.perf_counter()
