@@ -259,6 +259,32 @@ def test_nan_weights_are_measured_without_an_error(tmp_path: Path) -> None:
     assert math.isnan(values(rows, "input/mean", step=6, layer="model.head")[0])
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_under_bf16_autocast(norm: str, tmp_path: Path) -> None:
+    asked = (
+        "method=bfp",
+        f"norm={norm}",
+        "model.dropout=0.2",
+        "optimizer=sgd_momentum",
+        "trainer.precision=bf16-mixed",
+    )
+    found = {bundle: trained(tmp_path / bundle, *asked, *FEW, f"diagnostics={bundle}") for bundle in ("off", *BUNDLES)}
+    for bundle in BUNDLES:
+        assert same(weights(tmp_path / bundle), weights(tmp_path / "off"))
+        assert all(math.isfinite(row.value) for row in found[bundle] if row.measure != "proposition1/printed_bound")
+        # The copy's gradients are those that the rule stepped along: computed under the same autocast.
+        assert max(values(found[bundle], "shift/applied_relative", layer="model.head")) < 1e-5
+        assert min(values(found[bundle], "shift/induced_relative", layer="model.head")) > 1e-3
+
+
+def test_clipping_makes_the_applied_shift_of_bfp_one_of_length(tmp_path: Path) -> None:
+    rows = trained(tmp_path, "method=bfp", "max_grad_norm=0.01", *FEW, "diagnostics=cheap")
+    gradients = values(rows, "update/gradient_norm", layer="model.head")
+    assert gradients == pytest.approx([0.01] * 3, rel=1e-3)  # it clips each group
+    assert min(values(rows, "shift/applied_relative", layer="model.head")) > 0.5
+    assert values(rows, "shift/applied_cosine", layer="model.head") == pytest.approx([1] * 3)
+
+
 def test_on_two_processes(tmp_path: Path) -> None:
     """The gradient faced is the mean of those on each process's share, as the one stepped along."""
     asked = ("method=bfp", "norm=batch", "model.dropout=0.2", *FEW)
@@ -294,6 +320,24 @@ def test_every_chart_of_the_layout_shows_something(tmp_path: Path) -> None:
     for category in layout(dict(charts)).values():
         for title, (_, (pattern,)) in category.items():
             assert any(re.search(pattern, tag) for tag in tags) or title.startswith("drift"), title
+
+
+DOCS = CONF.parent / "docs" / "diagnostics.md"
+
+
+def test_the_docs_name_every_measure_and_no_other(tmp_path: Path) -> None:
+    rows = trained(tmp_path, *FEW, "diagnostics=full")
+    cells = [line.split("|")[1] for line in DOCS.read_text().splitlines() if line.startswith("| `")]
+    named = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    events = EventAccumulator(str(tmp_path), {"histograms": 0, "images": 0})
+    events.Reload()
+    layers = "|".join({re.escape(row.layer) for row in rows if row.layer.startswith("model.")})
+    shown = {re.sub(f"/({layers})$", "/LAYER", tag) for kind in ("histograms", "images") for tag in events.Tags()[kind]}
+    assert sorted(named) == sorted({row.measure for row in rows} | shown)
+
+
+def test_the_docs_name_every_diagnostic() -> None:
+    assert set(re.findall(r"\(`(\w+)`\)", DOCS.read_text())) == set(DIAGNOSTICS)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from backforward.callbacks.diagnostics import due
 from backforward.runs import Result
 
-BUNDLES = ("off", "cheap", "full")
+BUNDLES = ("cheap", "full")
 
 Train = Callable[[list[str], Path], Result]  # overrides, folder -> result
 
@@ -23,6 +23,7 @@ class Case(NamedTuple):
         model: Overrides that choose it.
         data: The data set.
         stand_in: Overrides for where it is missing.
+        batch: Samples in a batch.
         batches: Batches trained on; None for the whole default schedule. The prices of one measurement are then
             carried over to that schedule.
         rounds: Runs of each bundle.
@@ -31,50 +32,59 @@ class Case(NamedTuple):
     model: list[str]
     data: str
     stand_in: list[str]
+    batch: int
     batches: int | None
     rounds: int
 
 
 CASES = {
-    "mlp": Case(["model=mlp"], "mnist", ["data=digits", "data.size=28"], None, 3),
-    "nin, width 0.25": Case(["model=nin", "model.width=0.25"], "cifar10", ["data=digits", "data.size=32"], 40, 3),
-    "nin": Case(["model=nin"], "cifar10", ["data=digits", "data.size=32"], 10, 1),
+    "mlp": Case(["model=mlp"], "mnist", ["data=digits", "data.size=28"], 128, None, 3),
+    "nin, width 0.25": Case(["model=nin", "model.width=0.25"], "cifar10", ["data=digits", "data.size=32"], 50, 64, 3),
+    "nin": Case(["model=nin"], "cifar10", ["data=digits", "data.size=32"], 50, 16, 1),
 }
-BATCH, EPOCHS = 128, 10  # the default schedule
-EPOCH = {"mnist": 55_000 // BATCH, "cifar10": 45_000 // BATCH}
+EPOCHS = 10  # the default schedule, on all of the training set:
+IMAGES = {"mnist": 55_000, "cifar10": 45_000}
+EVALUATED = 2000  # images of validation and test set, where only some batches are trained: enough for each bundle
 
 
-def run(train: Train, root: Path) -> list[dict[str, Any]]:
+def run(
+    train: Train, root: Path, cases: Iterable[str] = tuple(CASES), bundles: Sequence[str] = BUNDLES
+) -> list[dict[str, Any]]:
     """Train with each bundle in turn; plain SGD, against which everything is dearest.
 
     Args:
         train: Trains one run from overrides in a folder.
         root: The folder of data sets; digits stand in for what is missing there, and the row says so.
+        cases: Of `CASES`.
+        bundles: To be compared with `off`.
 
     Returns:
         For each case and bundle: seconds of a step, of measuring after a batch within an epoch and at the end of one,
         and what they add up to as shares of the time of the steps; medians over rounds.
     """
     rows = []
-    for name, case in CASES.items():
+    for name in cases:
+        case = CASES[name]
         have = (root / f"{case.data}.npz").is_file()
-        choice = [f"data={case.data}", f"data.root={root}"] if have else case.stand_in
-        choice += [*case.model, "method=sgd", f"batch_size={BATCH}", "trainer.progress_bar=false"]
-        per_epoch = EPOCH[case.data] if have else 1297 // BATCH
+        choice = [f"data={case.data}", f"data.root={root}"] if have else list(case.stand_in)
+        choice += [*case.model, "method=sgd", f"batch_size={case.batch}", "trainer.progress_bar=false"]
+        per_epoch = IMAGES[case.data] // case.batch
         if case.batches is None:
             choice.append(f"max_epochs={EPOCHS}")
         else:
-            choice += ["max_epochs=1", f"data.train_images={min(case.batches, per_epoch) * BATCH}"]
-        results: dict[str, list[Result]] = {bundle: [] for bundle in BUNDLES}
+            choice.append("max_epochs=1")
+            if have:
+                choice += [f"data.train_images={case.batches * case.batch}", f"data.evaluation_images={EVALUATED}"]
+        results: dict[str, list[Result]] = {bundle: [] for bundle in ("off", *bundles)}
         for _ in range(case.rounds):
-            for bundle in BUNDLES:
+            for bundle, found in results.items():
                 with tempfile.TemporaryDirectory() as folder:
-                    results[bundle].append(train([*choice, f"diagnostics={bundle}"], Path(folder)))
-        where = f"{name}, {case.data if have else 'digits'}"
+                    found.append(train([*choice, f"diagnostics={bundle}"], Path(folder)))
+        where = f"{name}, {case.data if have else 'digits'}, batch {case.batch}"
         bare = statistics.median(_seconds(result) for result in results["off"])
-        for bundle in BUNDLES[1:]:
-            found = [added(result, EPOCH[case.data]) for result in results[bundle]]
-            row = {key: statistics.median(one[key] for one in found) for key in found[0]}
+        for bundle in bundles:
+            prices = [added(result, per_epoch) for result in results[bundle]]
+            row = {key: statistics.median(one[key] for one in prices) for key in prices[0]}
             whole = statistics.median(_seconds(result) for result in results[bundle]) / bare - 1
             rows.append({"case": where, "bundle": bundle, **row, "added_to_this_run": whole, "rounds": case.rounds})
     return rows
