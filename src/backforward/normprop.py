@@ -574,6 +574,14 @@ def _projected_weights(model: nn.Module) -> list[nn.Parameter]:
     return [m.weight for m in model.modules() if isinstance(m, _NormProp) and m.project]
 
 
+@torch.fx.wrap
+def _scaled_and_shifted(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """``x * scale + shift``, both of a number for each channel or pixel ``[C, H, W]``."""
+    # Spread over all pixels first: with two operands of one number a channel, addcmul takes four times as long.
+    shift, scale = (each.expand(x.shape[-3:]).contiguous() for each in (shift, scale))
+    return torch.addcmul(shift, x, scale)
+
+
 DATA_NORMS = ("global", "channel", "batch", "none")
 
 #: A standard deviation below this share of the input's range counts as 1: an ever-black pixel, say.
@@ -675,9 +683,7 @@ class DataNorm(nn.Module):
         if self.kind == "none":
             return x
         if self.kind != "batch":
-            # Spread over all pixels first: with two operands of one number a channel, addcmul takes four times as long.
-            shift, scale = (each.expand(x.shape[-3:]).contiguous() for each in (self.shift, self.scale))
-            return torch.addcmul(shift, x, scale)
+            return _scaled_and_shifted(x, self.scale, self.shift)
         if self.training:
             var, mean = self._batch_moments(x)
         else:

@@ -908,7 +908,7 @@ _RANDOM = re.compile(
     r"|(normal|uniform|exponential|cauchy|geometric)_$",
     re.IGNORECASE,
 )
-_QUIET_HOMES = {"torch", "_operator", "operator", "math", "builtins"}
+_QUIET_HOMES = {"torch", "_operator", "operator", "math", "builtins", "backforward"}
 
 
 def may_draw(called: Any) -> bool:
