@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from backforward.errors import BadInput
-from backforward.models.init import generator, initialise_
+from backforward.models.init import generator, initialise_, undisturbed_generator
 from backforward.normprop import ACTIVATIONS, NormPropConv2d, NormPropLinear, gaussian_moments, make_activation
 from backforward.shift import RunningMoments, gaussianity, incoherence, layer_jacobian, spectrum
 from backforward.studies.study import Findings, Row, Setting
@@ -149,7 +149,8 @@ class Moments:
             ),
         ]
         found = setting.track(measurements, total=len(measurements), what="moments")
-        rows = [row for measure in found for row in measure()]
+        with undisturbed_generator():  # from which layers draw weights, before they get those of the seed
+            rows = [row for measure in found for row in measure()]
         return Findings(self._headlines(rows), rows)
 
     # --- the parts ---------------------------------------------------------------------------------------------------
@@ -166,16 +167,8 @@ class Moments:
         }
         for method, values in methods.items():
             for k, quantity in enumerate(("mean", "std", "jacobian")):
-                yield {
-                    **_row(
-                        "moments",
-                        quantity,
-                        _number(values[k]),
-                        activation=activation,
-                        method=method,
-                    ),
-                    "error": errors[k] if method == "monte_carlo" else None,
-                }
+                row = _row("moments", quantity, _number(values[k]), activation=activation, method=method)
+                yield {**row, "error": errors[k] if method == "monte_carlo" else None}
 
     def chain(self, setting: Setting, width: int, activation: str, factor: str) -> Iterator[Row]:
         """Statistics after each of many layers on white input."""
