@@ -133,19 +133,25 @@ def _run(arguments: Sequence[str]) -> bool:
 def _announce(sweeps: Sequence[Sweep], lacking: Mapping[str, str], scale: str, outputs: Path) -> None:
     """Say what will be run and how long that may take, by the times of the committed results."""
     slots = gpu_count() or cpu_count()
-    table = Table("experiment", "runs", "done", "minutes left", box=SIMPLE_HEAD)
-    total = 0.0
+    table = Table("experiment", "runs done", "of", "minutes left", box=SIMPLE_HEAD)
+    estimates: list[float | None] = []
     for sweep in sweeps:
         missing = [name for name in sweep.needs if name in lacking]
-        kept = reference.seconds(REFERENCE, scale, sweep.experiment)
         done = {folder.name for folder in runs.done_below(outputs / scale / sweep.experiment).values()}
-        left = sum(seconds for name, seconds in kept.items() if name not in done) / 60 / slots
-        total += 0.0 if missing else left
-        known = f"{left:.0f}" if kept else "not measured"
-        what = f"not run: no {', '.join(missing)}" if missing else known
-        table.add_row(sweep.name, str(len(kept)) if kept else "", str(len(done)), what)
+        kept = reference.seconds(REFERENCE, scale, sweep.experiment)
+        left = sum(seconds for name, seconds in kept.items() if name not in done) / 60 / slots if kept else None
+        if missing:
+            shown = f"not run: no {', '.join(missing)}"
+        else:
+            estimates.append(left)
+            shown = "not known" if left is None else f"{left:.0f}"
+        table.add_row(sweep.name, str(len(done)), str(len(kept)) if kept else "", shown)
     CONSOLE.print(table)
-    CONSOLE.print(f"Estimated: {total:.0f} minutes, {slots} runs at a time (measured on other machines).")
+    minutes = sum(left for left in estimates if left is not None)
+    unknown = f", and {estimates.count(None)} experiments of unknown length" if None in estimates else ""
+    CONSOLE.print(
+        f"Estimated: {minutes:.0f} minutes, {slots} at a time, by the times of the committed results{unknown}."
+    )
     for name, why in lacking.items():
         CONSOLE.print(f"No {name}: {why}; --stand-in trains on digits instead.", highlight=False, soft_wrap=True)
 
