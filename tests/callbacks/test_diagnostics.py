@@ -239,8 +239,10 @@ def test_each_update_of_a_batch_is_measured(tmp_path: Path) -> None:
 STALE = ("method._target_=tests.oracles.shift.StaleBackforward", "~method.repeats")
 
 
-def test_on_real_mnist(mnist_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd_momentum"])
+def test_on_real_mnist(optimizer: str, mnist_root: Path, tmp_path: Path) -> None:
     asked = ("data=mnist", f"data.root={mnist_root}", "data.train_images=1280", "batch_size=128", "max_epochs=1")
+    asked += (f"optimizer={optimizer}", "weight_decay=1e-3")
     found = {}
     for rule, choice in {"sgd": ["method=sgd"], "bfp": ["method=bfp"], "stale": ["method=sgd", *STALE]}.items():
         cfg = composed(*asked, *choice, "model.hidden=32", "trainer.accelerator=cpu", "diagnostics=cheap")
