@@ -11,7 +11,7 @@ from backforward.report import statistics, style, verdicts
 from backforward.report.claims import Claim
 from backforward.report.experiments import _common as common
 from backforward.report.experiments import _normprop as family
-from backforward.report.finding import Estimate, Figure, Finding, Table
+from backforward.report.finding import Estimate, Figure, Finding, Table, Verdict
 from backforward.report.reading import Run
 from backforward.report.statistics import Effect
 
@@ -31,10 +31,16 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         if arms[factor]
     ] or [Effect("exact / none", ())]
     gains = _gains(arms)
-    judged = {"larger_lr": lambda claim: verdicts.direction(claim, largest, ground)}
+
+    def judge(claim: Claim) -> Verdict:
+        verdict = verdicts.direction(claim, largest, ground)
+        if verdict.kind == "not run" and largest[0].note:  # it was, and every pair came to the end of the grid
+            return replace(verdict, kind="inconclusive", why=largest[0].note)
+        return verdict
+
     return family.finding(
         "np_jacobian", QUESTION, runs, scale,
-        [judged[word](claim) for word, claim in family.by_word(claims).items()],
+        map(judge, claims),
         tables=[
             _table(arms),
             family.effects_table("Exact J less no factor, validation accuracy, points", gains, "lr"),

@@ -1,0 +1,346 @@
+"""NormProp's experiments on runs with a known effect: each verdict is as it must be, and part of the runs will do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tests.report.synthetic import write_run
+
+from backforward.report import experiments, page
+from backforward.report.claims import claims_of
+from backforward.report.finding import Finding
+from backforward.report.reading import read_runs
+
+SEEDS = 4
+EPOCHS = 8
+Write = Callable[..., object]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "outputs"
+
+
+def found(root: Path, name: str, scale: str = "small") -> Finding:
+    """What an experiment finds; its figures are drawn as well."""
+    claims = list(claims_of(name).values())
+    finding = experiments.load(name).examine(read_runs(root / scale / name), claims, scale)
+    assert [verdict.claim for verdict in finding.verdicts] == claims
+    for figure in finding.figures:
+        assert page.draw(figure, page.stamp_of(finding)).png
+    return finding
+
+
+def kinds(finding: Finding) -> dict[str, str]:
+    return {verdict.claim.word: verdict.kind for verdict in finding.verdicts}
+
+
+def write(
+    root: Path,
+    name: str,
+    arm: str,
+    accuracy: float,
+    *,
+    seeds: int = SEEDS,
+    accuracies: Sequence[float] | None = None,
+    norm: str = "prop",
+    data: str = "cifar10",
+    scale: str = "small",
+    settings: dict[str, object] | None = None,
+    choices: dict[str, str] | None = None,
+    lr: float = 0.05,
+    status: str = "finished",
+    diagnostics: Callable[[int], pd.DataFrame] | None = None,
+) -> None:
+    """An arm's runs: accuracies scatter over seeds alike in all arms, and a little on their own."""
+    for seed in range(seeds):
+        shared = 0.01 * np.random.default_rng(seed).standard_normal()
+        own = 0.0004 * np.random.default_rng([seed, *map(ord, arm)]).standard_normal()
+        curve = np.asarray(accuracies if accuracies is not None else np.linspace(0.3, accuracy, EPOCHS)) + shared + own
+        write_run(
+            root, name, seed=seed, lr=lr, scale=scale, data=data, status=status,
+            losses=np.geomspace(2, 0.5, EPOCHS).tolist(), accuracy=accuracy + shared + own,
+            metrics={"accuracy/validation": curve.tolist()},
+            settings={"norm.kind": norm, "batch_size": 50, "data_norm": "batch", "weight_decay": 5e-4,
+                      "model.dropout": 0.0, "data.shuffle": True, "data.augment": "none", "model.width": 0.25,
+                      **(settings or {})},
+            choices={"norm": norm, "model": "nin", "schedule": "halve", **(choices or {})},
+            diagnostics=None if diagnostics is None else diagnostics(seed), name=f"{arm}-seed{seed}",
+        )  # fmt: skip
+
+
+def units(offset: float, drift: float) -> Callable[[int], pd.DataFrame]:
+    """Mean inputs of layers that begin at `offset + drift`, and end at `offset` halfway."""
+
+    def of(seed: int) -> pd.DataFrame:
+        rows = [
+            (epoch, 40 * epoch, measure, f"model.conv{layer}", 1,
+             (offset + drift * max(0.0, 1 - 2 * epoch / EPOCHS)) * (1 + 0.01 * layer + 0.01 * seed))
+            for epoch in range(EPOCHS + 1)
+            for layer in (1, 2, 3)
+            for measure in ("input/unit_mean", "input/mean_distance")
+        ]  # fmt: skip
+        return pd.DataFrame(rows, columns=["epoch", "step", "measure", "layer", "update", "value"])
+
+    return of
+
+
+# --- one experiment after the other ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gain", "kind"),
+    [(0.05, "reproduced"), (-0.05, "contradicted"), (0.0, "contradicted")],
+    ids=["more", "less", "as much"],
+)
+def test_table(root: Path, gain: float, kind: str) -> None:
+    for data in ("cifar10", "cifar100"):
+        for norm, accuracy in (("none", 0.5), ("batch", 0.6), ("prop", 0.6 + gain)):
+            for lr, worse in ((0.02, 0.0), (0.05, -0.2)):  # chosen on validation data
+                write(root, "np_table", f"{data}-{norm}-{lr}", accuracy + worse, norm=norm, data=data, lr=lr)
+    finding = found(root, "np_table")
+    assert kinds(finding) == {"below_batchnorm": kind, "errors": kind}
+    errors = finding.tables[0].frame
+    assert errors["lr of NormProp"].tolist() == ["0.02", "0.02"]
+    assert errors["NormProp, published"].tolist() == ["9.11", "32.19"]
+    assert any("cifar10 flip" in note for note in finding.notes)  # what Table 1 has and we have not
+
+
+def test_stability(root: Path) -> None:
+    rough = np.linspace(0.3, 0.6, EPOCHS) + 0.05 * (-1.0) ** np.arange(EPOCHS)
+    write(root, "np_stability", "prop", 0.6, accuracies=np.linspace(0.5, 0.6, EPOCHS))
+    write(root, "np_stability", "batch", 0.6, accuracies=rough, norm="batch")
+    finding = found(root, "np_stability")
+    assert kinds(finding) == {"higher_early": "reproduced", "steadier": "reproduced", "converges": "inconclusive"}
+    frame = finding.tables[0].frame.set_index("norm")
+    assert frame.loc["NormProp", "step an epoch, points"].startswith("1.429 ")  # 10 points in 7 steps
+
+
+def test_shift(root: Path) -> None:
+    write(root, "np_shift", "prop", 0.6, diagnostics=units(0.2, 0.0))
+    write(root, "np_shift", "batch", 0.6, norm="batch", diagnostics=units(0.4, 1.0))
+    write(root, "np_shift", "none", 0.2, norm="none", diagnostics=units(-50.0, 0.0))
+    finding = found(root, "np_shift")
+    assert kinds(finding) == {
+        "distance": "reproduced",
+        "distance_value": "reproduced",
+        "settles": "reproduced",
+        "no_norm": "reproduced",
+    }
+    frame = finding.tables[0].frame.set_index("norm")
+    # Layers 2 and 3 alone: the first one's input is the data. Over seeds 1 % apart: 0.2 * (1.025 + 0.015).
+    assert frame.loc["NormProp", "distance, one unit a layer"].startswith("0.208")
+
+
+def test_data_norm(root: Path) -> None:
+    for size in (50, 100):
+        for kind, accuracy in (("global", 0.6), ("batch", 0.63)):
+            settings = {"batch_size": size, "data_norm": kind}
+            write(root, "np_data_norm", f"{size}-{kind}", accuracy, settings=settings)
+    assert kinds(found(root, "np_data_norm")) == {"batch_better": "reproduced", "best": "inconclusive"}
+
+
+def test_batch_size(root: Path) -> None:
+    for size, accuracy in ((1, 0.63), (50, 0.62), (100, 0.61), (250, 0.60)):
+        write(root, "np_batch_size", f"{size}", accuracy, settings={"batch_size": size})
+        write(root, "np_batch_size", f"{size}-low", accuracy - 0.1, settings={"batch_size": size}, lr=0.001)
+    finding = found(root, "np_batch_size")
+    assert kinds(finding) == {"batch_one": "reproduced", "smaller_better": "reproduced"}
+    assert finding.tables[0].frame["lr"].tolist() == ["0.05"] * 4
+
+
+@pytest.mark.parametrize(("largest", "kind"), [(0.2, "reproduced"), (0.05, "contradicted"), (0.01, "contradicted")])
+def test_jacobian(root: Path, largest: float, kind: str) -> None:
+    for factor, most in (("none", 0.05), ("exact", largest)):
+        for lr in (0.01, 0.05, 0.2, 1.0):
+            write(
+                root, "np_jacobian", f"{factor}-{lr}", 0.6, settings={"norm.jacobian_factor": factor}, lr=lr,
+                status="finished" if lr <= most else "diverged",
+            )  # fmt: skip
+    finding = found(root, "np_jacobian")
+    assert kinds(finding) == {"larger_lr": kind}
+    assert finding.tables[0].frame["diverged"].tolist() == [
+        str(2 * SEEDS),
+        str(SEEDS * sum(lr > largest for lr in (0.01, 0.05, 0.2, 1))),
+    ]
+
+
+def test_a_grid_that_ends_too_early_cannot_tell(root: Path) -> None:
+    for factor in ("none", "exact"):
+        write(root, "np_jacobian", factor, 0.6, settings={"norm.jacobian_factor": factor}, lr=0.2)
+    finding = found(root, "np_jacobian")
+    assert kinds(finding) == {"larger_lr": "inconclusive"}
+    assert "4 of 4 pairs left out: both train at the largest of the grid, 0.2" in finding.verdicts[0].why
+
+
+def test_recipe(root: Path) -> None:
+    write(root, "np_recipe", "recipe", 0.6)
+    write(root, "np_recipe", "no-decay", 0.58, settings={"weight_decay": 0.0})
+    write(root, "np_recipe", "more-decay", 0.61, settings={"weight_decay": 5e-3})
+    write(root, "np_recipe", "dropout0.2", 0.57, settings={"model.dropout": 0.2})
+    write(root, "np_recipe", "dropout0.5", 0.63, settings={"model.dropout": 0.5})
+    write(root, "np_recipe", "in-order", 0.62, settings={"data.shuffle": False})
+    write(root, "np_recipe", "constant", 0.6, choices={"schedule": "constant"})
+    for lr, accuracy in ((0.05, 0.58), (0.08, 0.6)):
+        write(root, "np_recipe", f"batch100-{lr}", accuracy, settings={"batch_size": 100}, lr=lr)
+    finding = found(root, "np_recipe")
+    assert kinds(finding) == {
+        "weight_decay": "reproduced",
+        "dropout": "contradicted",  # one of the two helps
+        "shuffling": "contradicted",
+        "halving": "contradicted",  # no effect
+        "batch_lr": "reproduced",
+    }
+    assert "weight decay 0.005" in finding.tables[1].frame["change"].tolist()
+
+
+def test_activations(root: Path) -> None:
+    for activation in ("relu", "prelu", "tanh", "elu"):
+        for norm, accuracy in (("none", 0.5), ("prop", 0.6 if activation != "relu" else 0.4)):
+            write(root, "np_activations", f"{activation}-{norm}", accuracy, norm=norm,
+                  settings={"model.activation": activation})  # fmt: skip
+    finding = found(root, "np_activations")
+    assert kinds(finding) == {"trains": "reproduced"}  # ReLU is shown, and not claimed
+    assert "relu" in finding.tables[1].frame["activation"].tolist()
+
+
+@pytest.mark.parametrize(("ratio", "kind"), [(0.8, "reproduced"), (1.1, "contradicted")])
+def test_speed(root: Path, ratio: float, kind: str) -> None:
+    noise = np.random.default_rng(0).normal(1, 0.002, (9, 3))
+    for width, factor in ((1.0, ratio), (0.25, 1.0)):  # the wider is the paper's
+        rows = [
+            (norm, turn, milliseconds * noise[turn, k])
+            for turn in range(9)
+            for k, (norm, milliseconds) in enumerate((("none", 8.0), ("batch", 10.0), ("prop", 10.0 * factor)))
+        ]
+        study = pd.DataFrame(rows, columns=["norm", "round", "time/step_ms"])
+        settings = {"model.width": width, "batch_size": 50}
+        write_run(root, "np_speed", name=f"w{width}", data="cifar10", settings=settings, study=study)
+    finding = found(root, "np_speed")
+    assert kinds(finding) == {"epoch_time": kind}
+    widest = finding.tables[0].frame["prop / batch"].tolist()[1]
+    assert float(widest.split()[0]) == pytest.approx(ratio, abs=0.003)
+
+
+# --- the study of moments --------------------------------------------------------------------------------------------
+
+MEAN, STD = math.sqrt(1 / (2 * math.pi)), math.sqrt((1 - 1 / math.pi) / 2)
+
+
+def study(diagonal: float = 1.467, pooled_mean: float = 0.1) -> pd.DataFrame:
+    rows: list[dict[str, object]] = []
+
+    def add(part: str, quantity: str, value: float, **where: object) -> None:
+        rows.append({"part": part, "quantity": quantity, "value": value, **where})
+
+    prelu = (0.75 / math.sqrt(2 * math.pi), math.sqrt((1 + 0.0625 - 0.5625 / math.pi) / 2))
+    for activation, (mean, std) in (("relu", (MEAN, STD)), ("prelu", prelu)):
+        for method in ("library", "quadrature", "monte_carlo"):
+            for quantity, value in (("mean", mean), ("std", std), ("jacobian", 1.2112)):
+                add("moments", quantity, value, activation=activation, method=method, error=0.0006)
+    for factor, (mean, std) in (("none", (0.0, 1.0)), ("paper", (-0.12, 0.83))):
+        for layer in (1, 12):
+            for quantity, value in (("mean", mean), ("std", std)):
+                add("chain", quantity, value, activation="relu", jacobian_factor=factor, width=1024, layer=layer)
+        for quantity in ("diagonal", "eigenvalue_min", "eigenvalue_max", "singular_median", "singular_max"):
+            add("jacobian", quantity, diagonal, activation="relu", jacobian_factor=factor, width=1024, weights="random")
+    for pooling, mean in (("none", 0.0), ("max", pooled_mean), ("average", 0.0)):
+        for quantity, value in (("mean", mean), ("std", 0.95)):
+            add(
+                "pooling",
+                quantity,
+                value,
+                input="white",
+                filter=5,
+                activation="relu",
+                jacobian_factor="none",
+                pooling=pooling,
+            )
+    for length, printed in ((1.0, 2.0), (2.0, math.nan)):
+        for quantity, value in (("distance", 0.5), ("printed_bound", printed), ("mended_bound", 1.0)):
+            add("proposition1", quantity, value, rows=16, columns=64, length=length,
+                weights="orthogonal", cosine=None)  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def after_training(distance: float, share: float) -> Callable[[int], pd.DataFrame]:
+    def of(seed: int) -> pd.DataFrame:
+        rows = [
+            (epoch, 40 * epoch, measure, layer, 1, value)
+            for epoch in (0, EPOCHS)
+            for layer in ("model.conv1", "model.conv2", "model.head")
+            for measure, value in (
+                ("gaussianity/distance_median", distance * (1 + 0.01 * seed)),
+                ("proposition1/pairs", 1000),
+                ("proposition1/incoherent_pairs", 1000 * share),
+            )
+        ]
+        return pd.DataFrame(rows, columns=["epoch", "step", "measure", "layer", "update", "value"])
+
+    return of
+
+
+def test_moments(root: Path) -> None:
+    write_run(root, "np_moments", name="study", data="cifar10", study=study())
+    write(root, "np_moments", "prop", 0.6, diagnostics=after_training(0.02, 0.99))
+    assert kinds(found(root, "np_moments")) == {
+        "remark_1": "reproduced",
+        "remark_2": "reproduced",
+        "jacobian": "reproduced",
+        "keeps_normal": "contradicted",  # with the printed factor
+        "pooling": "reproduced",
+        "gaussian": "reproduced",
+        "incoherent": "reproduced",
+        "proposition_1": "contradicted",  # one of two bounds is imaginary
+    }
+
+
+def test_moments_that_do_not_hold(root: Path) -> None:
+    write_run(root, "np_moments", name="study", data="cifar10", study=study(diagonal=1.2, pooled_mean=0.6))
+    write(root, "np_moments", "prop", 0.6, diagnostics=after_training(0.2, 0.5))
+    verdicts = kinds(found(root, "np_moments"))
+    for word in ("jacobian", "pooling", "gaussian", "incoherent"):
+        assert verdicts[word] == "contradicted", word
+
+
+@pytest.mark.parametrize("with_study", [True, False], ids=["study alone", "trainings alone"])
+def test_one_half_of_the_moments(root: Path, with_study: bool) -> None:
+    if with_study:
+        write_run(root, "np_moments", name="study", data="cifar10", study=study())
+    else:
+        write(root, "np_moments", "prop", 0.6, diagnostics=after_training(0.02, 0.99))
+    verdicts = kinds(found(root, "np_moments"))
+    missing = {word for word, kind in verdicts.items() if kind == "not run"}
+    assert missing == ({"gaussian", "incoherent"} if with_study else set(verdicts) - {"gaussian", "incoherent"})
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+NAMES = [name for name in experiments.names() if name.startswith("np_")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("status", ["finished", "diverged", "failed"])
+@pytest.mark.parametrize("norm", ["none", "prop"])
+def test_one_run_is_enough_not_to_crash(root: Path, name: str, status: str, norm: str) -> None:
+    settings = {"norm.jacobian_factor": "exact", "model.activation": "tanh"}
+    write(root, name, "only", 0.6, seeds=1, norm=norm, status=status, settings=settings)
+    finding = found(root, name)
+    assert {verdict.kind for verdict in finding.verdicts} <= {"not run", "inconclusive"}
+    if status == "failed":
+        assert finding.figures == ()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_data_set_stands_in(root: Path, name: str) -> None:
+    for norm in ("none", "batch", "prop"):
+        write(root, name, norm, 0.6, norm=norm, data="digits", settings={"model.activation": "tanh"})
+    finding = found(root, name)
+    about_data = {verdict.kind for verdict in finding.verdicts if verdict.claim.data}
+    assert about_data <= {"stand-in data"}
+    assert finding.stand_in == bool(about_data)
