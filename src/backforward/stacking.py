@@ -156,7 +156,7 @@ class StackedSGD(torch.optim.Optimizer):
             and `follow` reads them. In all else they are alike.
 
     Raises:
-        ValueError: An optimizer is no plain SGD, or they differ.
+        ValueError: An optimizer is not SGD, or maximises, or they differ.
     """
 
     def __init__(
@@ -165,6 +165,8 @@ class StackedSGD(torch.optim.Optimizer):
         for optimizer in optimizers:
             if type(optimizer) is not torch.optim.SGD:
                 raise ValueError(f"{type(optimizer).__name__} is not SGD")
+            if any(group["maximize"] for group in optimizer.param_groups):
+                raise ValueError("a stack only minimises")
             for group, other in zip(optimizer.param_groups, optimizers[0].param_groups, strict=True):
                 if any(group[key] != other[key] for key in ("momentum", "weight_decay", "dampening", "nesterov")):
                     raise ValueError("their optimizers differ in more than the learning rate")

@@ -23,6 +23,7 @@ class Job:
     folder: Path
     cfg: DictConfig
     overrides: tuple[str, ...]
+    composed: DictConfig  # cfg with Hydra's node, as the run's own process composes it
 
     @property
     def name(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from backforward import runs
@@ -76,6 +76,7 @@ class JobLauncher(Launcher):
             folder=folder,
             cfg=_without_hydra(cfg),
             overrides=tuple(overrides),
+            composed=_as_single_run(cfg, folder),
         )
 
     @staticmethod
@@ -184,6 +185,14 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _as_single_run(cfg: DictConfig, folder: Path) -> DictConfig:
+    copy = cfg.copy()
+    with open_dict(copy):
+        copy.hydra.mode = RunMode.RUN
+        copy.hydra.run.dir = copy.hydra.runtime.output_dir = str(folder)
+    return copy
 
 
 def _without_hydra(cfg: DictConfig) -> DictConfig:

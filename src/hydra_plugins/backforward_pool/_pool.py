@@ -7,26 +7,41 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from backforward import cli, runs
+from backforward.errors import BadInput
 from backforward.hardware import cpu_count, gpu_names
 from hydra_plugins.backforward_pool._jobs import Job, Outcome, Sweep, outcome_of
-from hydra_plugins.backforward_pool._worker import work
+from hydra_plugins.backforward_pool._worker import work, work_together
 
 GRACE = 30.0  # seconds to write a checkpoint, between asking a process to end and ending it
 LATE = 5.0  # seconds after timeout_min until a run whose own watchdog does not end it is ended from here
 POLL = 0.5  # seconds between two looks at the clock and at the runs' progress
 
 
+@dataclass(frozen=True)
+class Load:
+    """What one process does.
+
+    Attributes:
+        jobs: A run; or several, trained as one stack.
+        checkpoint: Where a stack that was cut off goes on.
+    """
+
+    jobs: tuple[Job, ...]
+    checkpoint: Path | None = None
+
+
 @dataclass
 class _Running:
-    job: Job
+    load: Load
     process: BaseProcess
     slots: list[str]
     started: float = field(default_factory=time.monotonic)
@@ -51,32 +66,37 @@ class Pool:
     def __init__(self, slots: int | None = None) -> None:
         self.slots = slots
 
-    def run(self, sweep: Sweep, jobs: Sequence[Job]) -> None:
-        """Do jobs.
+    def count(self, jobs: Sequence[Job]) -> tuple[int, list[str]]:
+        """How many slots there are for jobs, and the GPUs that they share."""
+        uses_gpus = any(job.cfg.trainer.accelerator != "cpu" for job in jobs)
+        gpus = gpu_names() if uses_gpus else []
+        return self.slots or len(gpus) or cpu_count(), gpus
+
+    def run(self, sweep: Sweep, loads: Sequence[Load]) -> None:
+        """Do jobs; what a stack leaves undone is done one by one.
 
         Raises:
             KeyboardInterrupt, Stopped: After the running ones have been ended, each with a checkpoint.
         """
-        uses_gpus = any(job.cfg.trainer.accelerator != "cpu" for job in jobs)
-        gpus = gpu_names() if uses_gpus else []
-        count = self.slots or len(gpus) or cpu_count()
+        count, gpus = self.count([job for load in loads for job in load.jobs])
         free = [gpus[n % len(gpus)] if gpus else "" for n in range(count)]
         threads = str(max(1, cpu_count() // count))
-        queue: deque[Job] = deque()
-        for job in jobs:
-            devices = job.cfg.trainer.devices
+        queue: deque[Load] = deque()
+        for load in loads:
+            devices = load.jobs[0].cfg.trainer.devices  # a stack is of one device each
             if devices > count:
-                sweep.ended(job, Outcome(cause=f"trainer.devices={devices}: there are {count} slots"))
+                sweep.ended(load.jobs[0], Outcome(cause=f"trainer.devices={devices}: there are {count} slots"))
             else:
-                queue.append(job)
+                queue.append(load)
         running: list[_Running] = []
         with _forkserver(threads) as context:
             try:
                 while queue or running:
-                    for job in _startable(queue, sweep, free):
-                        slots = _taken(free, job.cfg.trainer.devices)
-                        running.append(_start(context, job, slots, threads))
-                        sweep.started(job)
+                    for load in _startable(queue, sweep, free):
+                        slots = _taken(free, load.jobs[0].cfg.trainer.devices)
+                        running.append(_start(context, load, slots, threads))
+                        for job in load.jobs:
+                            sweep.started(job)
                     if running:
                         wait([entry.process.sentinel for entry in running], timeout=POLL)
                     elif queue:
@@ -86,29 +106,49 @@ class Pool:
                     for entry in [entry for entry in running if entry.process.exitcode is not None]:
                         running.remove(entry)
                         free += entry.slots
-                        code = entry.process.exitcode
-                        assert code is not None
                         _signal(entry, signal.SIGKILL)  # what it may have left of its process group
-                        if code == cli.BUSY:  # someone was quicker
-                            queue.append(entry.job)
-                        else:
-                            sweep.ended(entry.job, outcome_of(entry.job, code, entry.seconds, entry.overdue))
-                    sweep.view.tick([entry.job for entry in running])
+                        queue.extend(Load((job,)) for job in _left_by(entry, sweep))
+                    sweep.view.tick([job for entry in running for job in entry.load.jobs])
             except BaseException:
                 _end(running)
                 raise
 
 
-def _startable(queue: deque[Job], sweep: Sweep, free: list[str]) -> Iterator[Job]:
-    """Jobs from the front of the queue for which there are slots, those left out that others are doing."""
+def _startable(queue: deque[Load], sweep: Sweep, free: list[str]) -> Iterator[Load]:
+    """Loads from the front of the queue for which there are slots, without the jobs that others are doing."""
     for _ in range(len(queue)):
-        if queue[0].cfg.trainer.devices > len(free):
+        if queue[0].jobs[0].cfg.trainer.devices > len(free):
             return
-        job = queue.popleft()
-        if runs.is_taken(job.folder):
-            queue.append(job)
-        elif not sweep.settled(job):
-            yield job
+        load = queue.popleft()
+        taken = [job for job in load.jobs if runs.is_taken(job.folder)]
+        queue.extend(Load((job,)) for job in taken)
+        if own := tuple(job for job in load.jobs if job not in taken and not sweep.settled(job)):
+            yield Load(own, load.checkpoint)
+
+
+def _left_by(entry: _Running, sweep: Sweep) -> list[Job]:
+    """Tell what became of the jobs of a process that has ended; return those that are to be begun again."""
+    code, stacked, again = entry.process.exitcode, len(entry.load.jobs) > 1, []
+    assert code is not None
+    for job in entry.load.jobs:
+        # Of a stack that failed, some runs may have ended before.
+        outcome = outcome_of(job, 0 if stacked and _is_done(job) else code, entry.seconds, entry.overdue)
+        busy = code == cli.BUSY  # someone was quicker
+        left = stacked and not outcome.done and code not in (cli.STOPPED, -signal.SIGTERM)
+        if busy or left:
+            again.append(job)
+        else:
+            sweep.ended(job, outcome)
+    if again and entry.load.checkpoint is not None:  # alone they begin anew
+        entry.load.checkpoint.unlink(missing_ok=True)
+    return again
+
+
+def _is_done(job: Job) -> bool:
+    with suppress(BadInput):
+        result = runs.read_result(job.folder)
+        return result is not None and result["status"] in runs.DONE
+    return False
 
 
 def _taken(free: list[str], count: int) -> list[str]:
@@ -121,14 +161,24 @@ def _taken(free: list[str], count: int) -> list[str]:
     return slots
 
 
-def _start(context: multiprocessing.context.BaseContext, job: Job, slots: list[str], threads: str) -> _Running:
-    job.folder.mkdir(parents=True, exist_ok=True)
+def _start(context: multiprocessing.context.BaseContext, load: Load, slots: list[str], threads: str) -> _Running:
+    for job in load.jobs:
+        job.folder.mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ",".join(slot for slot in slots if slot)}
-    process = context.Process(  # type: ignore[attr-defined]
-        target=work, args=(job.script, job.arguments, job.log, environment), name=job.name
-    )
+    first = load.jobs[0]
+    target: Callable[..., None] = work
+    arguments: tuple[Any, ...] = (first.script, first.arguments, first.log, environment)
+    if len(load.jobs) > 1:
+        target = work_together
+        arguments = (
+            [(job.composed, job.cfg, job.folder) for job in load.jobs],
+            load.checkpoint,
+            first.log,
+            environment,
+        )
+    process = context.Process(target=target, args=arguments, name=first.name)  # type: ignore[attr-defined]
     process.start()
-    return _Running(job, process, slots)
+    return _Running(load, process, slots)
 
 
 def _signal(entry: _Running, number: signal.Signals) -> None:
@@ -140,7 +190,7 @@ def _signal(entry: _Running, number: signal.Signals) -> None:
 
 def _end_if_overdue(entry: _Running) -> None:
     """A run has a watchdog of its own; this one also ends what is stopped, or stuck before it began."""
-    minutes = entry.job.cfg.timeout_min
+    minutes = entry.load.jobs[0].cfg.timeout_min  # a stack has none
     if minutes is not None and entry.seconds > 60 * minutes + LATE and not entry.overdue:
         entry.overdue = True
         _signal(entry, signal.SIGKILL)

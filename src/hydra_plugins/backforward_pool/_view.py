@@ -94,5 +94,9 @@ class View:
                 log = f"\n    log: {job.log}" if job.log.exists() else ""
                 self._say(f"[bold]failed[/] {job.name}: {escape(outcome.cause or '')}{log}")
 
+    def note(self, text: str) -> None:
+        """Say something of the sweep as a whole."""
+        self._say(escape(text))
+
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)

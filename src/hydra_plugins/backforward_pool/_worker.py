@@ -12,6 +12,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from omegaconf import DictConfig
+
+from backforward import cli
+from backforward.errors import Stopped
+
 
 def work(script: Path, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
     """Run a script with arguments, as `python script arguments` would, its output in a file.
@@ -22,15 +27,41 @@ def work(script: Path, arguments: Sequence[str], log: Path, environment: Mapping
         log: Its standard output and error, appended.
         environment: Variables to set, before CUDA is touched.
     """
+    _begin(log, environment)
+    sys.argv = [str(script), *arguments]
+    print("$", shlex.join(["python", *sys.argv]), flush=True)
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def work_together(
+    runs: Sequence[tuple[DictConfig, DictConfig, Path]], checkpoint: Path, log: Path, environment: Mapping[str, str]
+) -> None:
+    """Train runs that differ in seed and learning rate as one stack; the exit code says how it ended.
+
+    Args:
+        runs: Of each its config with Hydra's node, without it, and its folder.
+        checkpoint: Where the stack goes on if it was cut off.
+        log: Standard output and error, appended.
+        environment: Variables to set, before CUDA is touched.
+    """
+    _begin(log, environment)
+    from hydra_plugins.backforward_pool._stacks import train_together
+
+    print(f"{len(runs)} runs as one stack: {', '.join(folder.name for *_, folder in runs)}", flush=True)
+    try:
+        train_together(runs, checkpoint)
+    except Stopped:
+        print("stopped by SIGTERM; the same command goes on from the stack's last checkpoint", flush=True)
+        sys.exit(cli.STOPPED)
+
+
+def _begin(log: Path, environment: Mapping[str, str]) -> None:
     os.setsid()  # Ctrl-C in the terminal reaches the parent alone, which ends its children
     with log.open("ab", buffering=0) as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.argv = [str(script), *arguments]
-    print("$", shlex.join(["python", *sys.argv]), flush=True)
-    runpy.run_path(str(script), run_name="__main__")
 
 
 def _end_with_parent() -> None:

@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from backforward.errors import BadInput
 from hydra_plugins.backforward_pool._jobs import Job, Sweep
 from hydra_plugins.backforward_pool._launcher import JobLauncher
-from hydra_plugins.backforward_pool._pool import Pool
+from hydra_plugins.backforward_pool._pool import Load, Pool
 
 
 @dataclass
@@ -39,4 +39,4 @@ class PoolLauncher(JobLauncher):
 
     def work(self, sweep: Sweep, jobs: list[Job]) -> None:
         """Do jobs."""
-        Pool(self.slots).run(sweep, jobs)
+        Pool(self.slots).run(sweep, [Load((job,)) for job in jobs])
