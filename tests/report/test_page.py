@@ -87,7 +87,7 @@ def test_everything_said_of_an_experiment_is_on_both(report: Path) -> None:
             "Does exact Backforward reach",
             "-0.4 [-0.7, -0.1], 5 pairs",
             "AAAI 2023, p. 2, Fig. 1",
-            "sgd: 31 epochs, bfp: 13 epochs",
+            "sgd: 31, bfp: 13 (epochs)",
             "Holm's correction" if name == "report.md" else "Holm&#39;s correction",
             "lr 1: one of 5 seeds diverged.",
             "python src/train.py -m experiment=bfp_learning_rates scale=small",
@@ -238,3 +238,10 @@ def test_nothing_to_report_on_costs_a_line(tmp_path: Path, arguments: list[str],
 
 def test_hostile_text_is_hostile() -> None:
     assert page.in_markdown(HOSTILE) == "&lt;script>alert('x')&lt;/script> &amp; \\|\\_\\*\\`\\[b\\](c)"
+
+
+def test_code_in_prose_is_shown_as_code_and_nothing_else_is_markup() -> None:
+    text = "run `make <all>` & *see*"
+    assert page.prose(text) == "run <code>make &lt;all&gt;</code> &amp; *see*"
+    assert page.prose_in_markdown(text) == "run `make <all>` &amp; \\*see\\*"
+    assert page.prose_in_markdown("a ` alone") == "a \\` alone"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from backforward import runs as folders
 from backforward.report import experiments, style
@@ -180,6 +181,8 @@ def _environment(markdown: bool = False) -> Environment:
         "plain": Plain,
         "published": published,
         "rule": rule,
+        "prose": prose_in_markdown if markdown else prose,
+        "duration": duration,
         "anchor": anchor,
         "runs": count_of_runs,
     }
@@ -197,7 +200,7 @@ def _context(examined: Sequence[Examined], scale: str) -> dict[str, Any]:
                      for e in examined],
         "counts": {kind: counts[kind] for kind in KINDS},
         "hardware": _distinct(finding.hardware for finding in findings),
-        "code": _distinct(code_of(run) for run in runs),
+        "code": ", ".join(_distinct(part(run) for part in (commit_of, torch_of) for run in runs)),
         "runs": len(runs),
         "seconds": sum(run.result.get("timing", {}).get("training_seconds") or 0 for run in runs),
     }  # fmt: skip
@@ -207,15 +210,23 @@ def _distinct(values: Any) -> list[str]:
     return list(dict.fromkeys(value for value in values if value))
 
 
-def code_of(run: Run) -> str:
-    """Which code made a run: commit and torch."""
-    code = run.result.get("code", {})
-    commit, changes = str(code.get("commit") or "").partition("+")[::2]
-    parts = [
-        commit[:COMMIT_LENGTH] + ("+" + changes if changes else ""),
-        f"torch {code['torch']}" if "torch" in code else "",
-    ]
-    return ", ".join(filter(None, parts))
+def commit_of(run: Run) -> str:
+    """Of the code that made a run, `+changes` if there were some."""
+    commit, changes = str(run.result.get("code", {}).get("commit") or "").partition("+")[::2]
+    return commit[:COMMIT_LENGTH] + ("+" + changes if changes else "")
+
+
+def torch_of(run: Run) -> str:
+    """With which a run was made."""
+    version = run.result.get("code", {}).get("torch")
+    return f"torch {version}" if version else ""
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
 
 
 def row(run: Run) -> dict[str, str]:
@@ -239,10 +250,10 @@ def _number(value: Any, form: str) -> str:
 
 def published(claim: Claim, most: int | None = None) -> str:
     """The paper's numbers of a claim, in one line; beyond `most` of them, how many more there are."""
-    unit = f" {claim.unit}" if claim.unit else ""
-    numbers = [f"{name}: {value:g}{unit}" for name, value in claim.published.items()]
+    numbers = [f"{name}: {value:g}" for name, value in claim.published.items()]
     rest = len(numbers) - most if most is not None else 0
-    return ", ".join(numbers[:most]) + (f" and {rest} more" if rest > 0 else "")
+    unit = f" ({claim.unit})" if claim.unit and numbers else ""
+    return ", ".join(numbers[:most]) + (f" and {rest} more" if rest > 0 else "") + unit
 
 
 def rule(claim: Claim) -> str:
@@ -258,6 +269,19 @@ def rule(claim: Claim) -> str:
 def count_of_runs(count: int) -> str:
     """`1 run`, `2 runs`."""
     return f"{count} run" if count == 1 else f"{count:,} runs"
+
+
+def prose(text: str) -> Markup:
+    """A sentence as HTML: escaped, what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 (escaped just here)
+
+
+def prose_in_markdown(text: str) -> Plain:
+    """The same as Markdown."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # a backtick of its own
+        return Plain(in_markdown(text))
+    return Plain("".join(f"`{part}`" if number % 2 else in_markdown(part) for number, part in enumerate(parts)))
 
 
 def anchor(text: str) -> str:

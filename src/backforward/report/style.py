@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from backforward.report.finding import Estimate
 
@@ -232,6 +233,12 @@ def encode(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
     metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     figure.savefig(file, format=kind, metadata=metadata)
     return file.getvalue()
+
+
+def epochs(axes: Axes) -> None:
+    """A horizontal axis of epochs: whole numbers alone."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch")
 
 
 # --- what is drawn ---------------------------------------------------------------------------------------------------

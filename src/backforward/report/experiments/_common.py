@@ -140,6 +140,8 @@ def larger_lr(ours: Sequence[Run], theirs: Sequence[Run], label: str) -> Effect:
     both = [seed for seed, lr in one.items() if lr == top == other.get(seed)]
     told = {seed: lr for seed, lr in one.items() if seed not in both}
     note = f"{len(both)} of {len(one)} pairs left out: both train at the largest of the grid, {top:g}" if both else ""
+    if told and other and not any(lr and other.get(seed) for seed, lr in told.items()):
+        note = "no pair in which both train at the smallest of the grid"
     return replace(statistics.paired(told, {seed: other.get(seed) for seed in told}, label, ratio=True), note=note)
 
 

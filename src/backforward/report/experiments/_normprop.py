@@ -113,6 +113,11 @@ def by_word(claims: Sequence[Claim]) -> dict[str, Claim]:
     return {claim.word: claim for claim in claims}
 
 
+def short(layer: str) -> str:
+    """A layer's name as a person says it: `conv2` of `model.conv2.conv`."""
+    return layer.removeprefix("model.").removesuffix(".conv")
+
+
 def hardware(runs: Iterable[Run]) -> str:
     """What runs were made on: device and threads, each combination once."""
     told = []
@@ -156,7 +161,7 @@ def setting_of(runs: Sequence[Run]) -> str:
     widths = sorted({run.setting("model.width") for run in runs if run.setting("model.width")})
     parts = [
         ", ".join(data),
-        f"{', '.join(map(str, epochs))} epochs",
+        f"{', '.join(map(str, epochs))} {'epoch' if epochs == [1] else 'epochs'}",
         f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}",
         f"NIN at width {', '.join(f'{width:g}' for width in widths)}" if widths else "",
     ]

@@ -74,6 +74,7 @@ def _draw(arms: Arms) -> matplotlib.figure.Figure:
     for size, look in style.sequence(list(arms), "batch size {}").items():
         curves = [100 * run.curve("accuracy/validation") for run in arms[size]]
         style.band(axes, look, family.band(curve[curve.index > 0] for curve in curves))
-    axes.set(xlabel="epoch", ylabel="validation accuracy, %")
+    style.epochs(axes)
+    axes.set_ylabel("validation accuracy, %")
     style.legend(figure)
     return figure

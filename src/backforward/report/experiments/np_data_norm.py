@@ -88,7 +88,7 @@ def _draw(arms: Arms, published: float | None) -> matplotlib.figure.Figure:
         if published is not None and size == 50:
             style.mark_published(axes, published, f"published: {published:g} %")
         axes.set_title(f"batch size {size}")
-        axes.set_xlabel("epoch")
+        style.epochs(axes)
     panels[0, 0].set_ylabel("validation accuracy, %")
     style.legend(figure)
     return figure

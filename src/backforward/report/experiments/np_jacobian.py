@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import matplotlib.figure
 import pandas as pd
@@ -12,7 +11,7 @@ from backforward.report import statistics, style, verdicts
 from backforward.report.claims import Claim
 from backforward.report.experiments import _common as common
 from backforward.report.experiments import _normprop as family
-from backforward.report.finding import Estimate, Figure, Finding, Table, Verdict
+from backforward.report.finding import Estimate, Figure, Finding, Table
 from backforward.report.reading import Run
 from backforward.report.statistics import Effect
 
@@ -32,16 +31,9 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         if arms[factor]
     ] or [Effect("exact / none", ())]
     gains = _gains(arms)
-
-    def judge(claim: Claim) -> Verdict:
-        verdict = verdicts.direction(claim, largest, ground)
-        if verdict.kind == "not run" and largest[0].note:  # it was, and every pair came to the end of the grid
-            return replace(verdict, kind="inconclusive", why=largest[0].note)
-        return verdict
-
     return family.finding(
         "np_jacobian", QUESTION, runs, scale,
-        map(judge, claims),
+        [verdicts.direction(claim, largest, ground) for claim in claims],
         tables=[
             _table(arms),
             family.effects_table("Exact J less no factor, validation accuracy, points", gains, "lr"),

@@ -345,8 +345,7 @@ def _draw_gaussian(trained: Mapping[str, Sequence[Run]]) -> matplotlib.figure.Fi
             for layer in layers
         ]
         style.points(axes, style.look(norm), range(len(layers)), estimates)
-    names = [layer.removeprefix("model.").removesuffix(".conv") for layer in layers]
-    axes.set_xticks(range(len(layers)), names, rotation=45)
+    axes.set_xticks(range(len(layers)), map(family.short, layers), rotation=45)
     axes.set_ylabel("distance from normal")
     axes.set_ylim(bottom=0)
     style.legend(figure)

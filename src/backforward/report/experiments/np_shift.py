@@ -114,12 +114,12 @@ def _draw_units(arms: Mapping[str, Sequence[Run]]) -> matplotlib.figure.Figure:
     figure, panels = style.canvas(1, max(1, len(there)), panel=(2.9, 2.8))
     for axes, (norm, units) in zip(panels[0], there.items(), strict=False):
         for layer, look in style.sequence(list(units), "{}").items():
-            look_of = style.Look(layer.removeprefix("model."), look.colour, look.dash, look.marker)
+            look_of = style.Look(family.short(layer), look.colour, look.dash, look.marker)
             frame = pd.DataFrame({"value": units[layer], "low": units[layer], "high": units[layer]})
             style.band(axes, look_of, frame, markers=6)
         axes.axhline(0, color="0.35", linewidth=0.8)
         axes.set_title(style.look(norm).label)
-        axes.set_xlabel("epoch")
+        style.epochs(axes)
     panels[0, 0].set_ylabel("mean input of one unit")
     style.legend(figure)
     return figure
@@ -131,6 +131,7 @@ def _draw_distance(arms: Mapping[str, Sequence[Run]]) -> matplotlib.figure.Figur
     for norm, runs in arms.items():
         curves = [_layers(run, "input/mean_distance").mean(axis="columns") for run in runs]
         style.band(axes, style.look(norm), family.band(curves))
-    axes.set(xlabel="epoch", ylabel="|mean input|", yscale="log")
+    style.epochs(axes)
+    axes.set(ylabel="|mean input|", yscale="log")
     style.legend(figure)
     return figure

@@ -100,6 +100,7 @@ def _draw(arms: Mapping[str, Sequence[Run]]) -> matplotlib.figure.Figure:
     axes = panels[0, 0]
     for norm, runs in arms.items():
         style.band(axes, style.look(norm), family.band(map(_curve, runs)))
-    axes.set(xlabel="epoch", ylabel="validation accuracy, %")
+    style.epochs(axes)
+    axes.set_ylabel("validation accuracy, %")
     style.legend(figure)
     return figure
