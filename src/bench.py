@@ -35,6 +35,14 @@ def training() -> Rows:
     return bench.run(_train, default_root())
 
 
+def sweep() -> Rows:
+    """A sweep by the pool and by stacks against bare loops."""
+    from backforward.bench import sweep as bench
+    from backforward.data import default_root
+
+    return bench.run(Path(__file__).resolve().parent / "train.py", default_root())
+
+
 def diagnostics() -> Rows:
     """What diagnostics add to an epoch."""
     from backforward.bench import diagnostics as bench
@@ -77,6 +85,7 @@ def normprop() -> Rows:
 
 BENCHMARKS: dict[str, Callable[[], Rows]] = {
     "training": training,
+    "sweep": sweep,
     "rules": rules,
     "normprop": normprop,
     "diagnostics": diagnostics,

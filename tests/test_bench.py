@@ -31,7 +31,7 @@ def test_an_unknown_benchmark_is_refused(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(sys, "argv", ["bench.py", "rulse"])
     with pytest.raises(SystemExit):
         bench.main()
-    assert "no such benchmark: rulse; there are training, rules, normprop" in capsys.readouterr().err
+    assert "no such benchmark: rulse; there are training, sweep, rules, normprop" in capsys.readouterr().err
 
 
 def test_columns_are_those_of_all_rows() -> None:
