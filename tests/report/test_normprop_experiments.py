@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from tests.report.synthetic import write_run
 
-from backforward.report import experiments, page
+from backforward.report import experiments, page, reference
 from backforward.report.claims import claims_of
 from backforward.report.finding import Finding
 from backforward.report.reading import read_runs
@@ -344,3 +344,24 @@ def test_another_data_set_stands_in(root: Path, name: str) -> None:
     about_data = {verdict.kind for verdict in finding.verdicts if verdict.claim.data}
     assert about_data <= {"stand-in data"}
     assert finding.stand_in == bool(about_data)
+
+
+def test_committed_results_give_the_page_that_their_runs_gave(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte: each experiment says which diagnostics it reads, and reads no others."""
+    monkeypatch.setattr(experiments, "names", lambda: ["np_moments", "np_shift", "np_speed"])
+    write_run(root, "np_moments", name="study", data="cifar10", study=study())
+    write(root, "np_moments", "prop", 0.6, diagnostics=after_training(0.02, 0.99))
+    write(root, "np_shift", "prop", 0.6, diagnostics=units(0.2, 0.0))
+    write(root, "np_shift", "batch", 0.6, norm="batch", diagnostics=units(0.4, 1.0))
+    reference.pack(root, "small", tmp_path / "reference")
+    reference.unpack(tmp_path / "reference", "small", tmp_path / "elsewhere")
+    for outputs in (root, tmp_path / "elsewhere"):
+        page.write(page.examine_all(outputs, "small"), outputs / "report", "small")
+    there, here = tmp_path / "elsewhere" / "report", root / "report"
+    names = sorted(str(path.relative_to(here)) for path in here.rglob("*.*"))
+    assert names == sorted(str(path.relative_to(there)) for path in there.rglob("*.*"))
+    assert len(names) > 6
+    for name in names:
+        assert (there / name).read_bytes() == (here / name).read_bytes(), name

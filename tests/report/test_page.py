@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.conftest import REPOSITORY, environment
 from tests.report.pages import HOSTILE, findings
+from tests.report.synthetic import write_run
 from tests.test_tensorboard import BROWSER_FLAGS
 
 from backforward.report import experiments, page
@@ -234,6 +235,25 @@ def test_nothing_to_report_on_costs_a_line(tmp_path: Path, arguments: list[str],
     assert says in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert not (tmp_path / "outputs").exists()
+
+
+def test_committed_results_give_the_page_without_their_runs(tmp_path: Path) -> None:
+    for norm in ("batch", "prop"):
+        for seed in range(2):
+            write_run(
+                tmp_path / "outputs", "np_stability", seed=seed, scale="smoke", data="cifar10",
+                settings={"norm.kind": norm}, choices={"norm": norm}, name=f"{norm}-seed{seed}",
+            )  # fmt: skip
+    outputs = tmp_path / "outputs"
+    ended = command(tmp_path, "page")
+    assert ended.returncode == 0, ended.stderr
+    assert "claims: " in ended.stdout
+    kept = command(tmp_path, "keep")
+    assert "outputs/reference/smoke/np_stability.jsonl: 4 runs, " in kept.stdout
+    shutil.rmtree(outputs / "smoke")
+    assert command(tmp_path, "page", "--reference").returncode == 0
+    assert contents(outputs / "reference" / "report") == contents(outputs / "report")
+    assert not (outputs / "smoke").exists()
 
 
 def test_hostile_text_is_hostile() -> None:

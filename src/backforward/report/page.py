@@ -183,6 +183,7 @@ def _environment(markdown: bool = False) -> Environment:
         "rule": rule,
         "prose": prose_in_markdown if markdown else prose,
         "duration": duration,
+        "commands": commands,
         "anchor": anchor,
         "runs": count_of_runs,
     }
@@ -254,6 +255,14 @@ def published(claim: Claim, most: int | None = None) -> str:
     rest = len(numbers) - most if most is not None else 0
     unit = f" ({claim.unit})" if claim.unit and numbers else ""
     return ", ".join(numbers[:most]) + (f" and {rest} more" if rest > 0 else "") + unit
+
+
+def commands(finding: Finding) -> list[str]:
+    """What to type to have an experiment run: its own sweep, and with it what else belongs to its report."""
+    name, scale = finding.experiment, finding.scale
+    if finding.stand_in:
+        return [f"make reproduce ONLY={name} SCALE={scale} STAND_IN=1"]
+    return [f"python src/train.py -m experiment={name} scale={scale}", f"make reproduce ONLY={name} SCALE={scale}"]
 
 
 def rule(claim: Claim) -> str:
