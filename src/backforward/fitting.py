@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -27,6 +26,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from backforward.callbacks.checkpoint import Checkpoints, WholeFileIO
 from backforward.callbacks.diagnostics import Diagnostics
 from backforward.callbacks.record import RunRecord
+from backforward.precision import set_matmul_precision
 from backforward.processes import made_by_slurm, rank
 from backforward.results import assembled, shows_progress
 from backforward.runs import Result
@@ -63,7 +63,7 @@ def fit(
         BadInput: The folder holds a damaged checkpoint, or one of other settings.
     """
     _quiet()
-    torch.set_float32_matmul_precision(settings.trainer.matmul_precision)
+    set_matmul_precision(settings.trainer.matmul_precision)
     started = time.perf_counter()
     devices = settings.trainer.devices
     record = RunRecord(folder, settings.trainer.log_every_n_steps)

@@ -30,6 +30,7 @@ from backforward.data.stacked import StackedBatches
 from backforward.errors import Stopped
 from backforward.fitting import close_logger, opened_logger
 from backforward.hardware import process_age
+from backforward.precision import set_matmul_precision
 from backforward.results import assembled
 from backforward.runs import Result
 from backforward.settings import Settings, fingerprint
@@ -100,7 +101,7 @@ def fit_stack(members: Sequence[Member], checkpoint: Path | None = None) -> None
     if saved is not None:
         members = [member for member in members if member.key in saved["members"]]
     if members:
-        torch.set_float32_matmul_precision(members[0].settings.trainer.matmul_precision)
+        set_matmul_precision(members[0].settings.trainer.matmul_precision)
         with _sigterm() as told_to_end:
             _StackTraining(members, checkpoint, saved, told_to_end).run()
     if checkpoint is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from backforward.precision import set_matmul_precision
 from backforward.results import assembled, shows_progress
 from backforward.runs import Result, write_study
 from backforward.settings import Settings
@@ -42,7 +43,7 @@ def conduct(
     Raises:
         BadInput: The settings make no sense for this study.
     """
-    torch.set_float32_matmul_precision(settings.trainer.matmul_precision)
+    set_matmul_precision(settings.trainer.matmul_precision)
     torch.manual_seed(setting.seed)  # of dropout
     started = time.perf_counter()
     final, rows = study(setting)
