@@ -160,7 +160,7 @@ def covariate_shift(
 
     def flat(gradients: Iterable[Tensor]) -> Tensor:
         joined = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        return joined if reduce is None else reduce(joined)
+        return (joined if reduce is None else reduce(joined)).double()  # once for both comparisons
 
     shifts = []
     for k, layer in enumerate(layers):
