@@ -13,7 +13,6 @@ import scipy.stats
 
 from backforward.report import statistics, verdicts
 from backforward.report.claims import Claim
-from backforward.report.experiments._normprop import hardware, setting_of
 from backforward.report.finding import Estimate, Figure, Finding, Table, Verdict
 from backforward.report.reading import Run
 from backforward.report.statistics import LEVEL, Effect
@@ -250,6 +249,31 @@ def by_word(claims: Sequence[Claim]) -> dict[str, Claim]:
     return {claim.word: claim for claim in claims}
 
 
+def hardware(runs: Iterable[Run]) -> str:
+    """What runs were made on: device and threads, each combination once."""
+    told = []
+    for run in runs:
+        threads = run.result.get("hardware", {}).get("threads")
+        plural = "thread" if threads == 1 else "threads"
+        told.append(run.hardware + (f", {threads} {plural} a run" if threads else ""))
+    return "; ".join(dict.fromkeys(told))
+
+
+def setting_of(runs: Sequence[Run]) -> str:
+    """On what the runs were made and how long, in one line."""
+    origins = (run.result.get("data", {}) for run in runs)
+    data = dict.fromkeys(f"{of.get('name')} ({of.get('train'):,} training images)" for of in origins if of.get("train"))
+    epochs, seeds = sorted({int(run.setting("max_epochs", 0)) for run in runs}), sorted({run.seed for run in runs})
+    widths = sorted({run.setting("model.width") for run in runs if run.setting("model.width")})
+    parts = [
+        ", ".join(data),
+        f"{', '.join(map(str, epochs))} {'epoch' if epochs == [1] else 'epochs'}",
+        f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}",
+        f"NIN at width {', '.join(f'{width:g}' for width in widths)}" if widths else "",
+    ]
+    return "; ".join(filter(None, parts))
+
+
 def finding(
     experiment: str,
     question: str,
@@ -274,7 +298,7 @@ def finding(
         experiment=experiment,
         question=question,
         verdicts=(*verdicts_, *rest),
-        tables=tuple(part for part in tables if not part.frame.empty),
+        tables=tuple(part for part in tables if not part.frame.empty) if ended else (),
         figures=tuple(figures) if ended else (),
         runs=tuple(runs),
         scale=scale,

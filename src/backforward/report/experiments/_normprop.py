@@ -8,8 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 import pandas as pd
 
 from backforward.report import statistics
-from backforward.report.claims import Claim
-from backforward.report.finding import Estimate, Figure, Finding, Table, Verdict
+from backforward.report.finding import Estimate, Table
 from backforward.report.reading import Run
 from backforward.report.statistics import Effect
 from backforward.runs import DONE
@@ -105,67 +104,12 @@ def settled(curve: pd.Series[float], within: float) -> int | None:
     return int(curve.index[0]) if not len(far) else int(curve.index[curve.index > far[-1]][0])
 
 
-# --- findings --------------------------------------------------------------------------------------------------------
-
-
-def by_word(claims: Sequence[Claim]) -> dict[str, Claim]:
-    """Claims by the word after the dot of their id."""
-    return {claim.word: claim for claim in claims}
+# --- words -----------------------------------------------------------------------------------------------------------
 
 
 def short(layer: str) -> str:
     """A layer's name as a person says it: `conv2` of `model.conv2.conv`."""
     return layer.removeprefix("model.").removesuffix(".conv")
-
-
-def hardware(runs: Iterable[Run]) -> str:
-    """What runs were made on: device and threads, each combination once."""
-    told = []
-    for run in runs:
-        threads = run.result.get("hardware", {}).get("threads")
-        plural = "thread" if threads == 1 else "threads"
-        told.append(run.hardware + (f", {threads} {plural} a run" if threads else ""))
-    return "; ".join(dict.fromkeys(told))
-
-
-def finding(
-    experiment: str,
-    question: str,
-    runs: Sequence[Run],
-    scale: str,
-    verdicts: Iterable[Verdict],
-    tables: Sequence[Table] = (),
-    figures: Sequence[Figure] = (),
-    notes: Sequence[str] = (),
-) -> Finding:
-    """A finding with what its runs tell of themselves; without finished runs it says so and shows nothing."""
-    ended = done(runs)
-    judged = tuple(verdicts)
-    if not ended:
-        todo = f"nothing has been run: make reproduce ONLY={experiment} SCALE={scale}"
-        return Finding(experiment, question, judged, (), (), tuple(runs), scale, "", (todo,))
-    failed = [run.name for run in runs if run.status not in DONE]
-    more = [f"failed and left out: {', '.join(failed)}"] if failed else []
-    stand_in = any(verdict.kind == "stand-in data" for verdict in judged)
-    return Finding(
-        experiment, question, judged, tuple(tables), tuple(figures), tuple(runs), scale, hardware(ended),
-        (setting_of(ended), *notes, *more), stand_in,
-    )  # fmt: skip
-
-
-def setting_of(runs: Sequence[Run]) -> str:
-    """On what the runs were made and how long, in one line."""
-    origins = (run.result.get("data", {}) for run in runs)
-    data = dict.fromkeys(f"{of.get('name')} ({of.get('train'):,} training images)" for of in origins if of.get("train"))
-    epochs, seeds = sorted({int(run.setting("max_epochs", 0)) for run in runs}), sorted({run.seed for run in runs})
-    widths = sorted({run.setting("model.width") for run in runs if run.setting("model.width")})
-    parts = [
-        ", ".join(data),
-        f"{', '.join(map(str, epochs))} {'epoch' if epochs == [1] else 'epochs'}",
-        f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}",
-        f"NIN at width {', '.join(f'{width:g}' for width in widths)}" if widths else "",
-    ]
-    return "; ".join(filter(None, parts))
 
 
 def effects_table(title: str, effects: Sequence[Effect], heading: str, note: str = "") -> Table:

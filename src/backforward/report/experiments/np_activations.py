@@ -9,6 +9,7 @@ import pandas as pd
 
 from backforward.report import style, verdicts
 from backforward.report.claims import Claim
+from backforward.report.experiments import _common as common
 from backforward.report.experiments import _normprop as family
 from backforward.report.finding import Figure, Finding, Table
 from backforward.report.reading import Run
@@ -29,9 +30,9 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
     claimed = [effect for name, effect in effects.items() if name in CLAIMED]
     ground = verdicts.Ground.of(runs, scale, [name for name in CLAIMED if name not in arms])
     judged = {"trains": lambda claim: verdicts.direction(claim, claimed, ground)}
-    return family.finding(
-        "np_activations", QUESTION, runs, scale,
-        [judged[word](claim) for word, claim in family.by_word(claims).items()],
+    return common.finding(
+        "np_activations", QUESTION, runs, claims, scale,
+        [judged[word](claim) for word, claim in common.by_word(claims).items()],
         tables=[
             _table(arms),
             family.effects_table(

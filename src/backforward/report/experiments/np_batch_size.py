@@ -10,6 +10,7 @@ import pandas as pd
 
 from backforward.report import style, verdicts
 from backforward.report.claims import Claim
+from backforward.report.experiments import _common as common
 from backforward.report.experiments import _normprop as family
 from backforward.report.finding import Figure, Finding, Table
 from backforward.report.reading import Run
@@ -33,9 +34,9 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         "batch_one": lambda claim: verdicts.direction(claim, of_one, ground),
         "smaller_better": lambda claim: verdicts.direction(claim, steps, ground),
     }
-    return family.finding(
-        "np_batch_size", QUESTION, runs, scale,
-        [judged[word](claim) for word, claim in family.by_word(claims).items()],
+    return common.finding(
+        "np_batch_size", QUESTION, runs, claims, scale,
+        [judged[word](claim) for word, claim in common.by_word(claims).items()],
         tables=[
             _table(arms),
             family.effects_table("Smaller less larger batch, test accuracy, points", steps, "batch sizes"),

@@ -9,6 +9,7 @@ import pandas as pd
 
 from backforward.report import style, verdicts
 from backforward.report.claims import Claim
+from backforward.report.experiments import _common as common
 from backforward.report.experiments import _normprop as family
 from backforward.report.finding import Figure, Finding, Table
 from backforward.report.reading import Run
@@ -35,10 +36,10 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         "batch_better": lambda claim: verdicts.direction(claim, effects, ground),
         "best": lambda claim: verdicts.value(claim, [best], ground),
     }
-    words = family.by_word(claims)
+    words = common.by_word(claims)
     published = words["best"].published.get("batch 50 batch") if "best" in words else None
-    return family.finding(
-        "np_data_norm", QUESTION, runs, scale,
+    return common.finding(
+        "np_data_norm", QUESTION, runs, claims, scale,
         [judged[word](claim) for word, claim in words.items()],
         tables=[
             _table(arms),

@@ -31,8 +31,8 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         if arms[factor]
     ] or [Effect("exact / none", ())]
     gains = _gains(arms)
-    return family.finding(
-        "np_jacobian", QUESTION, runs, scale,
+    return common.finding(
+        "np_jacobian", QUESTION, runs, claims, scale,
         [verdicts.direction(claim, largest, ground) for claim in claims],
         tables=[
             _table(arms),

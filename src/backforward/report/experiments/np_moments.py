@@ -12,6 +12,7 @@ import pandas as pd
 
 from backforward.report import statistics, style, verdicts
 from backforward.report.claims import Claim
+from backforward.report.experiments import _common as common
 from backforward.report.experiments import _normprop as family
 from backforward.report.finding import Figure, Finding, Table, Verdict
 from backforward.report.reading import Run
@@ -65,9 +66,9 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
 
     there = [each for each in (_moments_table(study), _layers_table(study), _bounds_table(study), _pooling_table(study),
                                _trained_table(trained)) if len(each.frame)]  # fmt: skip
-    return family.finding(
-        "np_moments", QUESTION, runs, scale,
-        map(judge, claims),
+    return common.finding(
+        "np_moments", QUESTION, runs, claims, scale,
+        [judge(claim) for claim in claims],
         tables=there,
         figures=_figures(study, trained),
         notes=[

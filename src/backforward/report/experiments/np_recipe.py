@@ -9,6 +9,7 @@ import pandas as pd
 
 from backforward.report import style, verdicts
 from backforward.report.claims import Claim
+from backforward.report.experiments import _common as common
 from backforward.report.experiments import _normprop as family
 from backforward.report.finding import Figure, Finding, Table
 from backforward.report.reading import Run
@@ -48,9 +49,9 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         "batch_lr": lambda claim: verdicts.direction(claim, batches, ground),
     }
     shown = [effect for effect in effects if effect.values]
-    return family.finding(
-        "np_recipe", QUESTION, runs, scale,
-        [judged[word](claim) for word, claim in family.by_word(claims).items()],
+    return common.finding(
+        "np_recipe", QUESTION, runs, claims, scale,
+        [judged[word](claim) for word, claim in common.by_word(claims).items()],
         tables=[
             _table(recipe),
             family.effects_table("Each change less the recipe, test accuracy, points", shown, "change"),

@@ -10,6 +10,7 @@ import pandas as pd
 
 from backforward.report import style, verdicts
 from backforward.report.claims import Claim
+from backforward.report.experiments import _common as common
 from backforward.report.experiments import _normprop as family
 from backforward.report.finding import Estimate, Figure, Finding, Table
 from backforward.report.reading import Run
@@ -27,12 +28,12 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
     # The paper timed one network: the widest here, at its batch of 50 where there is one.
     main = max(timed, key=lambda run: (_width(run), -abs(run.setting("batch_size", 0) - 50)), default=None)
     effects = [_ratio(main, *pair) for pair in RATIOS] if main else []
-    words = family.by_word(claims)
+    words = common.by_word(claims)
     published = words["epoch_time"].published.get("prop / batch") if "epoch_time" in words else None
     claimed = [effect for effect in effects if effect.label == "prop / batch"]
     judged = {"epoch_time": lambda claim: verdicts.value(claim, claimed, ground, claimed)}
-    return family.finding(
-        "np_speed", QUESTION, runs, scale,
+    return common.finding(
+        "np_speed", QUESTION, runs, claims, scale,
         [judged[word](claim) for word, claim in words.items()],
         tables=[_table(timed)] if timed else [],
         figures=[

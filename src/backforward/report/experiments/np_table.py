@@ -9,6 +9,7 @@ import pandas as pd
 
 from backforward.report import style, verdicts
 from backforward.report.claims import Claim
+from backforward.report.experiments import _common as common
 from backforward.report.experiments import _normprop as family
 from backforward.report.finding import Figure, Finding, Table
 from backforward.report.reading import Run
@@ -38,10 +39,10 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         "below_batchnorm": lambda claim: verdicts.direction(claim, judged_differences, ground),
         "errors": lambda claim: verdicts.value(claim, errors, ground, judged_differences),
     }
-    words = family.by_word(claims)
+    words = common.by_word(claims)
     published = words["errors"].published if "errors" in words else {}
-    return family.finding(
-        "np_table", QUESTION, runs, scale,
+    return common.finding(
+        "np_table", QUESTION, runs, claims, scale,
         [judged[word](claim) for word, claim in words.items()],
         tables=[_errors(table, published), family.effects_table(
             "NormProp's test error less BatchNorm's, points", list(differences.values()), "data set",
