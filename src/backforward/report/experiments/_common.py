@@ -7,11 +7,12 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+import matplotlib.figure
 import numpy as np
 import pandas as pd
 import scipy.stats
 
-from backforward.report import statistics, verdicts
+from backforward.report import statistics, style, verdicts
 from backforward.report.claims import Claim
 from backforward.report.finding import Estimate, Figure, Finding, Table, Verdict
 from backforward.report.reading import Run
@@ -71,6 +72,16 @@ def effect(
     return statistics.paired(
         statistics.by_seed(ours, read), statistics.by_seed(theirs, read), label, ratio=ratio, unit=unit
     )
+
+
+def points(ours: Sequence[Run], theirs: Sequence[Run], key: str, label: str = "") -> Effect:
+    """Difference of a share (an accuracy), in points of a percent."""
+
+    def read(run: Run) -> float | None:
+        share = run.final(key)
+        return None if share is None else 100 * share
+
+    return effect(ours, theirs, read, label, unit="points")
 
 
 def common_level(runs: Sequence[Run], key: str = "loss/train") -> float | None:
@@ -239,6 +250,18 @@ def _pointwise(values: pd.DataFrame) -> pd.DataFrame:
     width = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1)) / math.sqrt(n) if n > 1 else math.nan
     reach = width * values.std(axis=1, ddof=1)
     return pd.DataFrame({"value": centre, "low": centre - reach, "high": centre + reach}, dtype="float64")
+
+
+def draw_ratios(panels: Mapping[str, Mapping[str, Sequence[Run]]], key: str = "loss/train") -> matplotlib.figure.Figure:
+    """Backforward over SGD, epoch by epoch: by title of a panel, its arms."""
+    figure, axes = style.canvas(-(-len(panels) // 2), 2 if len(panels) > 1 else 1, sharey=True)
+    for panel, (title, of_method) in zip(axes.flat, panels.items(), strict=False):
+        panel.axhline(1, color="0.35", linewidth=0.9)
+        style.band(panel, style.look("bfp"), ratio_curve(of_method.get("bfp", []), of_method.get("sgd", []), key))
+        panel.set(title=title, xlabel="epochs", ylabel="training loss, BFP / SGD")
+    for panel in list(axes.flat)[len(panels) :]:
+        panel.set_visible(False)
+    return figure
 
 
 # --- the finding -----------------------------------------------------------------------------------------------------

@@ -247,7 +247,7 @@ def _final_table(at: Mapping[float, Arms]) -> Table:
                     "training loss": common.mean_cell(runs, lambda run: run.final("loss/train")),
                     "/ SGD": _ratio(runs, base) if other else None,
                     "test accuracy": common.mean_cell(runs, lambda run: run.final("accuracy/test"), "%", 100),
-                    "- SGD, points": _points(runs, base) if other else None,
+                    "- SGD, points": common.points(runs, base, "accuracy/test").estimate() if other else None,
                     "seeds": len(runs),
                 }
             )
@@ -261,11 +261,6 @@ def _final_table(at: Mapping[float, Arms]) -> Table:
 
 def _ratio(runs: Sequence[Run], base: Sequence[Run]) -> object:
     return common.effect(runs, base, lambda run: run.final("loss/train"), "", ratio=True).estimate()
-
-
-def _points(runs: Sequence[Run], base: Sequence[Run]) -> object:
-    found = common.effect(runs, base, lambda run: run.final("accuracy/test"), "")
-    return statistics.mean([100 * value for value in found.values])
 
 
 def _published_table(at: Mapping[float, Arms], claim: Claim) -> Table:

@@ -154,10 +154,12 @@ def _draw_against_loss(at: Mapping[float, Arms]) -> matplotlib.figure.Figure:
     figure, panels = _panels(at)
     for panel, (lr, arms) in zip(panels, at.items(), strict=True):
         for arm, runs in arms.items():
-            losses = common.curve(runs, "loss/train", logs=True, whole=True)
-            shared = losses.join(common.curve(runs, NORM), rsuffix="_norm", how="inner")
-            of = style.look(arm)
-            panel.plot(shared["value"], shared["value_norm"], marker=of.marker, markersize=3, label=of.label, **of.line)
+            losses, norms = common.curve(runs, "loss/train", logs=True), common.curve(runs, NORM)
+            if losses.empty or norms.empty:
+                continue
+            # A mean over an epoch stands beside the norm in its middle.
+            between, of = np.interp(losses.index, norms.index, norms["value"]), style.look(arm)
+            panel.plot(losses["value"], between, marker=of.marker, markersize=3, label=of.label, **of.line)
         panel.set(title=f"lr {lr:g}", xlabel="training loss (nats)", ylabel="norm of the weights", xscale="log")
         panel.invert_xaxis()
     style.legend(figure)

@@ -1,0 +1,126 @@
+"""Does the effect of Backforward depend on learning rate and batch size?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import matplotlib.figure
+
+from backforward.report import statistics, style, verdicts
+from backforward.report.claims import Claim
+from backforward.report.experiments import _common as common
+from backforward.report.finding import Estimate, Figure, Finding, Table
+from backforward.report.reading import Run
+from backforward.report.statistics import Effect
+from backforward.report.verdicts import Ground
+
+QUESTION = "Does Backforward converge faster than SGD whatever the learning rate and the batch size?"
+METHODS = ("sgd", "bfp")
+Place = tuple[float, float]  # learning rate, batch size
+Cells = Mapping[Place, Mapping[str, Sequence[Run]]]
+
+
+def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
+    """Compare both rules at each learning rate and batch size, and at the best of each rule."""
+    of, ground = common.by_word(claims), Ground.of(runs, scale)
+    there = common.done(runs)
+    cells: Cells = {
+        (lr, batch): common.arms(members)
+        for lr in common.numbers(there, "lr")
+        for batch in common.numbers(there, "batch_size")
+        if (members := common.at(there, lr=lr, batch_size=batch))
+    }
+    costs = [common.cost_effect(arms.get("bfp", []), arms.get("sgd", []), label(at)) for at, arms in cells.items()]
+    judged = [verdicts.direction(of["faster"], costs, ground)]
+    figures = [
+        Figure(
+            "bfp_batch_size",
+            "Epochs to a training loss, Backforward over SGD",
+            "By batch size, a line for each learning rate; geometric mean of the pairs with its 95 % interval. At 1 "
+            "the "
+            "rules do not differ; the grey region counts as no difference.",
+            partial(_draw, cells, costs, of["faster"].tolerance or 0.0),
+        )
+    ]
+    tables = [_table(cells, costs), _best_table(there)]
+    return common.finding("bfp_batch_size", QUESTION, runs, claims, scale, judged, tables, figures)
+
+
+def label(at: Place) -> str:
+    """A row's label."""
+    return f"lr {at[0]:g}, batch {at[1]:g}"
+
+
+def _table(cells: Cells, costs: Sequence[Effect]) -> Table:
+    rows = []
+    for (at, arms), cost in zip(cells.items(), statistics.holm(costs), strict=True):
+        ours, theirs = arms.get("bfp", []), arms.get("sgd", [])
+        level = common.common_level([*ours, *theirs]) if ours and theirs else None
+        final = common.effect(ours, theirs, lambda run: run.final("loss/train"), "", ratio=True)
+        rows.append(
+            {
+                "lr": f"{at[0]:g}",
+                "batch": f"{at[1]:g}",
+                "at training loss": None if level is None else f"{level:g}",
+                "epochs, BFP / SGD": common.shown(cost),
+                "p": common.p_text(cost.corrected_p),
+                "training loss, SGD": common.mean_cell(theirs, lambda run: run.final("loss/train")),
+                "BFP / SGD": common.shown(final),
+                "pairs": len(final.values),
+            }
+        )
+    return common.table(
+        "Backforward against SGD, by learning rate and batch size",
+        rows,
+        "Epochs to the lowest of a fixed row of losses that all runs of both rules reach; the last columns are "
+        "after the "
+        f"last epoch, not corrected. {common.INTERVALS} {common.correction_note(len(rows))}",
+    )
+
+
+def _best_table(runs: Sequence[Run]) -> Table:
+    """Each rule at the setting that its validation accuracy chose."""
+    arms = common.arms(runs)
+    best = {name: statistics.choose(arms.get(name, []), "lr", "batch_size") for name in METHODS}
+    rows = []
+    for name, found in best.items():
+        if found is None:
+            continue
+        lr, batch = found.setting
+        row: dict[str, object] = {
+            "rule": style.look(name).label,
+            "lr": lr,
+            "batch": batch,
+            "chosen among": found.tried,
+            "validation accuracy": f"{100 * found.score:.2f} %",
+            "test accuracy": common.mean_cell(found.runs, lambda run: run.final("accuracy/test"), "%", 100),
+        }
+        base = best["sgd"]
+        if name != "sgd" and base is not None:
+            row["- SGD, points"] = common.points(found.runs, base.runs, "accuracy/test").estimate()
+        rows.append(row)
+    return common.table(
+        "Each rule at its best setting",
+        rows,
+        f"Chosen by validation accuracy after the last epoch, mean over seeds; the test set was read once. "
+        f"{common.INTERVALS}",
+    )
+
+
+def _draw(cells: Cells, costs: Sequence[Effect], tolerance: float) -> matplotlib.figure.Figure:
+    figure, axes = style.canvas()
+    panel = axes[0, 0]
+    of_cell = dict(zip(cells, costs, strict=True))
+    batches = sorted({batch for _, batch in cells})
+    panel.axhspan(1 / (1 + tolerance), 1 + tolerance, color="0.93", zorder=0)
+    panel.axhline(1, color="0.35", linewidth=0.9)
+    for lr, of in style.sequence(sorted({lr for lr, _ in cells}), "lr {:g}").items():
+        found: list[Estimate | None] = [
+            of_cell[lr, batch].estimate() if (lr, batch) in of_cell else None for batch in batches
+        ]
+        style.points(panel, of, batches, found)
+    style.at_values(panel, batches)
+    panel.set(xlabel="batch size", ylabel="epochs, BFP / SGD")
+    style.legend(figure)
+    return figure
