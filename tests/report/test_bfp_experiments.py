@@ -199,7 +199,7 @@ def test_with_some_runs_missing_or_failed_nothing_breaks(name: str, kept: str, t
     runs[-1].result["status"] = "failed" if len(runs) > 1 else "finished"
     found = examine(name, runs)
     # Few claims need neither a second arm nor a second seed.
-    decided = {verdict.claim for verdict in found.verdicts if verdict.kind in ("reproduced", "contradicted")}
+    decided = [verdict.claim for verdict in found.verdicts if verdict.kind in ("reproduced", "contradicted")]
     rest = {claim.word for claim in decided if claim.rule not in ("identity", "share", "curve")}
     assert rest <= ({"mended", "norm_still_helps"} if kept == "bfp" else set())
     with style.applied():

@@ -174,6 +174,14 @@ def test_an_open_row_leaves_a_claim_open_unless_another_decides(ground: Ground) 
     assert "a: as claimed; b: not told apart" in found.why
 
 
+def test_rows_that_a_claim_does_not_speak_of_stand_beside(ground: Ground) -> None:
+    asked = claim(arguments={"sign": -1, "rows": ["a"]})
+    found = verdicts.direction(asked, [row("a", -1), row("b", 1)], ground)
+    assert found.kind == "reproduced"
+    assert "as claimed" in found.why
+    assert "not judged: b: the other way" in found.why
+
+
 def test_the_correction_counts_rows_that_the_claim_does_not_speak_of(ground: Ground) -> None:
     weak = row("a", -0.5, spread=0.4)  # p is .03
     assert weak.p == pytest.approx(0.031, abs=0.005)
@@ -255,6 +263,12 @@ def test_a_curve_is_followed_or_it_is_not(tmp_path: Path) -> None:
         found = verdicts.curve(follows, [ratios(runs, published)], Ground.of(runs, "small"), "epochs 1 to 8 of 400")
         assert found.kind == kind
         assert "epochs 1 to 8 of 400" in found.why
+    # Seeds so far apart that the published one may be one more of them.
+    apart = Effect("lr 1", (-0.3, -1.0, -0.7, -1.3, -0.5), ratio=True)
+    assert apart.estimate().high < 1 / 1.1
+    found = verdicts.curve(follows, [apart], Ground.of(runs, "small"), "")
+    assert found.kind == "inconclusive"
+    assert "our own seeds differ by a factor of 1.49" in found.why
     noisy = write_sweep(tmp_path / "noisy", "x", {"sgd": 1.0}, spread=0.4, seeds=3)
     found = verdicts.curve(follows, [ratios(noisy, published)], Ground.of(noisy, "small"), "")
     assert found.kind == "inconclusive"

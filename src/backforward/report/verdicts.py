@@ -8,8 +8,9 @@ value      Published numbers: ours agrees where its interval lies within the tol
            where the interval (Bonferroni's level over the rows) lies wholly outside. At paper scale only.
 identity   The same for what mathematics says must hold; scale does not matter but for smoke.
 share      How often something happens: Wilson's interval (Bonferroni's level over the rows) against the share asked.
-curve      A run follows a published curve: the mean ratio over epochs, with its interval over seeds, is within the
-           tolerance.
+curve      Runs follow a published curve: the mean ratio over epochs, with its interval over seeds, is within the
+           tolerance. They are off where it is wholly outside, and the published curve is not like one more seed of
+           ours either (prediction interval): it is of one seed.
 
 What a claim's rows say together is decided by its `over`: all (the default), most or any.
 
@@ -23,6 +24,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+import numpy as np
+import scipy.stats
 
 from backforward.report import statistics
 from backforward.report.claims import Claim
@@ -188,9 +192,11 @@ def curve(claim: Claim, ratios: Sequence[Effect], ground: Ground, epochs: str) -
         state: State = "open"
         if _within(narrow, *_band(1.0, _tolerance(claim))):
             state = "for"
-        elif _outside(wide, *_band(1.0, _tolerance(claim))):
+        elif _outside(wide, *_band(1.0, _tolerance(claim))) and not _like_another_seed(effect):
             state = "against"
         words = {"for": "follows it", "against": "is off", "open": "may or may not follow it"}[state]
+        if state == "open" and len(effect.values) > 1:
+            words += f", our own seeds differ by a factor of {math.exp(float(np.std(effect.values, ddof=1))):.2f}"
         note = f" ({effect.note})" if effect.note else ""
         rows.append(Row(effect.label, state, narrow, f"{words}{note}"))
     corrected = f"Bonferroni's level over {len(rows)} rows" if len(rows) > 1 else ""
@@ -245,6 +251,16 @@ def _near(label: str, effect: Effect, target: float, reach: float, unit: str, ro
     return Row(label, state, found, f"{words} {_number(target)} ± {_number(reach)}")
 
 
+def _like_another_seed(effect: Effect) -> bool:
+    """Whether 1 lies in the 95 % prediction interval of one more seed's ratio."""
+    values = np.asarray(effect.values)
+    n = len(values)
+    if n < 2:
+        return False
+    reach = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1)) * float(values.std(ddof=1)) * math.sqrt(1 + 1 / n)
+    return abs(float(values.mean())) <= reach
+
+
 def _tolerance(claim: Claim) -> float:
     assert claim.tolerance is not None, f"{claim.id} was read with one"
     return claim.tolerance
@@ -277,6 +293,9 @@ def _judged(claim: Claim, rows: Sequence[Row], ground: Ground, corrected: str, a
     if claim.arguments.get("negated"):
         state = _OPPOSITE[state]
     reasons = [_reasons(asked), corrected]
+    beside = [row for row in rows if row not in asked]
+    if beside:
+        reasons.append(f"not judged: {_reasons(beside, named=True)}")
     if ground.diverged:
         reasons.append(f"{ground.diverged} of {len(ground.runs)} runs diverged and count as the worst")
     if ground.missing:
@@ -331,12 +350,12 @@ def _listed(rows: Sequence[Row]) -> str:
     return "; ".join(f"{row.label}: {row.estimate}" if row.label else str(row.estimate) for row in rows)
 
 
-def _reasons(rows: Sequence[Row]) -> str:
+def _reasons(rows: Sequence[Row], named: bool = False) -> str:
     """Why, each reason once, with the rows it holds for."""
     labels: dict[str, list[str]] = {}
     for row in rows:
         labels.setdefault(row.why, []).append(row.label)
-    if len(labels) == 1:
+    if len(labels) == 1 and not named:
         return next(iter(labels))
     return "; ".join(f"{', '.join(names)}: {why}" for why, names in labels.items())
 

@@ -8,6 +8,7 @@ from functools import partial
 import matplotlib.figure
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullLocator
 
 from backforward.report import statistics, style, verdicts
 from backforward.report.claims import Claim, published_runs
@@ -381,7 +382,12 @@ def _draw_ratios(
     for panel, (name, effects, of) in zip(axes.T.flat, parts, strict=True):
         rows = [(found.label, found.estimate() if found.values else None) for found in effects]
         style.forest(panel, rows, of, zero=1.0, tolerance=tolerance, form="{:.2f}")
-        panel.set(title=name, xlabel="ratio to SGD")
+        panel.set(title=name, xlabel="ratio to SGD", xscale="log")
+        low, high = panel.get_xlim()
+        panel.set_xlim(min(low, 0.45), max(high, 2.2))
+        panel.xaxis.set_major_locator(LogLocator(2))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_locator(NullLocator())
     return figure
 
 
