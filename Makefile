@@ -46,13 +46,19 @@ clean: ## Remove the environment and caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
-# A stamp is older than what it was made from: install again. A broken environment is then made anew.
+# A stamp is older than what it was made from: install again. A broken environment is then made anew, and one that was
+# moved or copied: its scripts, and its link to this source, still point to where it was.
+HERE := $(abspath $(VENV))
+ifneq ($(shell cat "$(VENV)/.core" 2>/dev/null),$(HERE))
+.PHONY: $(VENV)/.core
+endif
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11")'
+	@[ ! -e $@ ] || [ "$$(cat $@)" = "$(HERE)" ] || { echo "$(VENV) was made elsewhere; making it anew"; rm -rf $(VENV); }
 	@$(PY) -c '' 2>/dev/null || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	@echo "Installing into $(VENV) (once, about a minute) ..."
 	@$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e .
-	@touch $@
+	@echo "$(HERE)" > $@
 
 $(VENV)/.dev: $(VENV)/.core
 	@echo "Installing the test tools ..."

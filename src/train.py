@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -112,8 +111,7 @@ def _refuse_shared_process(cfg: DictConfig) -> None:
 
 def command() -> int:
     """The command line; returns its exit code."""
-    if parent := os.environ.pop("BACKFORWARD_PARENT", None):  # a worker of Slurm or Ray
-        processes.end_with_parent(int(parent))
+    processes.end_with_parent()
     runs.register_resolvers()
     return cli.run(main, CONF)
 

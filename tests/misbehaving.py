@@ -18,14 +18,30 @@ class Raises(torch.optim.SGD):
         raise RuntimeError("the first step was the last")
 
 
+def folder() -> Path:
+    """Of the run that this process works for."""
+    return next(Path(word.partition("=")[2].strip("'")) for word in sys.argv if word.startswith("hydra.run.dir="))
+
+
 class RaisesOnce(torch.optim.SGD):
     """Goes wrong the first time that it is tried in a folder, and not again."""
 
     def step(self, closure: Any = None) -> Any:
-        folder = next(Path(word.partition("=")[2].strip("'")) for word in sys.argv if word.startswith("hydra.run.dir="))
-        if not (folder / "tried").exists():
-            (folder / "tried").touch()
+        if not (folder() / "tried").exists():
+            (folder() / "tried").touch()
             raise RuntimeError("this time it goes wrong")
+        return super().step(closure)
+
+
+class IsSlowUnderSlurm(torch.optim.SGD):
+    """Until it goes on from a checkpoint."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.is_slow = "SLURM_JOB_ID" in os.environ and not (folder() / "last.ckpt").exists()
+
+    def step(self, closure: Any = None) -> Any:
+        time.sleep(0.1 * self.is_slow)
         return super().step(closure)
 
 

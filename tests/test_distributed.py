@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from tests.conftest import Command
 from tests.ranks import two_ranks
+from tests.sweeps import DIGITS, alive, assert_same, start, tree, until
 from tests.test_settings import composed
 from tests.test_training import SMALL, network_and_loader, only_network, same, trained, weights
 from torch import nn
@@ -106,6 +109,13 @@ def test_cut_off_anywhere_two_processes_go_on_as_if_they_had_not_been(tmp_path: 
     assert (tmp_path / "cut" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
 
 
+def ranks_of(sweep: int) -> list[int]:
+    """The processes of the only run of a sweep, its first one first: the head of a group, and its child."""
+    family = tree(sweep)
+    heads = [pid for pid in family if alive(pid) and os.getpgid(pid) == pid and pid != sweep]
+    return heads + [pid for head in heads for pid in tree(head)[1:]]
+
+
 class TestSweeps:
     def test_one_and_two_devices_in_one_sweep(self, spawned: Command, tmp_path: Path) -> None:
         ended = spawned("-m", "method=bfp", "trainer.devices=1,2", *SMALL, "max_epochs=1")
@@ -120,7 +130,55 @@ class TestSweeps:
         assert_close(runs.read_metrics(one), runs.read_metrics(two))
         assert (two / "run.log").read_text().count("finished") == 1  # the first rank alone shows the result
         assert len(list(two.glob("events.out.*"))) == len(list(one.glob("events.out.*")))
-        assert [result["hardware"]["threads"] for result in results if result] == [1, 1]  # a core each
+        assert [result["timing"]["threads"] for result in results if result] == [1, 1]  # a core each
+
+    def test_a_killed_first_process_takes_the_other_along(self, tmp_path: Path) -> None:
+        job = (
+            *("-m", "trainer=ddp", *DIGITS, "method=bfp", "max_epochs=3"),
+            *("trainer.checkpoint_minutes=0.001", "trainer.log_every_n_steps=7"),
+        )
+        killed, alone = tmp_path / "killed", tmp_path / "alone"
+        killed.mkdir()
+        alone.mkdir()
+        sweep = start(killed, *job)
+        until(lambda: list(killed.rglob("last.ckpt")))
+        first, second = ranks_of(sweep.pid)
+        os.kill(first, signal.SIGKILL)
+        out, _ = sweep.communicate(timeout=60)
+        assert sweep.returncode == 1
+        assert "1 run: 1 failed" in out
+        assert "killed by SIGKILL" in out
+        assert not alive(second)
+        (folder,) = (path.parent for path in killed.rglob("last.ckpt"))
+        assert not runs.is_taken(folder)
+
+        for cwd in (killed, alone):
+            again = start(cwd, *job)
+            out, _ = again.communicate(timeout=200)
+            assert again.returncode == 0, out
+        assert "goes on from step" in (folder / "run.log").read_text()
+        assert_same(killed, alone)
+
+    def test_nothing_is_left_of_a_run_killed_with_its_sweep_as_it_starts(self, tmp_path: Path) -> None:
+        sweep = start(tmp_path, "-m", "trainer=ddp", *DIGITS, "max_epochs=100000")
+        until(lambda: len(ranks_of(sweep.pid)) == 2)
+        first, second = ranks_of(sweep.pid)  # the second imports torch
+        for pid in (first, sweep.pid):
+            os.kill(pid, signal.SIGKILL)
+        sweep.communicate(timeout=30)
+        until(lambda: not alive(second), seconds=20)
+        (log,) = tmp_path.rglob("run.log")
+        assert not runs.is_taken(log.parent)
+
+    def test_a_killed_second_process_takes_the_first_along(self, tmp_path: Path) -> None:
+        sweep = start(tmp_path, "-m", "trainer=ddp", *DIGITS, "max_epochs=100000")
+        until(lambda: list(tmp_path.rglob("last.ckpt")))
+        first, second = ranks_of(sweep.pid)
+        os.kill(second, signal.SIGKILL)
+        out, _ = sweep.communicate(timeout=60)
+        assert sweep.returncode == 1
+        assert "1 run: 1 failed" in out
+        assert not alive(first)
 
     def test_a_launcher_that_shares_a_process_is_refused(self, train: Command, tmp_path: Path) -> None:
         ended = train("-m", "hydra/launcher=basic", "trainer.devices=2,1", *SMALL, "max_epochs=1")

@@ -4,82 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from tests.conftest import REPOSITORY, TRAIN, Command, environment
+from tests.conftest import Command
+from tests.sweeps import DIGITS, WITH_TESTS, alive, assert_same, start, tree, until
 
 from backforward import runs
 
-DIGITS = ("data=digits", "model.hidden=8", "batch_size=64", "trainer.accelerator=cpu")
 MAIN_JOB = ("-m", "method=bfp,sgd", "lr=0.1,0.05,0.01", "data=mnist", "max_epochs=2")
 SIX = sorted(f"{method}-mnist-lr{lr}-max_epochs2" for method in ("bfp", "sgd") for lr in ("0.1", "0.05", "0.01"))
-
-
-def start(cwd: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(TRAIN), *arguments],
-        cwd=cwd,
-        env=environment(**changes),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def until(condition: object, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-
-
-def tree(pid: int) -> list[int]:
-    """A process and all that descend from it."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
-
-
-def alive(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def results(root: Path) -> dict[str, tuple[bytes, dict[str, torch.Tensor]]]:
-    """By run: metrics.csv, and the weights and running sums of the last checkpoint."""
-    found = {}
-    for folder in sorted(path.parent for path in root.rglob("result.json")):
-        state = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
-        found[folder.name] = ((folder / "metrics.csv").read_bytes(), state)
-    return found
-
-
-def assert_same(ours: Path, theirs: Path) -> None:
-    one, other = results(ours), results(theirs)
-    assert one.keys() == other.keys()
-    for name, (metrics, state) in one.items():
-        assert metrics == other[name][0], name
-        assert state.keys() == other[name][1].keys()
-        assert all(torch.equal(state[key], other[name][1][key]) for key in state), name
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +111,7 @@ def test_what_can_happen_to_a_run(spawned: Command, tmp_path: Path) -> None:
     ended = spawned(
         *("-m", f"optimizer._target_={targets},torch.optim.SGD", *DIGITS, "max_epochs=1"),
         *("timeout_min=0.2", "hydra.launcher.slots=4"),
-        PYTHONPATH=f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}",
+        PYTHONPATH=WITH_TESTS,
     )
     assert ended.code == 1
     assert "7 runs: 1 finished, 1 diverged, 5 failed" in ended.out
@@ -188,6 +123,7 @@ def test_what_can_happen_to_a_run(spawned: Command, tmp_path: Path) -> None:
         log = tmp_path / summary[place + 1].strip().removeprefix("log: ")
         assert log.name == "run.log"
         assert log.read_text().startswith("$ python ")
+        assert runs.read_result(log.parent)["cause"].startswith(cause)  # also of those that could not say so
 
 
 def test_a_sweep_told_to_end_has_its_runs_keep_checkpoints(tmp_path: Path) -> None:
@@ -281,11 +217,20 @@ def test_children_end_with_a_killed_parent(tmp_path: Path) -> None:
     until(lambda: not any(map(alive, family)), seconds=10)
 
 
-def test_a_run_that_hangs_is_ended(tmp_path: Path) -> None:
-    sweep = start(tmp_path, "-m", "seed=0", *DIGITS, "max_epochs=100000", "timeout_min=0.05")
-    out, _ = sweep.communicate(timeout=60)
-    assert sweep.returncode == 1
-    assert "ran longer than timeout_min=0.05" in out
+@pytest.mark.parametrize("sweep", [["-m"], []], ids=["in a sweep", "by hand"])
+def test_a_run_that_takes_too_long_is_ended_and_goes_on(tmp_path: Path, sweep: list[str]) -> None:
+    job = (*sweep, "seed=0", *DIGITS, "max_epochs=100000", "timeout_min=0.1", "trainer.checkpoint_minutes=0.01")
+    for sitting in range(2):
+        run = start(tmp_path, *job)
+        out, _ = run.communicate(timeout=100)
+        assert run.returncode == 1
+        assert "ran longer than timeout_min=0.1" in out
+        (folder,) = (path.parent for path in tmp_path.rglob("last.ckpt"))
+        assert (runs.read_result(folder) or {})["status"] == "failed"
+        assert (runs.read_result(folder) or {})["cause"] == "ran longer than timeout_min=0.1"
+        log = (folder / "run.log").read_text() if sweep else out
+        assert "Thread 0x" in log  # where it was
+        assert ("goes on from step" in log) == (sitting == 1)
 
 
 def test_slots_bound_how_many_run_at_a_time(spawned: Command, tmp_path: Path) -> None:
@@ -294,7 +239,7 @@ def test_slots_bound_how_many_run_at_a_time(spawned: Command, tmp_path: Path) ->
     for folder in (tmp_path / "outputs" / "train").glob("sgd-*"):
         result = runs.read_result(folder)
         assert result is not None
-        assert result["hardware"]["threads"] == len(os.sched_getaffinity(0))  # one run at a time has all cores
+        assert result["timing"]["threads"] == len(os.sched_getaffinity(0))  # one run at a time has all cores
 
 
 def test_the_same_settings_in_two_spellings_run_once(spawned: Command) -> None:

@@ -20,6 +20,7 @@ from backforward.callbacks.checkpoint import Checkpoints, read_checkpoint
 from backforward.callbacks.record import RunRecord
 from backforward.data import EpochLoader, load_data
 from backforward.errors import Stopped
+from backforward.hardware import cpu_model
 from backforward.models import MLP
 from backforward.normprop import DataNorm
 from backforward.runs import Result
@@ -55,6 +56,13 @@ def as_trained(network: nn.Module) -> dict[str, torch.Tensor]:
 
 def only_network(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value for key, value in state.items() if key.startswith("network.")}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="auto is CUDA here")
+def test_auto_is_no_gpu_but_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning.pytorch.accelerators.mps.MPSAccelerator.is_available", lambda: True)
+    result = trained(None, "trainer.accelerator=auto", "max_epochs=1")  # on Apple's, Lightning would fail or differ
+    assert result["hardware"]["device"] == cpu_model()
 
 
 def test_sgd_is_a_bare_loop(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from tests.test_sweep import alive, assert_same, start, tree, until
+from tests.sweeps import alive, assert_same, start, tree, until
 
 from backforward import runs
 from backforward.callbacks.checkpoint import read_checkpoint

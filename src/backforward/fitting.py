@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -89,7 +90,7 @@ def fit(
 
     with tempfile.TemporaryDirectory() as nowhere:
         trainer = L.Trainer(
-            accelerator=settings.trainer.accelerator,
+            accelerator=_accelerator(settings.trainer.accelerator),
             devices=devices,
             # Each rank keeps its own sums and statistics: DistributedDataParallel would overwrite them by the first's.
             strategy=DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto",
@@ -192,6 +193,11 @@ _SHOWN = (
     "accuracy/test",
     "weight_norm/total",
 )
+
+
+def _accelerator(asked: str) -> str:
+    """A GPU is an NVIDIA one: Lightning's own `auto` and `gpu` also take Apple's, where nothing has been tried."""
+    return "cuda" if asked == "gpu" or (asked == "auto" and torch.cuda.is_available()) else "cpu"
 
 
 def _processes(devices: int) -> list[ClusterEnvironment]:

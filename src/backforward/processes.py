@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 
+PARENT = "BACKFORWARD_PARENT"  # in the environment of a process: whom it works for (`_remote.py` sets it as well)
 POLL = 0.5  # seconds between two looks at the parent
 
 
@@ -26,13 +27,21 @@ def rank(devices: int) -> int:
     return int(os.environ.get("SLURM_PROCID" if made_by_slurm(devices) else "LOCAL_RANK", "0"))
 
 
-def end_with_parent(parent: int | None = None) -> None:
-    """Kill this process once its parent is gone: a rank without its first waits in a collective for ever.
+def take_others_along() -> None:
+    """Have the processes that this one starts for its run end with it, however it ends."""
+    os.environ[PARENT] = str(os.getpid())
 
-    Args:
-        parent: Its id, where it may be gone already; None: whichever it is now.
+
+def end_with_parent() -> None:
+    """Kill this process once the one that it works for is gone: a rank without its first waits for ever.
+
+    That is whoever is named in `BACKFORWARD_PARENT`, by its id, since it may be gone by now; under `torchrun`, which
+    names nobody, whoever started this process.
     """
-    parent = os.getppid() if parent is None else parent
+    named = os.environ.pop(PARENT, None)
+    if named is None and "LOCAL_RANK" not in os.environ:
+        return
+    parent = os.getppid() if named is None else int(named)
 
     def watch() -> None:
         while os.getppid() == parent:

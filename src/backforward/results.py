@@ -59,6 +59,9 @@ def assembled(
             "peak_memory_bytes": _peak_memory(),
             "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            # Not of the run but of its place in a sweep: resumed in another slot, it would differ in them alone.
+            "threads": torch.get_num_threads(),
+            "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         },
     }
 
@@ -107,8 +110,6 @@ def _hardware(device: torch.device, devices: int) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
         "devices": devices,
-        "threads": torch.get_num_threads(),
-        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "system": platform.platform(),
     }
 

@@ -23,7 +23,9 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -44,9 +46,12 @@ from backforward.settings import WITHOUT_EFFECT, Settings, differing, fingerprin
 DONE = ("finished", "diverged")
 LOCK = ".lock"  # in a run's folder, held while it trains
 ELSEWHERE = ("slurm", "ray")  # launchers whose runs have other GPUs and cores than this machine
+LATE = 3.0  # seconds after timeout_min until a run that cannot end itself is ended from outside Python
 NAME_LIMIT = 150  # characters; most file systems end at 255 bytes
 
 Result = dict[str, Any]
+
+_result_written = threading.Lock()  # a run may be done in the moment when its time is over
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -308,11 +313,11 @@ def sitting(folder: Path, cfg: DictConfig) -> Iterator[Callable[[Result], Result
     """
     rank = processes.rank(cfg.trainer.devices)
     if rank > 0:  # the first process of this run keeps the folder
-        if not processes.made_by_slurm(cfg.trainer.devices):
-            processes.end_with_parent()
-        with _failing(folder, cfg, f"rank {rank}: "):
+        with _ended_when_overdue(folder, cfg), _failing(folder, cfg, f"rank {rank}: "):
             yield lambda result: result
         return
+    if cfg.trainer.devices > 1:
+        processes.take_others_along()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         # A moment's patience: whoever looks whether the folder is taken holds it for that long.
@@ -325,15 +330,8 @@ def sitting(folder: Path, cfg: DictConfig) -> Iterator[Callable[[Result], Result
         for half_written in folder.rglob(".*.tmp"):  # by one that was killed
             half_written.unlink(missing_ok=True)
         _write_hydra(folder, cfg)
-        minutes = cfg.timeout_min
-        if minutes is not None:
-            # A watchdog outside Python's reach: it also ends a process that hangs in native code.
-            faulthandler.dump_traceback_later(60 * minutes, exit=True)
-        try:
-            with _failing(folder, cfg):
-                yield partial(_written, folder)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+        with _ended_when_overdue(folder, cfg), _failing(folder, cfg):
+            yield partial(_written, folder)
 
 
 def is_taken(folder: Path) -> bool:
@@ -347,16 +345,63 @@ def is_taken(folder: Path) -> bool:
         return True
 
 
+def note_failure(folder: Path, cfg: DictConfig, cause: str) -> None:
+    """Write a result of status `failed` for a run that ended without a word, unless it is being trained again."""
+    with suppress(Timeout, OSError), FileLock(folder / LOCK, timeout=0):
+        _write_failed(folder, plain(cfg), cause)
+
+
 @contextmanager
 def _failing(folder: Path, cfg: DictConfig, who: str = "") -> Iterator[None]:
-    """Write down why a run failed, unless another of its processes has: when one fails, the others fail of that."""
+    """Write down why a run failed."""
     try:
         yield
     except Exception as error:
         with suppress(OSError):  # a full disk is the likely cause, and no reason to hide it
-            if not (folder / "result.json").exists():
-                write_result(folder, {"status": "failed", "cause": who + cause_of(error), "settings": plain(cfg)})
+            _write_failed(folder, plain(cfg), who + cause_of(error))
         raise
+
+
+def _write_failed(folder: Path, settings: dict[str, Any], cause: str) -> None:
+    """Unless another of the run's processes has: when one fails, the others fail of that."""
+    if not (folder / "result.json").exists():
+        write_result(folder, {"status": "failed", "cause": cause, "settings": settings})
+
+
+@contextmanager
+def _ended_when_overdue(folder: Path, cfg: DictConfig) -> Iterator[None]:
+    """Once `timeout_min` has passed, end this process and say so in the result; its threads' stacks go to the log."""
+    if cfg.timeout_min is None:
+        yield
+        return
+    seconds, cause, settings = 60 * cfg.timeout_min, overdue(cfg), plain(cfg)
+
+    def end() -> None:
+        with _result_written:
+            result = read_result(folder)
+            if result is not None and result["status"] in DONE:  # just in time
+                return
+            with suppress(OSError):
+                _write_failed(folder, settings, cause)
+            faulthandler.dump_traceback()
+            print(f"error: {cause}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    # Outside Python's reach: also ends a process that hangs in native code and lets no thread of Python run.
+    faulthandler.dump_traceback_later(seconds + LATE, exit=True)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        faulthandler.cancel_dump_traceback_later()
+
+
+def overdue(cfg: DictConfig) -> str:
+    """The cause of a run that was ended because it hung."""
+    return f"ran longer than timeout_min={cfg.timeout_min}"
 
 
 def cause_of(error: BaseException) -> str:
@@ -371,7 +416,8 @@ def cause_of(error: BaseException) -> str:
 
 
 def _written(folder: Path, result: Result) -> Result:
-    write_result(folder, result)
+    with _result_written:
+        write_result(folder, result)
     return result
 
 

@@ -1,38 +1,67 @@
-"""A Ray cluster on this machine, to which nodes with fake GPUs are added one by one."""
+"""A Ray cluster on this machine, whose nodes with fake GPUs come and go."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-NODE = """\
+NODES = """\
 import sys
 from ray.cluster_utils import Cluster
 sizes = dict(num_cpus=2, num_gpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
 cluster = Cluster(initialize_head=True, head_node_args=sizes)
+added = []
 print(cluster.address, flush=True)
-for _ in sys.stdin:  # a line: one node more
-    cluster.add_node(**sizes)
-    print("added", flush=True)
+for line in sys.stdin:
+    if line == "add\\n":
+        added.append(cluster.add_node(**sizes, resources={"added": 1}))
+    else:
+        cluster.remove_node(added.pop(0), allow_graceful=False)  # as when its power is cut
+    print("done", flush=True)
 cluster.shutdown()
 """
 
 
+@dataclass(frozen=True)
+class LocalRay:
+    """A cluster in a process of its own.
+
+    Attributes:
+        address: Where it answers.
+        process: It reads what to do.
+    """
+
+    address: str
+    process: subprocess.Popen[str]
+
+    def add_node(self) -> None:
+        """Add a node with a fake GPU, and one of the resource `added`, which the first node lacks."""
+        self._do("add")
+
+    def lose_node(self) -> None:
+        """Kill the node that was added first of those still there."""
+        self._do("lose")
+
+    def _do(self, what: str) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(what, file=self.process.stdin, flush=True)
+        assert self.process.stdout.readline() == "done\n"
+
+
 @contextmanager
-def local_ray(environment: dict[str, str]) -> Iterator[tuple[str, Callable[[], None]]]:
+def local_ray(environment: dict[str, str]) -> Iterator[LocalRay]:
     """Start a cluster of one node with a fake GPU.
 
     Args:
         environment: Of the nodes, and so of what runs on them.
-
-    Yields:
-        Its address, and a function that adds such a node.
     """
     cluster = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", NODE],
+        [sys.executable, "-W", "ignore", "-c", NODES],
         env={**environment, "RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -42,16 +71,10 @@ def local_ray(environment: dict[str, str]) -> Iterator[tuple[str, Callable[[], N
     )
     assert cluster.stdin is not None
     assert cluster.stdout is not None
-
-    def add_node() -> None:
-        print("one more", file=cluster.stdin, flush=True)
-        assert cluster.stdout is not None
-        assert cluster.stdout.readline() == "added\n"
-
     try:
         address = cluster.stdout.readline().strip()
         assert address, "Ray does not start"
-        yield address, add_node
+        yield LocalRay(address, cluster)
     finally:
         cluster.stdin.close()
         try:

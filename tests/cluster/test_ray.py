@@ -1,57 +1,80 @@
-"""A sweep on a real Ray cluster, to which a second node is added in the midst of it."""
+"""Sweeps on a real Ray cluster, whose nodes come and go."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from tests.cluster.failing_sweep import fails_once_then_ends
 from tests.cluster.local_ray import local_ray
-from tests.conftest import REPOSITORY, TRAIN, environment
-from tests.test_sweep import until
+from tests.conftest import environment
+from tests.sweeps import DIGITS, WITH_TESTS, assert_same, start, tree, until
 
 from backforward import runs
 
-RAY = ("hydra/launcher=ray", "data=digits", "model.hidden=8", "batch_size=64", "trainer.accelerator=cpu")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="not installed: ray (pip install -e '.[ray]')")
+
+LONG = ("max_epochs=100000", "trainer.checkpoint_minutes=100")
 
 
-def sweep(cwd: Path, inside: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(TRAIN), "-m", *RAY, *arguments],
-        cwd=cwd,
-        env=inside,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def on(address: str) -> tuple[str, ...]:
+    return ("-m", "hydra/launcher=ray", f"hydra.launcher.init.address='{address}'", *DIGITS)
 
 
-@pytest.mark.skipif(find_spec("ray") is None, reason="not installed: ray (pip install -e '.[ray]')")
 def test_two_by_two_with_one_failing_a_node_added_and_resumed(tmp_path: Path) -> None:
-    inside = environment(PYTHONPATH=f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}")
-    with local_ray(inside) as (address, add_node):
-        job = (
-            f"hydra.launcher.init.address='{address}'",
-            *("optimizer._target_=torch.optim.SGD,tests.misbehaving.RaisesOnce", "seed=0,1", "max_epochs=20"),
-        )
-        first = sweep(tmp_path, inside, *job)
-        until(lambda: list(tmp_path.rglob("last.ckpt")))
-        assert len(list(tmp_path.rglob("run.log"))) == 1  # one GPU, one run at a time
-        add_node()
-        out, _ = first.communicate(timeout=200)
-        assert first.returncode == 1, out
-        assert "4 runs: 2 finished, 2 failed" in out, out
-        assert out.count("RuntimeError: this time it goes wrong") == 4  # as it happens, and in the summary
-        results = [runs.read_result(path.parent) for path in tmp_path.rglob("result.json")]
-        finished = [result for result in results if result and result["status"] == "finished"]
-        # Each run saw one (fake) GPU.
-        assert {result["hardware"]["cuda_visible_devices"] for result in finished} == {"0"}
+    with local_ray(environment(PYTHONPATH=WITH_TESTS)) as cluster:
 
-        second = sweep(tmp_path, inside, *job)
-        out, _ = second.communicate(timeout=200)
-        assert second.returncode == 0, out
-        assert "4 runs: 2 finished, 2 done before, skipped" in out
+        def one_at_a_time_then_two() -> None:
+            until(lambda: list(tmp_path.rglob("last.ckpt")))
+            assert len(list(tmp_path.rglob("run.log"))) == 1  # one GPU, one run
+            cluster.add_node()
+
+        job = (*on(cluster.address), "max_epochs=20")
+        finished = fails_once_then_ends(tmp_path, *job, meanwhile=one_at_a_time_then_two)
+    # Each run saw one (fake) GPU, of its own node.
+    assert {result["timing"]["cuda_visible_devices"] for result in finished} == {"0"}
+
+
+def test_a_run_whose_node_is_lost_goes_on_elsewhere(tmp_path: Path) -> None:
+    job = ("seed=0", "max_epochs=30", "trainer.checkpoint_minutes=0.005")
+    lost, alone = tmp_path / "lost", tmp_path / "alone"
+    lost.mkdir()
+    alone.mkdir()
+    with local_ray(environment()) as cluster:
+        cluster.add_node()
+        sweep = start(lost, *on(cluster.address), *job, "+hydra.launcher.remote.resources={added: 1}")
+        until(lambda: list(lost.rglob("last.ckpt")))
+        cluster.add_node()
+        cluster.lose_node()
+        out, _ = sweep.communicate(timeout=200)
+    assert sweep.returncode == 0, out
+    assert "1 run: 1 finished" in out
+    (log,) = lost.rglob("run.log")
+    assert log.read_text().count("$ python ") == 2
+    assert "goes on from step" in log.read_text()
+    pool = start(alone, "-m", *DIGITS, *job)
+    out, _ = pool.communicate(timeout=200)
+    assert pool.returncode == 0, out
+    assert_same(lost, alone)
+
+
+def test_ctrl_c_takes_the_tasks_back(tmp_path: Path) -> None:
+    with local_ray(environment()) as cluster:
+        sweep = start(tmp_path, *on(cluster.address), *LONG, "seed=0,1")
+        until(lambda: list(tmp_path.rglob("last.ckpt")))
+        (checkpoint,) = tmp_path.rglob("last.ckpt")
+        before = checkpoint.stat().st_mtime_ns
+        family = tree(sweep.pid)
+        os.kill(sweep.pid, signal.SIGINT)
+        out, _ = sweep.communicate(timeout=60)
+        assert sweep.returncode == 130, out
+        assert out.splitlines()[-1] == "error: interrupted; the same command goes on from here"
+        assert "Traceback" not in out
+        assert len(family) == 1  # the run is a child of its node, and has ended all the same
+        assert not runs.is_taken(checkpoint.parent)
+        assert checkpoint.stat().st_mtime_ns > before
+        assert "stopped by SIGTERM" in runs.last_lines(checkpoint.parent / "run.log", 1)[0]
+        assert len(list(tmp_path.rglob("run.log"))) == 1  # what waited was not begun

@@ -104,14 +104,13 @@ class Sweep:
         self.view.ended(job, outcome)
 
 
-def outcome_of(job: Job, code: int, seconds: float, overdue: bool = False) -> Outcome:
-    """What a process that has ended leaves: its result, else the cause.
+def conclude(job: Job, code: int, seconds: float) -> Outcome:
+    """What a process that has ended leaves: its result, else the cause. Where it left no word, that is written down.
 
     Args:
         job: What it did.
         code: Its exit code, or minus the number of the signal that ended it.
         seconds: How long it ran.
-        overdue: Whether it was ended because it hung.
     """
     try:
         result = runs.read_result(job.folder)
@@ -119,16 +118,16 @@ def outcome_of(job: Job, code: int, seconds: float, overdue: bool = False) -> Ou
         return Outcome(cause=str(error), seconds=seconds)
     if code == 0 and result is not None and result["status"] in runs.DONE:
         return Outcome(result=result, seconds=seconds)
-    minutes = job.cfg.timeout_min
-    if overdue or (minutes is not None and seconds > 60 * minutes):
-        cause = f"ran longer than timeout_min={minutes}"
-    elif code in (cli.STOPPED, -signal.SIGTERM):
-        cause = "stopped by SIGTERM; it goes on from its last checkpoint"
-    elif result is not None and result["status"] == "failed":
-        cause = result["cause"]
+    if result is not None and result["status"] == "failed":
+        return Outcome(cause=result["cause"], seconds=seconds)
+    if code in (cli.STOPPED, -signal.SIGTERM):
+        return Outcome(cause="stopped by SIGTERM; it goes on from its last checkpoint", seconds=seconds)
+    if job.cfg.timeout_min is not None and seconds > 60 * job.cfg.timeout_min:
+        cause = runs.overdue(job.cfg)
     elif code < 0:
         hint = " (out of memory, perhaps: the system's log would say so)" if code == -signal.SIGKILL else ""
         cause = f"killed by {signal.Signals(-code).name}{hint}"
     else:
         cause = next(iter(runs.last_lines(job.log, 1)), f"ended with exit code {code}")
+    runs.note_failure(job.folder, job.cfg, cause)
     return Outcome(cause=cause, seconds=seconds)

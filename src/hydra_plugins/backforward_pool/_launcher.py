@@ -7,12 +7,10 @@ import re
 import signal
 import sys
 import threading
-import time
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from backforward import runs
 from backforward.cli import RunsFailed
-from backforward.errors import BadInput, Stopped
+from backforward.errors import Stopped
 from backforward.settings import fingerprint, plain
 from hydra_plugins.backforward_pool._jobs import Job, Outcome, Sweep
 
@@ -97,44 +95,6 @@ class JobLauncher(Launcher):
         else:
             returned.status, returned.return_value = JobStatus.FAILED, failure
         return returned
-
-
-class Watch:
-    """A job on another machine, seen from here by its folder alone.
-
-    Args:
-        job: What to watch.
-        sweep: Whom to tell when it starts.
-    """
-
-    def __init__(self, job: Job, sweep: Sweep) -> None:
-        self.job, self.sweep = job, sweep
-        self._started: float | None = None
-
-    def look(self) -> None:
-        """See whether the job has started, and how far it is."""
-        if self._started is None and runs.is_taken(self.job.folder):
-            self._started = time.monotonic()
-            self.sweep.started(self.job)
-        if self._started is not None:
-            self.sweep.view.tick([self.job])
-
-    @property
-    def seconds(self) -> float:
-        """Since it was seen to have started."""
-        return 0.0 if self._started is None else time.monotonic() - self._started
-
-
-def imported(module: str, extra: str) -> Any:
-    """Import what an optional launcher needs.
-
-    Raises:
-        BadInput: It is not installed.
-    """
-    try:
-        return import_module(module)
-    except ImportError:
-        raise BadInput(f"hydra/launcher={extra}: {module} is not installed; pip install -e '.[{extra}]'") from None
 
 
 class _Returned(JobReturn):

@@ -18,11 +18,10 @@ from typing import Any
 from backforward import cli, runs
 from backforward.errors import BadInput
 from backforward.hardware import cpu_count, gpu_names
-from hydra_plugins.backforward_pool._jobs import Job, Outcome, Sweep, outcome_of
+from hydra_plugins.backforward_pool._jobs import Job, Outcome, Sweep, conclude
 from hydra_plugins.backforward_pool._worker import work, work_together
 
 GRACE = 30.0  # seconds to write a checkpoint, between asking a process to end and ending it
-LATE = 5.0  # seconds after timeout_min until a run whose own watchdog does not end it is ended from here
 POLL = 0.5  # seconds between two looks at the clock and at the runs' progress
 
 
@@ -45,7 +44,6 @@ class _Running:
     process: BaseProcess
     slots: list[str]
     started: float = field(default_factory=time.monotonic)
-    overdue: bool = False
 
     @property
     def seconds(self) -> float:
@@ -131,14 +129,13 @@ def _left_by(entry: _Running, sweep: Sweep) -> list[Job]:
     code, stacked, again = entry.process.exitcode, len(entry.load.jobs) > 1, []
     assert code is not None
     for job in entry.load.jobs:
-        # Of a stack that failed, some runs may have ended before.
-        outcome = outcome_of(job, 0 if stacked and _is_done(job) else code, entry.seconds, entry.overdue)
+        done = stacked and _is_done(job)  # of a stack that failed, some runs may have ended before
         busy = code == cli.BUSY  # someone was quicker
-        left = stacked and not outcome.done and code not in (cli.STOPPED, -signal.SIGTERM)
+        left = stacked and not done and code not in (cli.STOPPED, -signal.SIGTERM)
         if busy or left:
             again.append(job)
         else:
-            sweep.ended(job, outcome)
+            sweep.ended(job, conclude(job, 0 if done else code, entry.seconds))
     if again and entry.load.checkpoint is not None:  # alone they begin anew
         entry.load.checkpoint.unlink(missing_ok=True)
     return again
@@ -189,10 +186,9 @@ def _signal(entry: _Running, number: signal.Signals) -> None:
 
 
 def _end_if_overdue(entry: _Running) -> None:
-    """A run has a watchdog of its own; this one also ends what is stopped, or stuck before it began."""
+    """A run has watchdogs of its own; this one also ends what is stopped, or stuck before it began."""
     minutes = entry.load.jobs[0].cfg.timeout_min  # a stack has none
-    if minutes is not None and entry.seconds > 60 * minutes + LATE and not entry.overdue:
-        entry.overdue = True
+    if minutes is not None and entry.seconds > 60 * minutes + 2 * runs.LATE:
         _signal(entry, signal.SIGKILL)
 
 

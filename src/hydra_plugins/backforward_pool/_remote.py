@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 POLL = 0.2
@@ -59,8 +60,9 @@ class RemoteRun:
         """Have the run write a checkpoint and end."""
         if self.process is not None:
             self.process.terminate()
-            # Without reaping it: this may be called by a signal handler in the midst of `poll`.
-            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+            # Without reaping it: this may be called by a signal handler in the midst of `poll`, and twice.
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
 
     def checkpoint(self, *arguments: Any) -> Any:
         """Slurm's time limit is near: submitit submits again what this returns."""

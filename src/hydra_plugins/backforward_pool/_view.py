@@ -53,7 +53,9 @@ class View:
         self.progress.stop()
 
     def started(self, job: Job) -> None:
-        """A run has begun."""
+        """A run has begun, perhaps after it has turned out to be trained elsewhere."""
+        if job in self.bars:
+            self.progress.remove_task(self.bars.pop(job))
         self.bars[job] = self.progress.add_task(job.name, total=job.cfg.max_epochs, unit="epochs")
 
     def tick(self, running: Sequence[Job]) -> None:

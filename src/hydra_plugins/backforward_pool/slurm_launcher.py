@@ -7,22 +7,22 @@ import shutil
 import subprocess
 import time
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from typing import Any
 
 from backforward import runs
 from backforward.errors import BadInput
-from hydra_plugins.backforward_pool._jobs import Job, Outcome, Sweep, outcome_of
-from hydra_plugins.backforward_pool._launcher import JobLauncher, Watch, imported
+from hydra_plugins.backforward_pool._jobs import Job
 from hydra_plugins.backforward_pool._remote import RemoteRun
+from hydra_plugins.backforward_pool._scheduler import SchedulerLauncher, call_of, imported
 
 GRACE = 10.0  # seconds until the result of a job that has left the queue is seen on a shared file system
 
 
-class SlurmLauncher(JobLauncher):
-    """Submits each run as a Slurm job, waits for all of them, and shows what became of each.
-
-    A run on n devices is a job of n tasks on one node.
+class SlurmLauncher(SchedulerLauncher):
+    """Submits each run as a Slurm job; one on n devices as a job of n tasks on one node.
 
     Args:
         timeout_min: Slurm's time limit for a job; a run that reaches it is submitted again and goes on.
@@ -32,6 +32,9 @@ class SlurmLauncher(JobLauncher):
         array_parallelism: Jobs at a time.
         poll_seconds: Time between two looks at the queue.
         parameters: What else to give to `submitit`, such as `slurm_partition`.
+
+    Raises:
+        BadInput: A number is out of range.
     """
 
     def __init__(
@@ -45,9 +48,17 @@ class SlurmLauncher(JobLauncher):
         parameters: dict[str, Any],
     ) -> None:
         super().__init__()
+        _check("timeout_min", timeout_min, 1)
+        _check("max_num_timeout", max_num_timeout, 0)
+        _check("gpus_per_device", gpus_per_device, 0)
+        _check("cpus_per_task", cpus_per_task, 1)
+        _check("array_parallelism", array_parallelism, 1)
+        if not isinstance(poll_seconds, int | float) or poll_seconds <= 0:
+            raise BadInput(f"hydra.launcher.poll_seconds={poll_seconds}: give a number above 0")
         self.max_num_timeout = max_num_timeout
         self.gpus_per_device = gpus_per_device
         self.poll_seconds = poll_seconds
+        self._gone: dict[Any, float] = {}  # when a job was first seen to have left the queue
         self.parameters = {
             "timeout_min": timeout_min,
             "cpus_per_task": cpus_per_task,
@@ -56,75 +67,80 @@ class SlurmLauncher(JobLauncher):
             **parameters,
         }
 
-    def work(self, sweep: Sweep, jobs: list[Job]) -> None:
-        """Submit jobs and wait for them.
+    @contextmanager
+    def cluster(self) -> Iterator[None]:
+        """Nothing to be kept open.
 
         Raises:
             BadInput: submitit or Slurm is not here.
         """
-        submitit = imported("submitit", "slurm")
+        imported("submitit", "slurm")
         if shutil.which("sbatch") is None:
             raise BadInput("hydra/launcher=slurm: there is no sbatch here; log in to the cluster, or use pool")
+        yield
+
+    def submit(self, jobs: list[Job], submitted: dict[Any, Job]) -> None:
+        """Submit an array of jobs, or one for each number of devices.
+
+        Raises:
+            BadInput: A parameter is none of submitit's, or Slurm refuses the jobs.
+        """
+        submitit = imported("submitit", "slurm")
         by_devices: dict[int, list[Job]] = defaultdict(list)
         for job in jobs:
             by_devices[job.cfg.trainer.devices].append(job)
-        waiting: list[tuple[Watch, Any]] = []
-        try:
-            for devices, group in by_devices.items():
-                executor = submitit.AutoExecutor(
-                    folder=group[0].folder.parent.absolute() / ".submitit" / "%j",
-                    cluster="slurm",
-                    slurm_max_num_timeout=self.max_num_timeout,
-                )
-                gpus = {"gpus_per_node": devices * self.gpus_per_device} if self.gpus_per_device else {}
+        for devices, group in by_devices.items():
+            executor = submitit.AutoExecutor(
+                folder=group[0].folder.parent.absolute() / ".submitit" / "%j",
+                cluster="slurm",
+                slurm_max_num_timeout=self.max_num_timeout,
+            )
+            gpus = {"gpus_per_node": devices * self.gpus_per_device} if self.gpus_per_device else {}
+            try:
                 executor.update_parameters(name="backforward", **{**self.parameters, **gpus, "tasks_per_node": devices})
-                with executor.batch():
-                    submitted = [executor.submit(RemoteRun(), *_arguments(job)) for job in group]
-                waiting += [(Watch(job, sweep), at_slurm) for job, at_slurm in zip(group, submitted, strict=True)]
-            self._wait(sweep, waiting)
-        except BaseException:
-            for _, at_slurm in waiting:
-                at_slurm.cancel()  # SIGTERM first: each keeps a checkpoint
-            raise
+                with redirect_stderr(StringIO()), executor.batch():  # submitit prints what it raises
+                    handed_over = [executor.submit(RemoteRun(), *call_of(job)) for job in group]
+            except (TypeError, ValueError, NameError, submitit.core.utils.FailedJobError) as error:
+                raise BadInput(f"hydra.launcher: {error}") from error
+            submitted |= zip(handed_over, group, strict=True)
 
-    def _wait(self, sweep: Sweep, waiting: list[tuple[Watch, Any]]) -> None:
-        gone: dict[str, float] = {}  # when a job was first seen to have left the queue
-        while waiting:
-            queue = _queue([at_slurm.job_id for _, at_slurm in waiting])
-            for entry in list(waiting):
-                watch, at_slurm = entry
-                watch.look()
-                codes = _exit_codes(at_slurm)
-                if codes is None and at_slurm.job_id not in queue:
-                    since = gone.setdefault(at_slurm.job_id, time.monotonic())
-                    if time.monotonic() - since < GRACE:
-                        continue
-                    sweep.ended(watch.job, Outcome(cause=_fate(at_slurm.job_id, watch.job), seconds=watch.seconds))
-                elif codes is not None:
-                    code = next((code for code in codes if code != 0), 0)
-                    sweep.ended(watch.job, outcome_of(watch.job, code, watch.seconds))
-                else:
-                    continue
-                waiting.remove(entry)
-            if waiting:
-                time.sleep(self.poll_seconds)
+    def ended(self, submitted: Mapping[Any, Job]) -> dict[Any, int | str]:
+        """Look for what the jobs left, and for those that have left the queue without."""
+        ends: dict[Any, int | str] = {}
+        queue = _queue([at_slurm.job_id for at_slurm in submitted])
+        for at_slurm, job in submitted.items():
+            end = _end(at_slurm)
+            if end == 0:
+                ends[at_slurm] = end
+            elif at_slurm.job_id in queue:  # or again in it, whatever its last sitting left
+                self._gone.pop(at_slurm, None)
+            elif end is not None:
+                ends[at_slurm] = end
+            elif time.monotonic() - self._gone.setdefault(at_slurm, time.monotonic()) > GRACE:
+                ends[at_slurm] = _fate(at_slurm.job_id, job)
+        return ends
+
+    def cancel(self, submitted: Sequence[Any]) -> None:
+        """Cancel the jobs. Slurm sends SIGTERM first: each keeps a checkpoint."""
+        for at_slurm in submitted:
+            at_slurm.cancel()
 
 
-def _arguments(job: Job) -> tuple[str, tuple[str, ...], str, str]:
-    return str(job.script), job.arguments, str(job.log.absolute()), str(Path.cwd())
+def _check(key: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise BadInput(f"hydra.launcher.{key}={value}: give a whole number, {least} or more")
 
 
-def _exit_codes(at_slurm: Any) -> list[int] | None:
-    """What the tasks of a job returned; None while one of them has not."""
-    count = at_slurm.num_tasks
-    tasks = [at_slurm] if count == 1 else [at_slurm.task(n) for n in range(count)]
-    if not all(task.paths.result_pickle.exists() for task in tasks):
+def _end(at_slurm: Any) -> int | str | None:
+    """What the run's first process returned, which wrote its result if there is one; None while it has not."""
+    first = at_slurm if at_slurm.num_tasks == 1 else at_slurm.task(0)
+    if not first.paths.result_pickle.exists():
         return None
-    codes = []
-    for task in tasks:
-        kind, value = task._get_outcome_and_result()
-        codes.append(value if kind == "success" else 1)
-    return codes
+    kind, value = first._get_outcome_and_result()
+    if kind == "success":
+        code: int = value
+        return code
+    return f"Slurm job {at_slurm.job_id}: {value.strip().splitlines()[-1]}"
 
 
 def _queue(ids: list[str]) -> set[str]:
