@@ -75,6 +75,7 @@ CONFIG = [
     (["lr=${foo}"], ["lr", "foo"]),
     (["lr=???"], ["lr"]),
     (["lr=0.1,0.2"], ["lr"]),
+    (["-m", "seed=range(0)"], ["this sweep has no runs"]),
     (["-m", "hydra/launcher=slurm", "lr=-1"], ["lr=-1"]),
 ]
 

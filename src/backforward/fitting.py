@@ -225,6 +225,7 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")  # Lightning's own call of torch
     warnings.filterwarnings("ignore", message="The `srun` command is available")  # it need not be used
+    warnings.filterwarnings("ignore", message="GPU available but not used")  # as asked, or it is Apple's
     # Experimental since Lightning 1.5, says it; `Classification.training_step` keeps the count right.
     warnings.filterwarnings("ignore", message=".*`dataloader_iter`")
     # Its successor is younger than the oldest torch that will do.
