@@ -97,7 +97,11 @@ def fit_stack(members: Sequence[Member], checkpoint: Path | None = None) -> None
         Stopped: SIGTERM came; there is a checkpoint.
         BadInput: The checkpoint is damaged.
     """
-    saved = read_checkpoint(checkpoint) if checkpoint is not None and checkpoint.exists() else None
+    saved = None
+    if checkpoint is not None:
+        for half_written in checkpoint.parent.glob(f".{checkpoint.name}.*.tmp"):  # by a stack that was killed
+            half_written.unlink(missing_ok=True)
+        saved = read_checkpoint(checkpoint) if checkpoint.exists() else None
     if saved is not None:
         members = [member for member in members if member.key in saved["members"]]
     if members:
