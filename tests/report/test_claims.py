@@ -58,6 +58,12 @@ def test_the_published_epochs_are_those_of_the_published_curves() -> None:
         assert curve[curve.index >= epochs].iloc[0] <= level
 
 
+def test_the_published_gain_is_the_ratio_of_these_epochs() -> None:
+    epochs = claims_of("bfp_learning_rates")["epochs_to_loss"].published
+    for label, ratio in claims_of("bfp_learning_rates")["gain_as_published"].published.items():
+        assert epochs[f"bfp_poster {label}"] / epochs[f"sgd {label}"] == pytest.approx(ratio, abs=0.0005)
+
+
 def test_the_published_accuracies_are_the_best_of_the_published_curves() -> None:
     curves = published_runs()
     for label, percent in claims_of("bfp_learning_rates")["best_accuracy"].published.items():

@@ -225,8 +225,9 @@ def _signed(claim: Claim, effect: Effect) -> Row:
     above = beyond and found.value > equal
     state: State = "open"
     if _within(found, low, high):
-        small = ", though it can be told from none" if beyond else ""
-        state, why = "against", f"no effect: within {_number(low)} to {_number(high)}{small}"
+        # Paired runs may tell even an effect from none that is too small to speak of.
+        told = "an effect too small to count" if beyond else "no effect"
+        state, why = "against", f"{told}: within {_number(low)} to {_number(high)}"
     elif beyond:
         state = "for" if above == (sign > 0) else "against"
         why = "as claimed" if state == "for" else "the other way"
