@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -54,6 +55,16 @@ def numbers(runs: Iterable[Run], key: str) -> list[float]:
     """The values of a numeric setting, in order."""
     found = {float(value) for run in runs if isinstance(value := run.setting(key), int | float)}
     return sorted(found)
+
+
+def cells(runs: Sequence[Run], *keys: str) -> dict[tuple[float, ...], dict[str, list[Run]]]:
+    """By the values of numeric settings, such as learning rate and batch size: the arms of each, by method."""
+    grid = itertools.product(*(numbers(runs, key) for key in keys))
+    return {
+        place: arms(members)
+        for place in grid
+        if (members := at(runs, **dict(zip((key.replace(".", "__") for key in keys), place, strict=True))))
+    }
 
 
 # --- effects ---------------------------------------------------------------------------------------------------------
@@ -252,15 +263,51 @@ def _pointwise(values: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"value": centre, "low": centre - reach, "high": centre + reach}, dtype="float64")
 
 
-def draw_ratios(panels: Mapping[str, Mapping[str, Sequence[Run]]], key: str = "loss/train") -> matplotlib.figure.Figure:
-    """Backforward over SGD, epoch by epoch: by title of a panel, its arms."""
-    figure, axes = style.canvas(-(-len(panels) // 2), 2 if len(panels) > 1 else 1, sharey=True)
-    for panel, (title, of_method) in zip(axes.flat, panels.items(), strict=False):
+def panels(
+    count: int, *, sharex: bool = False, sharey: bool = False
+) -> tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]:
+    """A figure of so many panels, two in a row."""
+    columns = min(2, max(1, count))
+    figure, axes = style.canvas(max(1, -(-count // columns)), columns, sharex=sharex, sharey=sharey)
+    for spare in list(axes.flat)[count:]:
+        spare.set_visible(False)
+    return figure, list(axes.flat)[:count]
+
+
+def draw_ratios(shown: Mapping[str, Mapping[str, Sequence[Run]]]) -> matplotlib.figure.Figure:
+    """Training loss of Backforward over that of SGD, epoch by epoch: by title of a panel, its arms."""
+    figure, axes = panels(len(shown), sharey=True)
+    for panel, (title, of_method) in zip(axes, shown.items(), strict=True):
         panel.axhline(1, color="0.35", linewidth=0.9)
-        style.band(panel, style.look("bfp"), ratio_curve(of_method.get("bfp", []), of_method.get("sgd", []), key))
+        frame = ratio_curve(of_method.get("bfp", []), of_method.get("sgd", []), "loss/train")
+        style.band(panel, style.look("bfp"), frame)
         panel.set(title=title, xlabel="epochs", ylabel="training loss, BFP / SGD")
-    for panel in list(axes.flat)[len(panels) :]:
-        panel.set_visible(False)
+    return figure
+
+
+def draw_over(
+    effects: Mapping[tuple[float, ...], Effect], values: str, ratio: str, tolerance: float = 0.0
+) -> matplotlib.figure.Figure:
+    """Ratios over a number that is doubled (batch size, depth), a line for each learning rate.
+
+    Args:
+        effects: By learning rate and number.
+        values: What the number is.
+        ratio: What the ratio is.
+        tolerance: What counts as no difference.
+    """
+    figure, axes = style.canvas()
+    panel = axes[0, 0]
+    places = sorted({place for _, place in effects})
+    if tolerance:
+        panel.axhspan(1 / (1 + tolerance), 1 + tolerance, color="0.93", zorder=0)
+    panel.axhline(1, color="0.35", linewidth=0.9)
+    for lr, of in style.sequence(sorted({lr for lr, _ in effects}), "lr {:g}").items():
+        estimates = [effects[lr, place].estimate() if (lr, place) in effects else None for place in places]
+        style.points(panel, of, places, estimates)
+    style.at_values(panel, places)
+    panel.set(xlabel=values, ylabel=ratio)
+    style.legend(figure)
     return figure
 
 

@@ -5,32 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-import matplotlib.figure
-
 from backforward.report import statistics, style, verdicts
 from backforward.report.claims import Claim
 from backforward.report.experiments import _common as common
-from backforward.report.finding import Estimate, Figure, Finding, Table
+from backforward.report.finding import Figure, Finding, Table
 from backforward.report.reading import Run
 from backforward.report.statistics import Effect
 from backforward.report.verdicts import Ground
 
 QUESTION = "Does Backforward converge faster than SGD whatever the learning rate and the batch size?"
 METHODS = ("sgd", "bfp")
-Place = tuple[float, float]  # learning rate, batch size
-Cells = Mapping[Place, Mapping[str, Sequence[Run]]]
+Cells = Mapping[tuple[float, ...], Mapping[str, Sequence[Run]]]  # by learning rate and batch size
 
 
 def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
     """Compare both rules at each learning rate and batch size, and at the best of each rule."""
     of, ground = common.by_word(claims), Ground.of(runs, scale)
     there = common.done(runs)
-    cells: Cells = {
-        (lr, batch): common.arms(members)
-        for lr in common.numbers(there, "lr")
-        for batch in common.numbers(there, "batch_size")
-        if (members := common.at(there, lr=lr, batch_size=batch))
-    }
+    cells = common.cells(there, "lr", "batch_size")
     costs = [common.cost_effect(arms.get("bfp", []), arms.get("sgd", []), label(at)) for at, arms in cells.items()]
     judged = [verdicts.direction(of["faster"], costs, ground)]
     figures = [
@@ -40,14 +32,14 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
             "By batch size, a line for each learning rate; geometric mean of the pairs with its 95 % interval. At 1 "
             "the "
             "rules do not differ; the grey region counts as no difference.",
-            partial(_draw, cells, costs, of["faster"].tolerance or 0.0),
+            partial(common.draw_over, dict(zip(cells, costs, strict=True)), "batch size", "epochs, BFP / SGD"),
         )
     ]
     tables = [_table(cells, costs), _best_table(there)]
     return common.finding("bfp_batch_size", QUESTION, runs, claims, scale, judged, tables, figures)
 
 
-def label(at: Place) -> str:
+def label(at: tuple[float, ...]) -> str:
     """A row's label."""
     return f"lr {at[0]:g}, batch {at[1]:g}"
 
@@ -106,21 +98,3 @@ def _best_table(runs: Sequence[Run]) -> Table:
         f"Chosen by validation accuracy after the last epoch, mean over seeds; the test set was read once. "
         f"{common.INTERVALS}",
     )
-
-
-def _draw(cells: Cells, costs: Sequence[Effect], tolerance: float) -> matplotlib.figure.Figure:
-    figure, axes = style.canvas()
-    panel = axes[0, 0]
-    of_cell = dict(zip(cells, costs, strict=True))
-    batches = sorted({batch for _, batch in cells})
-    panel.axhspan(1 / (1 + tolerance), 1 + tolerance, color="0.93", zorder=0)
-    panel.axhline(1, color="0.35", linewidth=0.9)
-    for lr, of in style.sequence(sorted({lr for lr, _ in cells}), "lr {:g}").items():
-        found: list[Estimate | None] = [
-            of_cell[lr, batch].estimate() if (lr, batch) in of_cell else None for batch in batches
-        ]
-        style.points(panel, of, batches, found)
-    style.at_values(panel, batches)
-    panel.set(xlabel="batch size", ylabel="epochs, BFP / SGD")
-    style.legend(figure)
-    return figure

@@ -6,19 +6,18 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 
-import matplotlib.figure
 import numpy as np
 
-from backforward.report import statistics, style, verdicts
+from backforward.report import statistics, verdicts
 from backforward.report.claims import Claim
 from backforward.report.experiments import _common as common
-from backforward.report.finding import Estimate, Figure, Finding, Table
+from backforward.report.finding import Figure, Finding, Table
 from backforward.report.reading import Run
 from backforward.report.statistics import Effect
 from backforward.report.verdicts import Ground
 
 QUESTION = "Does Backforward gain more on SGD the deeper the network?"
-Place = tuple[float, float]  # learning rate, depth
+Place = tuple[float, ...]  # learning rate, depth
 Cells = Mapping[Place, Mapping[str, Sequence[Run]]]
 
 
@@ -26,12 +25,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
     """Compare both rules at each depth, and fit how their ratio moves with it."""
     of, ground = common.by_word(claims), Ground.of(runs, scale)
     there = common.done(runs)
-    cells: Cells = {
-        (lr, depth): common.arms(members)
-        for lr in common.numbers(there, "lr")
-        for depth in common.numbers(there, "model.depth")
-        if (members := common.at(there, lr=lr, model__depth=depth))
-    }
+    cells = common.cells(there, "lr", "model.depth")
     ratios = {at: _ratio(arms, f"lr {at[0]:g}, depth {at[1]:g}") for at, arms in cells.items()}
     trends = [_trend(cells, lr) for lr in common.numbers(there, "lr")]
     judged = [verdicts.direction(of["grows"], trends, ground)]
@@ -42,7 +36,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
             "After the last epoch; geometric mean of the pairs with its 95 % interval, a line for each learning "
             "rate. At 1 "
             "the rules do not differ. If the gain grew with depth, the lines would fall.",
-            partial(_draw, ratios),
+            partial(common.draw_over, ratios, "hidden layers", "training loss, BFP / SGD"),
         )
     ]
     tables = [_table(cells, ratios), _trend_table(trends)]
@@ -112,19 +106,3 @@ def _trend_table(trends: Sequence[Effect]) -> Table:
         f"Under 1: the gain grows. Least squares in logarithms, for each seed. {common.INTERVALS} "
         f"{common.correction_note(len(rows))}",
     )
-
-
-def _draw(ratios: Mapping[Place, Effect]) -> matplotlib.figure.Figure:
-    figure, axes = style.canvas()
-    panel = axes[0, 0]
-    depths = sorted({depth for _, depth in ratios})
-    panel.axhline(1, color="0.35", linewidth=0.9)
-    for lr, of in style.sequence(sorted({lr for lr, _ in ratios}), "lr {:g}").items():
-        found: list[Estimate | None] = [
-            ratios[lr, depth].estimate() if (lr, depth) in ratios else None for depth in depths
-        ]
-        style.points(panel, of, depths, found)
-    style.at_values(panel, depths)
-    panel.set(xlabel="hidden layers", ylabel="training loss, BFP / SGD")
-    style.legend(figure)
-    return figure

@@ -348,8 +348,8 @@ def _draw_costs(arms: Arms) -> matplotlib.figure.Figure:
 
 
 def _draw_published(at: Mapping[float, Arms]) -> matplotlib.figure.Figure:
-    figure, axes = style.canvas(-(-len(at) // 2), 2 if len(at) > 1 else 1)
-    for panel, (lr, arms) in zip(axes.flat, at.items(), strict=False):
+    figure, panels = common.panels(len(at))
+    for panel, (lr, arms) in zip(panels, at.items(), strict=True):
         last = 0.0
         for arm, key in LOGGED.items():
             frame = common.curve(arms.get(arm, []), key, logs=True, whole=True)
@@ -361,8 +361,6 @@ def _draw_published(at: Mapping[float, Arms]) -> matplotlib.figure.Figure:
             name = f"published: {style.look(arm).label}"
             style.published(panel, style.look(arm), target.index.to_numpy(), target.to_numpy(), name)
         panel.set(yscale="log", title=f"lr {lr:g}", xlabel="epochs", ylabel="training loss (nats)")
-    for panel in list(axes.flat)[len(at) :]:
-        panel.set_visible(False)
     style.legend(figure)
     return figure
 

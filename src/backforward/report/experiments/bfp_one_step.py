@@ -149,8 +149,8 @@ def _tail(toy: Losses) -> list[str]:
 
 
 def _draw_widths(settings: Mapping[Setting, Losses]) -> matplotlib.figure.Figure:
-    figure, axes = style.canvas(-(-len(settings) // 2), 2 if len(settings) > 1 else 1, sharey=True)
-    for panel, ((init, inputs), of_method) in zip(axes.flat, settings.items(), strict=False):
+    figure, panels = common.panels(len(settings), sharey=True)
+    for panel, ((init, inputs), of_method) in zip(panels, settings.items(), strict=True):
         widths: list[float] = []
         for method in [method for method in METHODS if method in of_method]:
             losses, of = of_method[method].clip(lower=FLOOR), style.look(method)
@@ -163,18 +163,16 @@ def _draw_widths(settings: Mapping[Setting, Losses]) -> matplotlib.figure.Figure
                 panel.plot(widths, drawn, **{**of.line, "linewidth": 0.8})
         panel.set(yscale="log", title=f"{INITS.get(init, init)},\n{INPUTS.get(inputs, inputs)}", xlabel="hidden width")
         style.at_values(panel, widths)
-    for panel in list(axes.flat)[len(settings) :]:
-        panel.set_visible(False)
-    for row in axes:
-        row[0].set_ylabel("loss after the step (nats)")
+    for panel in panels[::2]:
+        panel.set_ylabel("loss after the step (nats)")
     style.legend(figure)
     return figure
 
 
 def _draw_distribution(toy: Losses, below: float) -> matplotlib.figure.Figure:
     widths = sorted({width for losses in toy.values() for width in losses.columns})
-    figure, axes = style.canvas(max(1, -(-len(widths) // 2)), 2 if len(widths) > 1 else 1, sharex=True, sharey=True)
-    for panel, width in zip(axes.flat, widths, strict=False):
+    figure, panels = common.panels(len(widths), sharex=True, sharey=True)
+    for panel, width in zip(panels, widths, strict=True):
         panel.axvline(below, color="0.3", linewidth=0.9, linestyle=":")
         panel.axvline(math.log(10), color="0.75", linewidth=0.9)
         for method in [method for method in METHODS if method in toy and width in toy[method]]:
@@ -190,11 +188,9 @@ def _draw_distribution(toy: Losses, below: float) -> matplotlib.figure.Figure:
                 **of.line,
             )
         panel.set(xscale="log", title=f"hidden width {width}", ylim=(0, 1))
-    for panel in list(axes.flat)[len(widths) :]:
-        panel.set_visible(False)
-    for row in axes:
-        row[0].set_ylabel("share of networks")
-    for panel in axes[-1]:
+    for panel in panels[::2]:
+        panel.set_ylabel("share of networks")
+    for panel in panels[-2:]:
         panel.set_xlabel("loss after the step (nats)")
     style.legend(figure)
     return figure

@@ -125,15 +125,8 @@ def _gap_table(at: Mapping[float, Arms], gaps: Sequence[Effect]) -> Table:
     )
 
 
-def _panels(at: Mapping[float, Arms]) -> tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]:
-    figure, axes = style.canvas(-(-len(at) // 2), 2 if len(at) > 1 else 1)
-    for panel in list(axes.flat)[len(at) :]:
-        panel.set_visible(False)
-    return figure, list(axes.flat)[: len(at)]
-
-
 def _draw_norms(at: Mapping[float, Arms]) -> matplotlib.figure.Figure:
-    figure, panels = _panels(at)
+    figure, panels = common.panels(len(at))
     for panel, (lr, arms) in zip(panels, at.items(), strict=True):
         last = 0.0
         for arm, runs in arms.items():
@@ -151,7 +144,7 @@ def _draw_norms(at: Mapping[float, Arms]) -> matplotlib.figure.Figure:
 
 
 def _draw_against_loss(at: Mapping[float, Arms]) -> matplotlib.figure.Figure:
-    figure, panels = _panels(at)
+    figure, panels = common.panels(len(at))
     for panel, (lr, arms) in zip(panels, at.items(), strict=True):
         for arm, runs in arms.items():
             losses, norms = common.curve(runs, "loss/train", logs=True), common.curve(runs, NORM)
