@@ -17,6 +17,7 @@ from tests.report.synthetic import write_run
 from tests.test_tensorboard import BROWSER_FLAGS
 
 from backforward.report import experiments, page
+from backforward.report.claims import read_claims
 from backforward.report.finding import KINDS
 
 PHONE, DESK = 390, 1280  # CSS pixels
@@ -155,6 +156,14 @@ def test_an_experiment_that_fails_hides_no_other(tmp_path: Path, monkeypatch: py
     assert [each.finding.experiment for each in examined] == experiments.names()
     assert "KeyError: 'x'" in examined[0].fault
     assert not any(each.fault for each in examined[1:])
+
+
+def test_every_experiment_has_a_config_a_module_and_nothing_else_does() -> None:
+    modules = {path.stem for path in Path(experiments.__file__).parent.glob("*.py") if not path.stem.startswith("_")}
+    configs = {path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml")}
+    assert set(experiments.ORDER) == modules
+    assert set(experiments.ORDER) <= configs
+    assert {claim.experiment for claim in read_claims()} <= set(experiments.ORDER)
 
 
 # --- in a browser ----------------------------------------------------------------------------------------------------
