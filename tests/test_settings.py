@@ -72,6 +72,7 @@ def test_a_value_out_of_range_is_named(override: str, message: str, monkeypatch:
     [
         (["norm=batch", "batch_size=1"], "norm=batch needs at least two samples to a batch"),
         (["data_norm=batch", "batch_size=1"], "data_norm=batch needs at least two samples to a batch"),
+        (["trainer.capture=true", "diagnostics=cheap"], "trainer.capture=true replays it whole"),
         (["method=bfp", "method.engine=shortcut", "trainer.devices=2"], "engine=shortcut works on one device, not 2"),
         (
             ["method=bfp", "method.engine=shortcut", "trainer.precision=bf16-mixed"],

@@ -33,6 +33,7 @@ WITHOUT_EFFECT = frozenset(
         "trainer.accelerator",
         "trainer.progress_bar",
         "trainer.checkpoint_minutes",
+        "trainer.capture",
     }
 )
 
@@ -86,6 +87,7 @@ class TrainerSettings(_Model):
     progress_bar: bool | Literal["auto"]
     log_every_n_steps: Count
     checkpoint_minutes: Positive
+    capture: bool
 
 
 When = list[Literal["epoch", "log"] | Count]
@@ -180,6 +182,11 @@ class Settings(_Model):
             raise BadInput(
                 "diagnostics.shift and diagnostics.update look at gradients, and engine=shortcut makes none;"
                 " give method.engine=replay, or diagnostics=off"
+            )
+        if self.trainer.capture and (self.diagnostics.shift or self.diagnostics.update):
+            raise BadInput(
+                "diagnostics.shift and diagnostics.update look into a step, and trainer.capture=true replays it whole;"
+                " give trainer.capture=false, or diagnostics=off"
             )
         each = "" if devices == 1 else " on each device"
         if batch == devices and self.norm.kind == "batch":

@@ -8,7 +8,6 @@ import backforward._torchvision  # noqa: F401  (before Lightning, which imports 
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
+from backforward.capture import Captured
 from backforward.data import DataSplits, EpochLoader, Images
 from backforward.rules import Result, Switch, UpdateRule
 
@@ -83,6 +83,7 @@ class Classification(L.LightningModule):
         schedule_interval: `"epoch"` or `"step"` (a batch): how often the schedule moves.
         after_update: Called with the parameters just updated, after each optimizer step.
         check_every: Batches of an epoch between two looks at whether the loss is still finite.
+        capture: Whether the rule's step is recorded as a CUDA graph, on a GPU (see `capture`).
         seed: Of what is drawn while training, such as dropout; each device draws its own.
 
     Attributes:
@@ -99,8 +100,10 @@ class Classification(L.LightningModule):
         after_update: Callable[..., None] | None = None,
         check_every: int = 50,
         seed: int = 0,
+        capture: bool = False,
     ) -> None:
         super().__init__()
+        self.capture = capture
         self.automatic_optimization = False
         self.network = network
         self.make_optimizer = make_optimizer
@@ -180,19 +183,21 @@ class Classification(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Build the update rule, now that weights and optimizer lie on their device."""
-        raw, wrapped = self.optimizers(use_pl_optimizer=False), self.optimizers()
-        assert isinstance(raw, torch.optim.Optimizer)
-        assert isinstance(wrapped, LightningOptimizer)
+        optimizer, counted = self.optimizers(use_pl_optimizer=False), self.optimizers()
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        assert isinstance(counted, LightningOptimizer)
+        self._counted = counted
         strategy = self.trainer.strategy
         self.rule = self.make_rule(
             self.network,
-            raw,
+            optimizer,
             F.cross_entropy,
             # Gradients come from torch.autograd.grad, which DistributedDataParallel's hooks never see.
             reduce=(lambda flat: strategy.reduce(flat, reduce_op="mean")) if self.trainer.world_size > 1 else None,
-            step=partial(_step, raw, wrapped),
             after_update=self.after_update,
         )
+        if self.capture and self.device.type == "cuda" and self.trainer.world_size == 1:
+            self.rule = Captured(self.rule, optimizer)
         self.rule.set_epoch(self.current_epoch)
         self._each_batch = [callback for callback in self.trainer.callbacks if isinstance(callback, EachBatch)]  # type: ignore[attr-defined]
         if self._of_ranks is None:
@@ -234,7 +239,11 @@ class Classification(L.LightningModule):
             callback.before_batch(self.trainer, self, batch, step)
         x, y = batch
         assert self.rule is not None
+        # What `LightningOptimizer.step` does to count a global step, whatever the rule's own steps are; its detour
+        # through strategy and precision plugin does nothing here, and costs a tenth of a small network's step.
+        self._counted._on_before_step()
         out = self.rule.step(x, y)
+        self._counted._on_after_step()
         _add(self.train_sums, out.loss, out.output, y)
         if out.joint_loss is not None:
             self.joint_sums[0] += out.joint_loss * len(y)
@@ -432,19 +441,6 @@ def weight_norms(network: nn.Module) -> Metrics:
 
 def _root_sum_square(values: list[float]) -> float:
     return float(sum(value**2 for value in values) ** 0.5)
-
-
-def _step(raw: torch.optim.Optimizer, wrapped: LightningOptimizer, last: bool) -> None:
-    """Step, and let Lightning count a global step at the last update of a batch.
-
-    This is `wrapped.step()` without its detour through strategy and precision plugin, which do nothing for an
-    optimizer that needs neither closure nor gradient scaler, and cost a tenth of a small network's step.
-    """
-    if last:
-        wrapped._on_before_step()
-    raw.step()
-    if last:
-        wrapped._on_after_step()
 
 
 def _add(sums: Tensor, loss: Tensor, logits: Tensor, y: Tensor) -> None:

@@ -1,0 +1,94 @@
+"""A recorded step against an ordinary one. Without a GPU, with a recording that runs the step again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backforward.capture import WARM_UP, Captured, Record, Replay, record_cuda
+from backforward.models import MLP
+from backforward.rules import Backforward, Backprop, Result, Switch
+
+
+def again(network: nn.Module, optimizer: torch.optim.Optimizer) -> Record:
+    """Stands for a graph: recording leaves everything as it was, a replay writes its result where the record's is."""
+
+    def record(step: Callable[[], Result]) -> tuple[Replay, Result]:
+        weights, memory = copy.deepcopy(network.state_dict()), copy.deepcopy(optimizer.state_dict())
+        out = step()
+        network.load_state_dict(weights)
+        optimizer.load_state_dict(memory)
+
+        def replay() -> None:
+            new = step()
+            out.loss.copy_(new.loss)
+            out.output.copy_(new.output)
+
+        return replay, out
+
+    return record
+
+
+def make(rule: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> Backprop | Backforward | Switch:
+    if rule == "switch":
+        one, other = Backforward(network, optimizer, F.cross_entropy), Backprop(network, optimizer, F.cross_entropy)
+        return Switch(one, other, at_epoch=1)
+    return {"sgd": Backprop, "bfp": Backforward}[rule](network, optimizer, F.cross_entropy)
+
+
+def batches(count: int, device: str, size: int = 8) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(size, 1, 4, 4, generator=generator).to(device), (torch.arange(size) % 3).to(device))
+        for _ in range(count)
+    ]
+
+
+ON = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+]
+
+
+@pytest.mark.parametrize("device", ON)
+@pytest.mark.parametrize("rule", ["sgd", "bfp", "switch"])
+def test_replayed_steps_are_the_ordinary_ones(rule: str, device: str) -> None:
+    network = MLP((1, 4, 4), 3, hidden=6, seed=0).to(device)
+    alone = copy.deepcopy(network)
+    optimizer, other = (torch.optim.SGD(each.parameters(), lr=0.1, momentum=0.9) for each in (network, alone))
+    record = again(network, optimizer) if device == "cpu" else record_cuda
+    captured, ordinary = Captured(make(rule, network, optimizer), optimizer, record), make(rule, alone, other)
+    for epoch in range(3):
+        for held in (captured, ordinary):
+            held.set_epoch(epoch)
+        if epoch == 2:  # a schedule has moved
+            for each in (optimizer, other):
+                each.param_groups[0]["lr"] = 0.05
+        for x, y in [*batches(6, device), *batches(1, device, size=4)]:
+            ours, theirs = captured.step(x, y), ordinary.step(x, y)
+            torch.testing.assert_close(ours.loss, theirs.loss)
+            torch.testing.assert_close(ours.output, theirs.output)
+    torch.testing.assert_close(dict(network.named_parameters()), dict(alone.named_parameters()))
+    assert captured.replayed == 3 * (6 - WARM_UP)  # recorded anew each epoch, as the smaller batch ends one
+
+
+def test_what_cannot_be_recorded_is_said_once_and_trained_as_ever() -> None:
+    def refuse(_: Callable[[], Result]) -> tuple[Replay, Result]:
+        raise RuntimeError("operation not permitted when stream is capturing\nsearch for cudaError")
+
+    network = MLP((1, 4, 4), 3, hidden=6, seed=0)
+    alone = copy.deepcopy(network)
+    optimizer, other = (torch.optim.SGD(each.parameters(), lr=0.1) for each in (network, alone))
+    captured, ordinary = Captured(make("bfp", network, optimizer), optimizer, refuse), make("bfp", alone, other)
+    with pytest.warns(UserWarning, match="CUDA graph: operation not permitted when stream is capturing$") as said:
+        for x, y in batches(8, "cpu"):
+            captured.step(x, y)
+            ordinary.step(x, y)
+    assert len(said) == 1
+    assert captured.replayed == 0
+    torch.testing.assert_close(dict(network.named_parameters()), dict(alone.named_parameters()))
