@@ -355,9 +355,9 @@ def test_normalisation_is_judged_at_each_arm_s_own_learning_rate(tmp_path: Path)
     assert verdict(found, "norm_still_helps").kind == "contradicted"  # the claim is that it adds nothing
     (arms,) = [table for table in found.tables if table.title.startswith("Each arm")]
     assert set(arms.frame["lr"]) == {"0.1"}
-    (shift,) = [table for table in found.tables if table.title.endswith("layer, MLP")]
-    assert shift.frame["BFP, no norm: applied"].tolist() == ["1e-07", "1e-07"]
-    assert shift.frame["SGD, no norm: applied"].tolist() == ["0", "0.2"]
+    (shift,) = [table for table in found.tables if table.title == "Applied shift of each layer, MLP"]
+    assert shift.frame["BFP, no norm"].tolist() == ["1e-07", "1e-07"]
+    assert shift.frame["SGD, no norm"].tolist() == ["0", "0.2"]
 
 
 def test_a_shift_that_stays_is_held_against_the_rule(tmp_path: Path) -> None:

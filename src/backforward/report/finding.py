@@ -76,7 +76,7 @@ def _rounded(value: float, width: float) -> str:
     """To the second digit of `width`; in powers of ten where the number is huge or tiny."""
     if value != 0 and not 1e-4 <= abs(value) < 1e6:
         return f"{value:.2e}"
-    scale = width if width > 0 else abs(value) / 100
+    scale = width if width > 1e-9 * abs(value) else abs(value) / 100  # less is rounding
     digits = 3 if scale == 0 else max(0, 1 - math.floor(math.log10(scale)))
     return f"{value:.{min(digits, 6)}f}"
 

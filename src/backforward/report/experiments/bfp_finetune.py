@@ -14,5 +14,5 @@ QUESTION = "Does Backforward in the last epochs alone leave a lower training los
 
 def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
     """Compare SGD first, Backforward afterwards with either throughout."""
-    form = "SGD for {} epochs, then BFP"
+    form = "SGD until epoch {}, then BFP"
     return _switch.examine("bfp_finetune", QUESTION, runs, claims, scale, method="bfp_finetune", form=form)

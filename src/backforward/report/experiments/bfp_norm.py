@@ -11,7 +11,7 @@ import pandas as pd
 from backforward.report import statistics, style, verdicts
 from backforward.report.claims import Claim
 from backforward.report.experiments import _common as common
-from backforward.report.finding import Estimate, Figure, Finding, Table
+from backforward.report.finding import Figure, Finding, Table
 from backforward.report.reading import Run
 from backforward.report.statistics import Chosen, Effect
 from backforward.report.verdicts import Ground
@@ -39,7 +39,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
     tables = [
         _arm_table(networks),
         _pair_table(networks),
-        *(_shift_table(name, arms) for name, arms in networks.items()),
+        *(_shift_table(name, arms, kind) for name, arms in networks.items() for kind in (INDUCED, APPLIED)),
     ]
     figures = [
         Figure(
@@ -172,20 +172,20 @@ def _pair_table(networks: Mapping[str, Arms]) -> Table:
     )
 
 
-def _shift_table(network: str, arms: Arms) -> Table:
-    columns = {
-        f"{style.look(arm).label}: {kind}": _over_seeds(best.runs, measure)
-        for arm, best in arms.items()
-        for kind, measure in (("induced", INDUCED), ("applied", APPLIED))
-    }
+MEANING = {
+    INDUCED: "Induced shift: what updating the layers below does to a layer's gradient.",
+    APPLIED: "Applied shift: how far the gradient that a layer steps along is from the one that it then faces.",
+}
+
+
+def _shift_table(network: str, arms: Arms, measure: str) -> Table:
+    columns = {style.look(arm).label: _over_seeds(best.runs, measure) for arm, best in arms.items()}
     frame = pd.DataFrame({name: column for name, column in columns.items() if len(column)})
     rows = [{"layer": layer} | {name: _cell(value) for name, value in row.items()} for layer, row in frame.iterrows()]
     return common.table(
-        f"Covariate shift of each layer, {_label(network)}",
+        f"{MEANING[measure].partition(':')[0]} of each layer, {_label(network)}",
         rows,
-        "As a share of the gradient's norm; median over epochs, mean over seeds. Induced: what updating the layers "
-        "below "
-        "does to a layer's gradient. Applied: how far the gradient stepped along is from that one.",
+        f"{MEANING[measure]} As a share of that gradient's norm; median over epochs, mean over seeds.",
     )
 
 
@@ -195,22 +195,20 @@ def _cell(value: float) -> str | None:
 
 def _draw_accuracy(networks: Mapping[str, Arms]) -> matplotlib.figure.Figure:
     figure, axes = style.canvas(1, max(1, len(networks)))
+    looks = style.looks(NORMS)
     for panel, (network, arms) in zip(axes[0], networks.items(), strict=False):
-        groups = {method: [f"{method} + {norm}" for norm in NORMS] for method in METHODS}
-        bars: dict[str, list[Estimate | None]] = {
-            norm: [_accuracy(arms.get(f"{method} + {norm}")) for method in METHODS] for norm in NORMS
-        }
-        known = [each.value for found in bars.values() for each in found if each is not None and each.value is not None]
-        style.bars(panel, [style.look(method).label for method in groups], bars, style.looks(NORMS))
-        if known:
-            panel.set_ylim(bottom=max(0.0, min(known) - 1.5 * (max(known) - min(known)) - 0.5))
-        panel.set(title=_label(network), ylabel="test accuracy, %")
+        for k, norm in enumerate(NORMS):
+            for place, method in enumerate(METHODS):
+                best = arms.get(f"{method}{style.RULES_AND_NORMS}{norm}")
+                if best is not None:
+                    accuracy = common.estimate_of(best.runs, lambda run: run.final("accuracy/test"), "%", 100)
+                    label = looks[norm].label if place == 0 else ""
+                    style.interval(panel, looks[norm], place + 0.18 * (k - 1), accuracy, label=label)
+        panel.set_xticks(range(len(METHODS)), [style.look(method).label for method in METHODS])
+        panel.set(title=_label(network), ylabel="test accuracy, %", xlim=(-0.5, len(METHODS) - 0.5))
+        panel.grid(visible=False, axis="x")
     style.legend(figure)
     return figure
-
-
-def _accuracy(best: Chosen | None) -> Estimate | None:
-    return None if best is None else common.estimate_of(best.runs, lambda run: run.final("accuracy/test"), "%", 100)
 
 
 def _draw_shift(networks: Mapping[str, Arms]) -> matplotlib.figure.Figure:
@@ -219,7 +217,8 @@ def _draw_shift(networks: Mapping[str, Arms]) -> matplotlib.figure.Figure:
         for arm, best in arms.items():
             found, of = _over_seeds(best.runs, APPLIED), style.look(arm)
             if len(found):
-                places = range(1, len(found) + 1)
+                places = list(range(1, len(found) + 1))
+                panel.set_xticks(places)
                 panel.plot(places, found.clip(lower=FLOOR), marker=of.marker, label=of.label, **of.line)
         panel.set(yscale="log", title=_label(network), xlabel="layer", ylabel="applied shift / gradient norm")
     style.legend(figure)

@@ -14,5 +14,5 @@ QUESTION = "Is Backforward in the first epochs alone enough for a lower training
 
 def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
     """Compare Backforward first, SGD afterwards with either throughout."""
-    form = "BFP for {} epochs, then SGD"
+    form = "BFP until epoch {}, then SGD"
     return _switch.examine("bfp_warmup", QUESTION, runs, claims, scale, method="bfp_warmup", form=form)
