@@ -203,6 +203,7 @@ def _context(examined: Sequence[Examined], scale: str) -> dict[str, Any]:
         "hardware": _distinct(finding.hardware for finding in findings),
         "code": ", ".join(_distinct(part(run) for part in (commit_of, torch_of) for run in runs)),
         "runs": len(runs),
+        "stand_in": any(finding.stand_in for finding in findings),
         "seconds": sum(run.result.get("timing", {}).get("training_seconds") or 0 for run in runs),
     }  # fmt: skip
 

@@ -254,20 +254,23 @@ def _bounds_table(study: pd.DataFrame) -> Table:
 def _pooling_table(study: pd.DataFrame) -> Table:
     rows = []
     pooling = _rows(study, part="pooling")
-    keys = ["input", "filter", "jacobian_factor", "pooling"]
-    for (source, size, factor, kind), group in pooling.groupby(keys, sort=False) if len(pooling) else ():
-        values = dict(zip(group["quantity"], group["value"], strict=True))
-        rows.append(
-            {
-                "input": str(source),
-                "filter": f"{size:.0f} x {size:.0f}",
-                "factor": FACTORS.get(str(factor), str(factor)),
-                "pooling": str(kind),
-                "mean": f"{values['mean']:+.3f}",
-                "std": f"{values['std']:.3f}",
-            }
-        )
-    return Table("Pooling", pd.DataFrame(rows), "Of a NormProp layer's output, over channels, positions and images.")
+    keys = ["input", "filter", "jacobian_factor"]
+    for (source, size, factor), group in pooling.groupby(keys, sort=False) if len(pooling) else ():
+        cells = {
+            "input": str(source),
+            "filter": f"{size:.0f} x {size:.0f}",
+            "factor": FACTORS.get(str(factor), str(factor)),
+        }
+        for kind in dict.fromkeys(group["pooling"]):
+            mean, std = (_one(group, pooling=kind, quantity=quantity) for quantity in ("mean", "std"))
+            label = "before pooling" if kind == "none" else f"after {kind} pooling"
+            cells[label] = "" if mean is None or std is None else f"{mean:+.3f}, {std:.3f}"
+        rows.append(cells)
+    note = (
+        "Mean and standard deviation of a NormProp layer's output, over channels, positions and images. Neighbours in "
+        "white input are independent, in images alike."
+    )
+    return Table("Pooling", pd.DataFrame(rows), note)
 
 
 def _trained_table(trained: Mapping[str, Sequence[Run]]) -> Table:
