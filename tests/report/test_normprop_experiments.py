@@ -347,8 +347,8 @@ def test_another_data_set_stands_in(root: Path, name: str) -> None:
     assert finding.stand_in == bool(about_data)
     assert ("stand-in data" in page.stamp_of(finding)) == finding.stand_in
     page.write([page.Examined(finding)], root, "small")
-    for name in ("index.html", "report.md"):
-        assert ("Stand-in data." in (root / name).read_text()) == finding.stand_in
+    for file in ("index.html", "report.md"):
+        assert ("Stand-in data." in (root / file).read_text()) == finding.stand_in
 
 
 def test_committed_results_give_the_page_that_their_runs_gave(
