@@ -25,7 +25,7 @@ GROUPS = sorted(
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 TINY = (
-    *("data=digits", "data.train_images=64", "data.evaluation_images=20", "model.hidden=8", "batch_size=32"),
+    *("data=digits", "data.train_images=128", "data.evaluation_images=100", "model.hidden=8", "batch_size=32"),
     *("max_epochs=1", "trainer.accelerator=cpu"),
 )
 # What makes a choice small, or possible at all, where TINY does not.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, InstantiationException, OverrideParseException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
@@ -102,7 +102,7 @@ def explain(error: BaseException, conf: Path, overrides: Sequence[str]) -> str |
     for cause in chain:
         if isinstance(cause, BadInput):
             return _one_line(str(cause))
-    if isinstance(error, OmegaConfBaseException | CompactHydraException):  # some of Hydra's are an OSError as well
+    if isinstance(error, OmegaConfBaseException | HydraException):  # some of Hydra's are an OSError as well
         return _config_error(error, [str(cause) for cause in chain], conf, overrides)
     return next((_os_error(cause) for cause in chain if isinstance(cause, OSError)), None)
 

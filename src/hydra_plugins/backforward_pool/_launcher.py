@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from backforward import runs
 from backforward.cli import RunsFailed
-from backforward.errors import Stopped
+from backforward.errors import BadInput, Stopped
 from backforward.settings import fingerprint, plain
 from hydra_plugins.backforward_pool._jobs import Job, Outcome, Sweep
 
@@ -48,8 +48,10 @@ class JobLauncher(Launcher):
             One for each job, in order. That of a failed one raises `RunsFailed` when its value is read.
 
         Raises:
-            BadInput: The settings of a job are out of range; then none is started.
+            BadInput: There is no job, or its settings are out of range; then none is started.
         """
+        if not job_overrides:
+            raise BadInput("this sweep has no runs: one of its keys has no values")
         jobs = [self._job(list(overrides), initial_job_idx + n) for n, overrides in enumerate(job_overrides)]
         _write_plans(jobs)
         _share(jobs)

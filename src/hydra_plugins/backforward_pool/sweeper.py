@@ -68,7 +68,7 @@ class GridsSweeper(Sweeper):
             What the launcher returned for each run.
 
         Raises:
-            BadInput: There is nothing to run, or a sweep is not over a list of values.
+            BadInput: A sweep is not over a list of values; or what the launcher refuses.
         """
         assert self.config is not None
         assert self.launcher is not None
@@ -80,8 +80,6 @@ class GridsSweeper(Sweeper):
             overrides = parser.parse_overrides([*given, *arguments])
             for job in _product(overrides):
                 jobs.setdefault(frozenset(job), job)
-        if not jobs:
-            raise BadInput("this sweep has no runs: one of its keys has no values")
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
