@@ -126,6 +126,7 @@ def test_p_agrees_with_the_t_interval_and_with_scipy() -> None:
     assert st.Effect("", (1.0,)).p is None
     assert st.Effect("", (0.0, 0.0)).p == 1
     assert st.Effect("", (0.1, 0.1)).p == 0
+    assert st.Effect("", (-1e-16, -1e-16, -1.1e-16)).p == 1
 
 
 def test_holm_s_correction_is_that_of_his_paper() -> None:

@@ -29,6 +29,7 @@ LEVEL = 0.95
 FEW = 10  # values under which the bootstrap is made beside the t interval
 HEAVY = 2.0  # excess kurtosis from which tails count as heavy
 RESAMPLES = 9999
+ROUNDING = 1e-12  # a mean effect under this is none
 GENERATOR_SEED = 20230207  # of the bootstrap: the same runs give the same report
 
 Values = NDArray[np.float64]
@@ -174,9 +175,11 @@ class Effect:
         data = np.asarray(self.values)
         if len(data) < 2:
             return None
+        if abs(float(data.mean())) < ROUNDING:  # equal arms, whose numbers came about in another order
+            return 1.0
         error = float(data.std(ddof=1)) / math.sqrt(len(data))
         if error == 0:
-            return 1.0 if data[0] == 0 else 0.0
+            return 0.0
         return float(2 * scipy.stats.t.sf(abs(float(data.mean())) / error, len(data) - 1))
 
 
