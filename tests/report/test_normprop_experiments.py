@@ -338,6 +338,15 @@ def test_one_run_is_enough_not_to_crash(root: Path, name: str, status: str, norm
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_runs_that_lost_their_tables_are_no_reason_to_crash(root: Path, name: str) -> None:
+    for norm in ("batch", "prop"):
+        write(root, name, norm, 0.6, seeds=2, norm=norm, settings={"norm.jacobian_factor": "exact"})
+    for metrics in root.rglob("metrics.csv"):
+        metrics.unlink()
+    found(root, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_another_data_set_stands_in(root: Path, name: str) -> None:
     for norm in ("none", "batch", "prop"):
         write(root, name, norm, 0.6, norm=norm, data="digits", settings={"model.activation": "tanh"})
