@@ -2,7 +2,7 @@
 
 python src/report.py table outputs/quickstart
 python src/report.py status outputs/quickstart
-python src/report.py page --scale small
+python src/report.py page --scale small      # `page` may be left out
 python src/report.py page --reference
 python src/report.py keep
 """
@@ -93,7 +93,10 @@ def main() -> None:
     kept = commands.add_parser("keep", help="pack finished runs into outputs/reference/, to be committed")
     kept.add_argument("--scale", choices=SCALES, help="of which runs; else the largest that there is")
     kept.set_defaults(call=lambda given: keep(given.scale))
-    given = parser.parse_args()
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0].partition("=")[0] in ("--scale", "--reference"):
+        arguments = ["page", *arguments]  # what it is for
+    given = parser.parse_args(arguments)
     given.call(given)
 
 

@@ -232,7 +232,8 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "says"),
     [
         (["page"], "no results of any scale here; make reproduce"),
-        (["page", "--reference"], "no results of any scale here"),
+        ([], "no results of any scale here; make reproduce"),
+        (["--reference"], "no results of any scale here"),
         (["keep"], "no results of any scale here"),
         (["keep", "--scale", "small"], "no finished run here; make reproduce SCALE=small"),
         (["page", "--reference", "--scale", "small"], "no committed results here"),
