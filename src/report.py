@@ -49,7 +49,7 @@ def page(scale: str | None, of_reference: bool) -> None:
         written = page.write(examined, source / "report", scale)
     Console().print(page.tally(examined), highlight=False)
     Console().print(f"{written}, report.md and figures/ beside it", highlight=False, soft_wrap=True)
-    if faults := [f"{each.finding.experiment} {each.fault}" for each in examined if each.fault]:
+    if faults := page.faults(examined):
         raise cli.RunsFailed("; ".join(faults))
 
 

@@ -85,6 +85,8 @@ def main() -> None:
     examined = page.examine_all(outputs, scale)
     written = page.write(examined, outputs / "report", scale)
     CONSOLE.print(f"\n{page.tally(examined)}\n{written}, report.md and figures/ beside it", highlight=False)
+    if faults := page.faults(examined):
+        raise cli.RunsFailed("; ".join(faults))
     if failed:
         raise cli.RunsFailed(f"runs failed in {', '.join(failed)}; the same command runs them again")
 

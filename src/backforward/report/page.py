@@ -131,6 +131,11 @@ def draw(figure: Figure, stamp: str) -> Drawn:
         return Drawn(figure, style.encode(canvas, "svg"), style.encode(canvas, "png"), width, height)
 
 
+def faults(examined: Sequence[Examined]) -> list[str]:
+    """Which experiments could not be examined, and why, a line each."""
+    return [f"{each.finding.experiment} {each.fault}" for each in examined if each.fault]
+
+
 def tally(examined: Sequence[Examined]) -> str:
     """How many claims got which verdict, in one line."""
     counts = Counter(verdict.kind for each in examined for verdict in each.finding.verdicts)
