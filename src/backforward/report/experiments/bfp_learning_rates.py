@@ -157,7 +157,8 @@ def _published_epochs(claim: Claim, at: Mapping[float, Arms], ground: Ground) ->
                 costs = [statistics.cost_of(run, level, key=key, between=False) for run in arms[arm]]
                 known = [cost for cost in costs if cost is not None]
                 lost = len(costs) - len(known)
-                measured.append(Effect(name, tuple(known) if not lost else (), lost=lost))
+                note = f"{len(known)} of {len(costs)} runs reach it" if lost else ""
+                measured.append(Effect(name, () if lost else tuple(known), lost=lost, note=note))
     return verdicts.value(claim, measured, ground)
 
 
