@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from tests.conftest import Command
 from tests.sweeps import DIGITS, WITH_TESTS, alive, assert_same, start, tree, until
+from tests.test_settings import composed
 
 from backforward import runs
+from hydra_plugins.backforward_pool._jobs import Job, Sweep
+from hydra_plugins.backforward_pool._pool import Load, Pool
 
 MAIN_JOB = ("-m", "method=bfp,sgd", "lr=0.1,0.05,0.01", "data=mnist", "max_epochs=2")
 SIX = sorted(f"{method}-mnist-lr{lr}-max_epochs2" for method in ("bfp", "sgd") for lr in ("0.1", "0.05", "0.01"))
@@ -195,6 +198,20 @@ def test_a_killed_child_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "killed by SIGKILL" in out
 
 
+def test_a_run_killed_as_it_starts_is_not_given_the_cause_of_its_earlier_failure(tmp_path: Path) -> None:
+    script = tmp_path / "dies.py"
+    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    cfg = composed(*DIGITS)
+    job = Job(script, (), tmp_path / "run", cfg, (), cfg)
+    runs.note_failure(job.folder, cfg, "RuntimeError: an earlier sitting's")
+    sweep = Sweep([job])
+    Pool(slots=1).run(sweep, [Load((job,))])
+    cause = sweep.outcomes[job.folder].cause
+    assert cause is not None
+    assert cause.startswith("killed by SIGKILL")
+    assert (runs.read_result(job.folder) or {})["cause"] == cause
+
+
 def test_ctrl_c_ends_the_children(tmp_path: Path) -> None:
     sweep = start(tmp_path, "-m", "seed=0,1,2", *DIGITS, "max_epochs=100000")
     until(lambda: list(tmp_path.rglob("last.ckpt")))
@@ -217,20 +234,27 @@ def test_children_end_with_a_killed_parent(tmp_path: Path) -> None:
     until(lambda: not any(map(alive, family)), seconds=10)
 
 
-@pytest.mark.parametrize("sweep", [["-m"], []], ids=["in a sweep", "by hand"])
-def test_a_run_that_takes_too_long_is_ended_and_goes_on(tmp_path: Path, sweep: list[str]) -> None:
-    job = (*sweep, "seed=0", *DIGITS, "max_epochs=100000", "timeout_min=0.1", "trainer.checkpoint_minutes=0.01")
-    for sitting in range(2):
-        run = start(tmp_path, *job)
-        out, _ = run.communicate(timeout=100)
-        assert run.returncode == 1
-        assert "ran longer than timeout_min=0.1" in out
-        (folder,) = (path.parent for path in tmp_path.rglob("last.ckpt"))
-        assert (runs.read_result(folder) or {})["status"] == "failed"
-        assert (runs.read_result(folder) or {})["cause"] == "ran longer than timeout_min=0.1"
-        log = (folder / "run.log").read_text() if sweep else out
-        assert "Thread 0x" in log  # where it was
-        assert ("goes on from step" in log) == (sitting == 1)
+def test_a_run_that_takes_too_long_is_ended_and_goes_on(tmp_path: Path) -> None:
+    job = ("seed=0", *DIGITS, "max_epochs=100000", "trainer.checkpoint_minutes=0.01")
+    first = start(tmp_path, *job)
+    until(lambda: list(tmp_path.rglob("last.ckpt")))
+    first.kill()
+    first.communicate(timeout=10)
+    too_long = start(tmp_path, *job, "timeout_min=0.1")
+    out, _ = too_long.communicate(timeout=100)
+    assert too_long.returncode == 1
+    assert "error: ran longer than timeout_min=0.1" in out
+    assert "Thread 0x" in out  # where it was
+    (folder,) = (path.parent for path in tmp_path.rglob("last.ckpt"))
+    result = runs.read_result(folder)
+    assert result is not None
+    assert (result["status"], result["cause"]) == ("failed", "ran longer than timeout_min=0.1")
+    again = start(tmp_path, *job)
+    assert again.stdout is not None
+    assert any("goes on from step" in line for line in again.stdout)
+    assert runs.read_result(folder) is None  # it is under way
+    again.kill()
+    again.communicate(timeout=10)
 
 
 def test_slots_bound_how_many_run_at_a_time(spawned: Command, tmp_path: Path) -> None:

@@ -325,8 +325,7 @@ def sitting(folder: Path, cfg: DictConfig) -> Iterator[Callable[[Result], Result
     except Timeout:
         raise Busy(f"{folder}: another process is training this run; wait for it, or stop it") from None
     with lock:
-        if (result := read_result(folder)) is not None and result["status"] not in DONE:
-            (folder / "result.json").unlink()  # of an earlier sitting
+        _forget_failure(folder)
         for half_written in folder.rglob(".*.tmp"):  # by one that was killed
             half_written.unlink(missing_ok=True)
         _write_hydra(folder, cfg)
@@ -349,6 +348,23 @@ def note_failure(folder: Path, cfg: DictConfig, cause: str) -> None:
     """Write a result of status `failed` for a run that ended without a word, unless it is being trained again."""
     with suppress(Timeout, OSError), FileLock(folder / LOCK, timeout=0):
         _write_failed(folder, plain(cfg), cause)
+
+
+def forget_failure(folder: Path) -> None:
+    """Remove what an earlier sitting failed of, unless the run is being trained: it is to be begun again.
+
+    A run that is killed before it has its folder to itself would else be given that cause.
+    """
+    if not (folder / "result.json").exists():
+        return
+    with suppress(Timeout), FileLock(folder / LOCK, timeout=0):
+        _forget_failure(folder)
+
+
+def _forget_failure(folder: Path) -> None:
+    result = read_result(folder)
+    if result is not None and result["status"] not in DONE:
+        (folder / "result.json").unlink()
 
 
 @contextmanager

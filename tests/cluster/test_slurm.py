@@ -78,21 +78,23 @@ def test_ctrl_c_takes_the_jobs_back(slurm: Environment, tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("run.log"))) == 1  # what waited was not begun
 
 
-def test_at_slurms_time_limit_a_run_is_submitted_again(slurm: Environment, tmp_path: Path) -> None:
+def test_a_job_warned_of_its_time_limit_is_submitted_again_and_goes_on(slurm: Environment, tmp_path: Path) -> None:
     cut, alone = tmp_path / "cut", tmp_path / "alone"
     cut.mkdir()
     alone.mkdir()
     slow = "optimizer._target_=tests.misbehaving.IsSlowUnderSlurm"
-    job = (slow, "trainer.devices=2", "max_epochs=40", "trainer.checkpoint_minutes=100")
-    limit = ("hydra.launcher.timeout_min=1", "+hydra.launcher.parameters.slurm_signal_delay_s=25")
+    job = (slow, "trainer.devices=2", "max_epochs=6", "trainer.checkpoint_minutes=100")
+    limit = ("hydra.launcher.timeout_min=10", "hydra.launcher.max_num_timeout=1")  # submitit takes any warning for it
     sweep = start(cut, *SLURM, WITHOUT_GPUS, *limit, *job, **slurm, PYTHONPATH=WITH_TESTS)
-    out, _ = sweep.communicate(timeout=300)
+    until(lambda: list(cut.rglob("last.ckpt")))
+    of_slurm(slurm, "scancel", "--signal=USR2", "--me")  # what Slurm itself sends some time before the limit
+    out, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 0, out
     assert "1 run: 1 finished" in out
     (log,) = cut.rglob("run.log")
     assert log.read_text().count("$ python ") == 4  # two sittings on two devices
     assert "goes on from step" in log.read_text()
-    pool = start(alone, "-m", *DIGITS, *job, PYTHONPATH=WITH_TESTS)
-    out, _ = pool.communicate(timeout=200)
-    assert pool.returncode == 0, out
+    left_alone = start(alone, *DIGITS, *job, PYTHONPATH=WITH_TESTS)
+    out, _ = left_alone.communicate(timeout=120)
+    assert left_alone.returncode == 0, out
     assert_same(cut, alone)

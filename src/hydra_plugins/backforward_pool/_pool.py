@@ -161,6 +161,7 @@ def _taken(free: list[str], count: int) -> list[str]:
 def _start(context: multiprocessing.context.BaseContext, load: Load, slots: list[str], threads: str) -> _Running:
     for job in load.jobs:
         job.folder.mkdir(parents=True, exist_ok=True)
+        runs.forget_failure(job.folder)
     environment = {"OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ",".join(slot for slot in slots if slot)}
     first = load.jobs[0]
     target: Callable[..., None] = work

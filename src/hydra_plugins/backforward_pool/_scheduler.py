@@ -69,6 +69,8 @@ class SchedulerLauncher(JobLauncher):
                     free = [job for job in todo if not runs.is_taken(job.folder)]
                     todo = [job for job in todo if job not in free]
                     if pending := [job for job in free if not sweep.settled(job)]:
+                        for job in pending:
+                            runs.forget_failure(job.folder)
                         self.submit(pending, submitted)
                     time.sleep(self.poll_seconds)
                     for job in submitted.values():
@@ -82,6 +84,7 @@ class SchedulerLauncher(JobLauncher):
                         if end == cli.BUSY:  # someone was quicker
                             todo.append(job)
                         elif isinstance(end, str):
+                            runs.note_failure(job.folder, job.cfg, end)
                             sweep.ended(job, Outcome(cause=end, seconds=seconds))
                         else:
                             sweep.ended(job, conclude(job, end, seconds))
