@@ -33,6 +33,7 @@ BESIDES = {
     ("model", "nin"): ("data.size=17", "model.width=0.05", "~model.hidden"),
     ("model", "residual"): ("model.depth=8", "model.width=0.25", "~model.hidden"),
     ("study", "one_step"): ("study.draws=3", "study.widths=[4]"),
+    ("study", "moments_few"): (),
     ("study", "moments"): (
         *("study.samples=1000", "study.widths=[4]", "study.depth=2", "study.chain_inputs=8", "study.jacobian_rows=8"),
         *("study.shapes=[[2,8]]", "study.covariance_inputs=100", "study.channels=4", "study.images=8"),
