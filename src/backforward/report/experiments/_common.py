@@ -363,7 +363,10 @@ def finding(
     ended = done(runs)
     trained = [run for run in ended if len(run.metrics)]  # not a study
     if not ended:
-        notes = [f"Nothing has been run: make reproduce ONLY={experiment} SCALE={scale}"]
+        notes = [
+            f"Nothing has been run. `make reproduce ONLY={experiment} SCALE={scale}` runs it; where its data cannot be "
+            "had, that says what to do, and with `STAND_IN=1` it runs on scikit-learn's digits, marked as stand-in data."
+        ]
     return Finding(
         experiment=experiment,
         question=question,
