@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -11,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import REPOSITORY, environment
+from tests.conftest import REPOSITORY, Command, Ended
 from tests.report.pages import HOSTILE, findings
 from tests.report.synthetic import write_run
 from tests.test_tensorboard import BROWSER_FLAGS
 
+import report as report_command
+from backforward import cli
 from backforward.report import experiments, page
 from backforward.report.claims import read_claims
 from backforward.report.finding import KINDS
@@ -221,11 +222,22 @@ def test_in_a_browser(browser: Any, report: Path, tmp_path: Path, width: int, sc
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    script = [sys.executable, str(REPOSITORY / "src" / "report.py")]
-    return subprocess.run(
-        [*script, *arguments], check=False, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120
-    )
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """`python src/report.py ...` in an empty folder, within this process."""
+
+    def call(*arguments: str) -> Ended:
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            patch.setattr(sys, "argv", ["report.py", *arguments])
+            patch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets both: have them put back
+            patch.setenv("BACKFORWARD_TRACEBACKS", "0")
+            patch.setenv("COLUMNS", "200")
+            capfd.readouterr()
+            code = cli.run(report_command.main, report_command.CONF)
+        return Ended(code, *capfd.readouterr())
+
+    return call
 
 
 @pytest.mark.parametrize(
@@ -239,15 +251,15 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["page", "--reference", "--scale", "small"], "no committed results here"),
     ],
 )
-def test_nothing_to_report_on_costs_a_line(tmp_path: Path, arguments: list[str], says: str) -> None:
-    ended = command(tmp_path, *arguments)
-    assert ended.returncode == 2
-    assert says in ended.stderr
-    assert ended.stderr.count("\n") == 1
+def test_nothing_to_report_on_costs_a_line(command: Command, tmp_path: Path, arguments: list[str], says: str) -> None:
+    ended = command(*arguments)
+    assert ended.code == cli.BAD_INPUT
+    assert says in ended.err
+    assert ended.err.count("\n") == 1
     assert not (tmp_path / "outputs").exists()
 
 
-def test_committed_results_give_the_page_without_their_runs(tmp_path: Path) -> None:
+def test_committed_results_give_the_page_without_their_runs(command: Command, tmp_path: Path) -> None:
     for norm in ("batch", "prop"):
         for seed in range(2):
             write_run(
@@ -255,13 +267,12 @@ def test_committed_results_give_the_page_without_their_runs(tmp_path: Path) -> N
                 settings={"norm.kind": norm}, choices={"norm": norm}, name=f"{norm}-seed{seed}",
             )  # fmt: skip
     outputs = tmp_path / "outputs"
-    ended = command(tmp_path, "page")
-    assert ended.returncode == 0, ended.stderr
-    assert "claims: " in ended.stdout
-    kept = command(tmp_path, "keep")
-    assert "outputs/reference/smoke/np_stability.jsonl: 4 runs, " in kept.stdout
+    ended = command("page")
+    assert ended.code == 0, ended.err
+    assert "claims: " in ended.out
+    assert "outputs/reference/smoke/np_stability.jsonl: 4 runs, " in command("keep").out
     shutil.rmtree(outputs / "smoke")
-    assert command(tmp_path, "page", "--reference").returncode == 0
+    assert command("page", "--reference").code == 0
     assert contents(outputs / "reference" / "report") == contents(outputs / "report")
     assert not (outputs / "smoke").exists()
 

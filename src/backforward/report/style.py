@@ -19,7 +19,6 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from backforward.report.finding import Estimate
@@ -392,8 +391,3 @@ def mark_published(axes: Axes, value: float, text: str) -> None:
         fontsize=7.5,
         color="0.3",
     )
-
-
-def proxies(looks_of: Sequence[Look]) -> list[Line2D]:
-    """Handles for a legend where nothing drawn can serve as one."""
-    return [Line2D([], [], marker=of.marker, label=of.label, **of.line) for of in looks_of]

@@ -365,7 +365,7 @@ def finding(
     if not ended:
         notes = [
             f"Nothing has been run. `make reproduce ONLY={experiment} SCALE={scale}` runs it; where its data cannot be "
-            "had, that says what to do, and with `STAND_IN=1` it runs on scikit-learn's digits, marked as stand-in data."
+            "had, that says what to do, and with `STAND_IN=1` it runs on scikit-learn's digits, marked as stand-ins."
         ]
     return Finding(
         experiment=experiment,

@@ -17,7 +17,6 @@ from backforward.report.statistics import Effect
 
 QUESTION = "Does the Jacobian factor allow larger learning rates without diverging?"
 FACTORS = {"none": "no factor", "paper": "J = 1.21, as printed", "exact": "exact J"}
-KEY = "norm.jacobian_factor"
 Arms = Mapping[str, Sequence[Run]]  # by factor, over all learning rates
 
 
