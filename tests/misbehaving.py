@@ -33,12 +33,12 @@ class RaisesOnce(torch.optim.SGD):
         return super().step(closure)
 
 
-class IsSlowUnderSlurm(torch.optim.SGD):
-    """Until it goes on from a checkpoint."""
+class IsSlowAtFirst(torch.optim.SGD):
+    """Until it goes on from a checkpoint; only where SLOW_AT_FIRST is set."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.is_slow = "SLURM_JOB_ID" in os.environ and not (folder() / "last.ckpt").exists()
+        self.is_slow = "SLOW_AT_FIRST" in os.environ and not (folder() / "last.ckpt").exists()
 
     def step(self, closure: Any = None) -> Any:
         time.sleep(0.1 * self.is_slow)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from tests.conftest import Command
 
@@ -32,8 +35,10 @@ def test_each_trial_is_a_run(spawned: Command, tmp_path: Path) -> None:
     assert again.out.count("2 runs: 2 done before, skipped") == 2
 
 
-@pytest.mark.skipif(find_spec("optuna") is not None, reason="optuna is installed")
-def test_without_optuna_it_says_what_to_install(train: Command) -> None:
+def test_without_optuna_it_says_what_to_install(train: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    Plugins.instance()  # registers the sweeper where it is installed
+    sweepers: Any = ConfigStore.instance().repo["hydra"]["sweeper"]
+    monkeypatch.delitem(sweepers, "optuna.yaml", raising=False)
     ended = train(*SEARCH)
     assert ended.code == 2
     assert ended.err == "error: hydra/sweeper=optuna: it is not installed; pip install -e '.[optuna]'\n"

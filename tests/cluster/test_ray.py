@@ -21,7 +21,7 @@ LONG = ("max_epochs=100000", "trainer.checkpoint_minutes=100")
 
 
 def on(address: str) -> tuple[str, ...]:
-    return ("-m", "hydra/launcher=ray", f"hydra.launcher.init.address='{address}'", *DIGITS)
+    return ("-m", "hydra/launcher=ray", f"hydra.launcher.init.address='{address}'")
 
 
 def test_two_by_two_with_one_failing_a_node_added_and_resumed(tmp_path: Path) -> None:
@@ -32,38 +32,39 @@ def test_two_by_two_with_one_failing_a_node_added_and_resumed(tmp_path: Path) ->
             assert len(list(tmp_path.rglob("run.log"))) == 1  # one GPU, one run
             cluster.add_node()
 
-        job = (*on(cluster.address), "max_epochs=20")
+        job = (*on(cluster.address), *DIGITS, "max_epochs=20")
         finished = fails_once_then_ends(tmp_path, *job, meanwhile=one_at_a_time_then_two)
     # Each run saw one (fake) GPU, of its own node.
     assert {result["timing"]["cuda_visible_devices"] for result in finished} == {"0"}
 
 
 def test_a_run_whose_node_is_lost_goes_on_elsewhere(tmp_path: Path) -> None:
-    job = ("seed=0", "max_epochs=30", "trainer.checkpoint_minutes=0.005")
+    slow = "optimizer._target_=tests.misbehaving.IsSlowAtFirst"
+    job = (*DIGITS, slow, "max_epochs=6", "trainer.checkpoint_minutes=0.005")
     lost, alone = tmp_path / "lost", tmp_path / "alone"
     lost.mkdir()
     alone.mkdir()
-    with local_ray(environment()) as cluster:
+    with local_ray(environment(PYTHONPATH=WITH_TESTS, SLOW_AT_FIRST="1")) as cluster:
         cluster.add_node()
         sweep = start(lost, *on(cluster.address), *job, "+hydra.launcher.remote.resources={added: 1}")
         until(lambda: list(lost.rglob("last.ckpt")))
-        cluster.add_node()
         cluster.lose_node()
+        cluster.add_node()
         out, _ = sweep.communicate(timeout=200)
     assert sweep.returncode == 0, out
     assert "1 run: 1 finished" in out
     (log,) = lost.rglob("run.log")
     assert log.read_text().count("$ python ") == 2
     assert "goes on from step" in log.read_text()
-    pool = start(alone, "-m", *DIGITS, *job)
-    out, _ = pool.communicate(timeout=200)
-    assert pool.returncode == 0, out
+    left_alone = start(alone, *job, PYTHONPATH=WITH_TESTS)
+    out, _ = left_alone.communicate(timeout=120)
+    assert left_alone.returncode == 0, out
     assert_same(lost, alone)
 
 
 def test_ctrl_c_takes_the_tasks_back(tmp_path: Path) -> None:
     with local_ray(environment()) as cluster:
-        sweep = start(tmp_path, *on(cluster.address), *LONG, "seed=0,1")
+        sweep = start(tmp_path, *on(cluster.address), *DIGITS, *LONG, "seed=0,1")
         until(lambda: list(tmp_path.rglob("last.ckpt")))
         (checkpoint,) = tmp_path.rglob("last.ckpt")
         before = checkpoint.stat().st_mtime_ns

@@ -82,10 +82,14 @@ def test_a_job_warned_of_its_time_limit_is_submitted_again_and_goes_on(slurm: En
     cut, alone = tmp_path / "cut", tmp_path / "alone"
     cut.mkdir()
     alone.mkdir()
-    slow = "optimizer._target_=tests.misbehaving.IsSlowUnderSlurm"
-    job = (slow, "trainer.devices=2", "max_epochs=6", "trainer.checkpoint_minutes=100")
+    job = (
+        "optimizer._target_=tests.misbehaving.IsSlowAtFirst",
+        "trainer.devices=2",
+        "max_epochs=6",
+        "trainer.checkpoint_minutes=100",
+    )
     limit = ("hydra.launcher.timeout_min=10", "hydra.launcher.max_num_timeout=1")  # submitit takes any warning for it
-    sweep = start(cut, *SLURM, WITHOUT_GPUS, *limit, *job, **slurm, PYTHONPATH=WITH_TESTS)
+    sweep = start(cut, *SLURM, WITHOUT_GPUS, *limit, *job, **slurm, PYTHONPATH=WITH_TESTS, SLOW_AT_FIRST="1")
     until(lambda: list(cut.rglob("last.ckpt")))
     of_slurm(slurm, "scancel", "--signal=USR2", "--me")  # what Slurm itself sends some time before the limit
     out, _ = sweep.communicate(timeout=120)
