@@ -20,7 +20,7 @@ OWN = next(lines for lines in SCRIPTS if "--config-dir" in " ".join(lines))  # w
 COMMANDS = [line for lines in SCRIPTS if lines != OWN for line in lines if line.strip()]
 EXAMPLES = [block for kind, block in BLOCKS if kind == "python" and block not in FILES.values()]
 # What makes a command short: appended, so that it wins over what the README says.
-SHORT = ["data=digits", "max_epochs=1", "batch_size=256", "trainer.accelerator=cpu"]
+SHORT = ["data=digits", "data.train_images=256", "max_epochs=1", "batch_size=256", "trainer.accelerator=cpu"]
 SHORT_OF = {"model=nin": ["data.size=17", "model.width=0.05"]}
 
 
