@@ -20,7 +20,14 @@ OWN = next(lines for lines in SCRIPTS if "--config-dir" in " ".join(lines))  # w
 COMMANDS = [line for lines in SCRIPTS if lines != OWN for line in lines if line.strip()]
 EXAMPLES = [block for kind, block in BLOCKS if kind == "python" and block not in FILES.values()]
 # What makes a command short: appended, so that it wins over what the README says.
-SHORT = ["data=digits", "data.train_images=256", "max_epochs=1", "batch_size=256", "trainer.accelerator=cpu"]
+SHORT = [
+    "data=digits",
+    "data.train_images=256",
+    "data.evaluation_images=100",
+    "max_epochs=1",
+    "batch_size=256",
+    "trainer.accelerator=cpu",
+]
 SHORT_OF = {"model=nin": ["data.size=17", "model.width=0.05"]}
 
 
@@ -56,14 +63,18 @@ def test_train(line: str, spawned: Command, tmp_path: Path) -> None:
 
 
 def test_report(train: Command, tmp_path: Path) -> None:
-    assert train("data=digits", "max_epochs=1", "trainer.accelerator=cpu").code == 0
+    tiny = ("data=digits", "max_epochs=1", "trainer.accelerator=cpu")
+    assert train(*tiny).code == 0
+    assert train(*tiny, "name=smoke/bfp_max_lr").code == 0  # a run of the referee's, which is then committed
+    python(str(REPOSITORY / "src/report.py"), "keep", cwd=tmp_path)
     shown = {
-        line.split()[2]: python(str(REPOSITORY / line.split()[1]), *line.split()[2:], cwd=tmp_path)
-        for line in COMMANDS
-        if "report.py" in line
+        arguments: python(str(REPOSITORY / script), *arguments.split(), cwd=tmp_path)
+        for _, script, arguments in (line.split(maxsplit=2) for line in COMMANDS if "report.py" in line)
     }
-    assert "digits (1297 training images), 1 epochs" in shown["table"]
-    assert "finished" in shown["status"]
+    assert "digits (1297 training images), 1 epochs" in shown["table outputs/train"]
+    assert "finished" in shown["status outputs/train"]
+    assert "outputs/report/index.html" in shown["page"]
+    assert "outputs/reference/report/index.html" in shown["page --reference"]
 
 
 def test_ones_own_network_rule_data_and_experiment(tmp_path: Path) -> None:
