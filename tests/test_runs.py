@@ -145,3 +145,10 @@ def test_numbers_in_names_are_ordered_by_value() -> None:
         "lr0.1-seed2",
         "lr0.1-seed10",
     ]
+
+
+def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    with runs.whole(tmp_path / "whole") as file:
+        file.write("x")
+    assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode

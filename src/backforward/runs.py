@@ -51,6 +51,9 @@ NAME_LIMIT = 150  # characters; most file systems end at 255 bytes
 
 Result = dict[str, Any]
 
+_UMASK = os.umask(0)  # it cannot be read without being set
+os.umask(_UMASK)
+
 _result_written = threading.Lock()  # a run may be done in the moment when its time is over
 
 
@@ -130,6 +133,7 @@ def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     text = "b" not in mode
     try:
+        Path(beside).chmod(0o666 & ~_UMASK)  # mkstemp lets nobody else read
         with os.fdopen(handle, mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
             yield file
             file.flush()

@@ -18,6 +18,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+from rich.progress import track
 
 from backforward import runs
 from backforward.cli import RunsFailed
@@ -52,7 +54,15 @@ class JobLauncher(Launcher):
         """
         if not job_overrides:
             raise BadInput("this sweep has no runs: one of its keys has no values")
-        jobs = [self._job(list(overrides), initial_job_idx + n) for n, overrides in enumerate(job_overrides)]
+        # Hydra takes a tenth of a second to compose a run's settings.
+        numbered = list(enumerate(job_overrides, initial_job_idx))
+        console = Console(stderr=True)
+        jobs = [
+            self._job(list(overrides), number)
+            for number, overrides in track(
+                numbered, "Composing settings", console=console, transient=True, disable=not console.is_terminal
+            )
+        ]
         _write_plans(jobs)
         _share(jobs)
         sweep = Sweep(jobs)
