@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tests.sweeps import DIGITS, WITH_TESTS, alive, assert_same, start, tree, un
 from tests.test_settings import composed
 
 from backforward import runs
+from hydra_plugins.backforward_pool import _pool
 from hydra_plugins.backforward_pool._jobs import Job, Sweep
 from hydra_plugins.backforward_pool._pool import Load, Pool
 
@@ -188,7 +191,7 @@ def test_a_failed_run_does_not_stop_the_others(spawned: Command, tmp_path: Path)
 
 
 def test_a_killed_child_does_not_stop_the_others(tmp_path: Path) -> None:
-    sweep = start(tmp_path, "-m", "seed=0,1", *DIGITS, "max_epochs=300", "trainer.checkpoint_minutes=1")
+    sweep = start(tmp_path, "-m", "seed=0,1", *DIGITS, "max_epochs=100", "trainer.checkpoint_minutes=1")
     until(lambda: list(tmp_path.rglob("*seed1/last.ckpt")))
     workers = [pid for pid in tree(sweep.pid) if os.getpgid(pid) == pid and pid != sweep.pid]
     os.kill(max(workers), signal.SIGKILL)
@@ -198,7 +201,11 @@ def test_a_killed_child_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "killed by SIGKILL" in out
 
 
-def test_a_run_killed_as_it_starts_is_not_given_the_cause_of_its_earlier_failure(tmp_path: Path) -> None:
+def test_a_run_killed_as_it_starts_is_not_given_the_cause_of_its_earlier_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = multiprocessing.get_context("spawn")  # a process without torch will do
+    monkeypatch.setattr(_pool, "_forkserver", lambda threads: nullcontext(bare))
     script = tmp_path / "dies.py"
     script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     cfg = composed(*DIGITS)
