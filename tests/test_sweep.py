@@ -201,22 +201,57 @@ def test_a_killed_child_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "killed by SIGKILL" in out
 
 
-def test_a_run_killed_as_it_starts_is_not_given_the_cause_of_its_earlier_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bare = multiprocessing.get_context("spawn")  # a process without torch will do
+@pytest.fixture
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool starts its processes from nothing rather than from a server: scripts that train nothing."""
+    bare = multiprocessing.get_context("spawn")
     monkeypatch.setattr(_pool, "_forkserver", lambda threads: nullcontext(bare))
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_a_run_killed_as_it_starts_is_not_given_the_cause_of_its_earlier_failure(tmp_path: Path) -> None:
     script = tmp_path / "dies.py"
     script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     cfg = composed(*DIGITS)
     job = Job(script, (), tmp_path / "run", cfg, (), cfg)
     runs.note_failure(job.folder, cfg, "RuntimeError: an earlier sitting's")
     sweep = Sweep([job])
-    Pool(slots=1).run(sweep, [Load((job,))])
+    Pool().run(sweep, [Load((job,))])
     cause = sweep.outcomes[job.folder].cause
     assert cause is not None
     assert cause.startswith("killed by SIGKILL")
     assert (runs.read_result(job.folder) or {})["cause"] == cause
+
+
+SHOWS_GPUS = """\
+import os, sys, time
+from pathlib import Path
+names = os.environ["CUDA_VISIBLE_DEVICES"]
+held = [Path(sys.argv[1], name) for name in names.split(",")]
+for gpu in held:
+    gpu.mkdir()  # fails where another run has it
+time.sleep(0.5)
+for gpu in held:
+    gpu.rmdir()
+print(names)
+"""
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_a_run_has_as_many_gpus_as_devices_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pool, "gpu_names", lambda: ["3", "7"])
+    script = tmp_path / "shows.py"
+    script.write_text(SHOWS_GPUS)
+    one, two = composed(), composed("trainer.devices=2")
+    jobs = [
+        Job(script, (str(tmp_path),), tmp_path / f"run{number}", cfg, (), cfg)
+        for number, cfg in enumerate([one, one, two, one])
+    ]
+    Pool().run(Sweep(jobs), [Load((job,)) for job in jobs])
+    seen = [runs.last_lines(job.log, 1)[0] for job in jobs]
+    assert sorted(seen[:2]) == ["3", "7"]  # at once
+    assert sorted(seen[2].split(",")) == ["3", "7"]
+    assert seen[3] in ("3", "7")
 
 
 def test_ctrl_c_ends_the_children(tmp_path: Path) -> None:
