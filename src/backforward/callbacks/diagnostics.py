@@ -45,17 +45,18 @@ def due(when: Sequence[Occasion], step: int, steps_per_epoch: int) -> bool:
         step: Batches trained on so far, over all epochs.
         steps_per_epoch: Batches in an epoch.
     """
-    return any(
-        step % steps_per_epoch == 0 if occasion == "epoch" else step > 0 and _fits(occasion, step) for occasion in when
-    )
+    return any(_upcoming(occasion, step, steps_per_epoch) == step for occasion in when)
 
 
-def _fits(occasion: Occasion, step: int) -> bool:
-    if isinstance(occasion, int):
-        return step % occasion == 0
-    while step % LOG_BASE == 0:
-        step //= LOG_BASE
-    return step == 1
+def _upcoming(occasion: Occasion, start: int, steps_per_epoch: int) -> int:
+    """The first step, from `start` on, that this occasion names."""
+    if occasion == "log":
+        step = 1
+        while step < start:
+            step *= LOG_BASE
+        return step
+    every, first_of_all = (steps_per_epoch, 0) if occasion == "epoch" else (occasion, 1)
+    return -(-max(start, first_of_all) // every) * every
 
 
 class Diagnostics(L.Callback):
@@ -174,13 +175,12 @@ class Diagnostics(L.Callback):
     def _plan(self, trainer: L.Trainer, start: int) -> None:
         """Find the next step, from `start` on, after which something is due."""
         per_epoch = int(trainer.num_training_batches)
-        for step in range(start, start + per_epoch + 1):  # if nothing is due there, look further from its end
-            self._next = step
-            self._keys = [key for key, when in self.when.items() if due(when, step, per_epoch)]
-            if not step:
-                self._keys = [key for key in self._keys if "batch" not in self.diagnostics[key].needs]
-            if self._keys:
-                break
+        steps = {}
+        for key, when in self.when.items():
+            begin = max(start, 1) if "batch" in self.diagnostics[key].needs else start
+            steps[key] = min(_upcoming(occasion, begin, per_epoch) for occasion in when)
+        self._next = min(steps.values())
+        self._keys = [key for key, step in steps.items() if step == self._next]
 
     def _of_batch(self) -> list[str]:
         return [key for key in self._keys if "batch" in self.diagnostics[key].needs]
@@ -197,10 +197,9 @@ class Diagnostics(L.Callback):
         self.seconds[occasion] += time.perf_counter() - started
 
     def _measure(self, trainer: L.Trainer, module: Classification, loss: Tensor | None = None) -> None:
-        if self._keys:
-            with self._priced(trainer) as occasion:
-                self.times[occasion] += 1
-                self._measure_now(trainer, module, loss)
+        with self._priced(trainer) as occasion:
+            self.times[occasion] += 1
+            self._measure_now(trainer, module, loss)
 
     def _measure_now(self, trainer: L.Trainer, module: Classification, loss: Tensor | None) -> None:
         step, keys, of_batch = self._next, self._keys, self._of_batch()
