@@ -287,7 +287,10 @@ class RunningMoments:
     def add(self, values: Tensor, unit: int) -> None:
         """Add values whose units lie along the axis `unit`."""
         others = [axis for axis in range(values.ndim) if axis != unit % values.ndim]
-        square, mean = (found.double() for found in torch.var_mean(values, dim=others, correction=0))
+        values = values if values.dtype == torch.float64 else values.float()
+        centre = values.mean(dim=others, keepdim=True)  # in two passes: torch.var_mean takes ten times as long on a CPU
+        square = (values - centre).square_().mean(dim=others).double()
+        mean = centre.flatten().double()
         count = values.numel() // len(mean)
         if not self._count:
             self._mean, self._square = mean, square * count
