@@ -131,9 +131,14 @@ class Update:
 
 def compare(gradient: Tensor, real: Tensor) -> Shift:
     """Compare a flat gradient with the one really faced; in double precision, whatever theirs."""
-    gradient, real = gradient.double(), real.double()
-    distance, norm = (gradient - real).norm(), real.norm()
-    return Shift(distance, distance / norm, gradient @ real / (gradient.norm() * norm))
+    double = real.double()
+    norm = double.norm()
+    if torch.equal(gradient, real):  # half of all: a look at them costs a sixth of the rest
+        distance, product, length = 0 * norm, norm * norm, norm
+    else:
+        gradient = gradient.double()
+        distance, product, length = (gradient - double).norm(), gradient @ double, gradient.norm()
+    return Shift(distance, distance / norm, product / (length * norm))
 
 
 def covariate_shift(
@@ -160,7 +165,7 @@ def covariate_shift(
 
     def flat(gradients: Iterable[Tensor]) -> Tensor:
         joined = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        return (joined if reduce is None else reduce(joined)).double()  # once for both comparisons
+        return joined if reduce is None else reduce(joined)
 
     shifts = []
     for k, layer in enumerate(layers):
