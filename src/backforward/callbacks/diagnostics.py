@@ -90,6 +90,7 @@ class Diagnostics(L.Callback):
         self._watch: Watch | None = None
         self._layers: list[Group] = []
         self._batch: TrainBatch | None = None
+        self._training: Held | None = None
         self._after_update: Callable[..., None] | None = None
 
     # --- hooks -------------------------------------------------------------------------------------------------------
@@ -121,7 +122,9 @@ class Diagnostics(L.Callback):
         assert isinstance(trainer.datamodule, InMemoryData)  # type: ignore[attr-defined]
         data = trainer.datamodule.data  # type: ignore[attr-defined]
         self._validation = _held(data.validation, self.samples, module.device)
-        self._train = _held(data.train, min(self.samples or CURVATURE_IMAGES, CURVATURE_IMAGES), module.device)
+        if any("training images" in diagnostic.needs for diagnostic in self.diagnostics.values()):
+            count = min(self.samples or CURVATURE_IMAGES, CURVATURE_IMAGES)
+            self._training = _held(data.train, count, module.device)
         self._watch = Watch(module.network)
         with undisturbed(module.network):
             self._watch.replica.eval()
@@ -238,7 +241,7 @@ class Diagnostics(L.Callback):
 
     def _scene(self, batch: Batch | None = None) -> Scene:
         assert self._watch is not None
-        return Scene(self._watch.replica, self._layers, self._validation, self._train, batch)
+        return Scene(self._watch.replica, self._layers, self._validation, self._training, batch)
 
     def _record(self, trainer: L.Trainer, measured: list[Measure], step: int) -> None:
         if not measured:

@@ -16,7 +16,7 @@ from backforward import shift
 from backforward.shift import UnitMoments, Update, Watch
 from backforward.stages import Group
 
-Need = Literal["batch", "images"]
+Need = Literal["batch", "images", "training images"]
 
 CHUNK = 250  # images in one forward
 JACOBIAN_SAMPLES = 4
@@ -94,7 +94,7 @@ class Scene:
             overwrite both).
         layers: The copy's layers, in forward order.
         validation: Held-out images.
-        train: Images of the training set.
+        training: Images of the training set, where a diagnostic needs them.
         batch: The batch just trained on, where a diagnostic needs it.
     """
 
@@ -103,12 +103,12 @@ class Scene:
         replica: nn.Module,
         layers: Sequence[Group],
         validation: Held,
-        train: Held,
+        training: Held | None = None,
         batch: Batch | None = None,
     ) -> None:
         self.replica, self.layers = replica, layers
-        self.validation, self.train = validation, train
-        self._batch = batch
+        self.validation = validation
+        self._training, self._batch = training, batch
         modules = dict(replica.named_modules())
         self.names = [
             layer.name for layer in layers if layer.name in modules
@@ -119,6 +119,12 @@ class Scene:
         """The batch just trained on."""
         assert self._batch is not None, "nobody declared the need for it"
         return self._batch
+
+    @property
+    def training(self) -> Held:
+        """Images of the training set."""
+        assert self._training is not None, "nobody declared the need for them"
+        return self._training
 
     @property
     def dtype(self) -> torch.dtype:
@@ -163,8 +169,8 @@ class Diagnostic(ABC):
     """Measures something.
 
     Attributes:
-        needs: What must have been kept for it: `batch`, that the batch was watched; `images`, that there are images to
-            look at.
+        needs: What must have been kept for it: `batch`, that the batch was watched; `images`, that there are held-out
+            images to look at; `training images`, the same of the training set.
         charts: By title, the measures that go into one chart of TensorBoard's custom layout, a line a layer.
     """
 
@@ -389,12 +395,12 @@ class Proposition1(Diagnostic):
 class Sharpness(Diagnostic):
     """Largest eigenvalue of the Hessian of the loss on fixed training images, in evaluation mode."""
 
-    needs = frozenset({"images"})
+    needs = frozenset({"training images"})
     charts: ClassVar = {"largest eigenvalue of the Hessian": "sharpness"}
 
     def measure(self, scene: Scene) -> Iterator[Measure]:
         """From Hessian-vector products, over as many images at a time as there is room for."""
-        images, count = scene.train, len(scene.train.y)
+        images, count = scene.training, len(scene.training.y)
 
         def part(start: int, stop: int) -> Callable[[nn.Module], Tensor]:
             def loss(network: nn.Module) -> Tensor:
