@@ -221,6 +221,16 @@ def test_input_moments_are_those_of_all_values_together(network: str) -> None:
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_moments_of_a_unit_that_never_changes_are_exact(dtype: torch.dtype) -> None:
+    moments = shift.RunningMoments()
+    values = torch.tensor([-0.4249, 1e4, 0.1], dtype=dtype).view(1, 3, 1).repeat(301, 1, 7)
+    for part in values.split(50):
+        moments.add(part, 1)
+    assert moments.result().mean.tolist() == values[0, :, 0].tolist()
+    assert moments.result().std.tolist() == [0, 0, 0]
+
+
 def test_drift_is_the_distance_between_normals() -> None:
     """The 2-Wasserstein distance in one dimension is the L2 distance of the quantile functions."""
     a, s, b, t = torch.tensor([0.3, -1.0]), torch.tensor([0.5, 2.0]), torch.tensor([1.0, 0.0]), torch.tensor([1.5, 0.1])
