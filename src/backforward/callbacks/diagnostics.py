@@ -19,6 +19,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 
 from backforward.callbacks.measures import CURVATURE_IMAGES, DIAGNOSTICS, Batch, Diagnostic, Held, Measure, Scene
@@ -254,8 +255,9 @@ class Diagnostics(L.Callback):
             Measured(epoch, step, m.name, m.layer, m.update, value) for m, value in zip(measured, values, strict=True)
         ]
         if trainer.logger is not None and trainer.is_global_zero:
-            tags = [m.tag for m in measured]
-            trainer.logger.log_metrics(dict(zip(tags, values, strict=True)), step=step)
+            # One event for all: an event for each takes three times as long.
+            scalars = [Summary.Value(tag=m.tag, simple_value=value) for m, value in zip(measured, values, strict=True)]
+            trainer.logger.experiment.file_writer.add_summary(Summary(value=scalars), step)  # type: ignore[attr-defined]
 
 
 def layout(charts: Mapping[str, str]) -> dict[str, dict[str, list[Any]]]:
