@@ -73,9 +73,9 @@ class Diagnostics(L.Callback):
 
     Attributes:
         rows: One a number.
-        seconds: What measuring took in this sitting: `start`, before the first batch of all; `batch`, after batches
-            within an epoch; `epoch`, after the last batch of an epoch.
-        times: How often each of these was.
+        seconds: What measuring took in this sitting: `start`, before the first batch, getting ready included; `batch`,
+            after batches within an epoch; `epoch`, after the last batch of an epoch, writing the file included.
+        times: How often was measured at each of these.
     """
 
     def __init__(self, when: Mapping[str, Sequence[Occasion]], samples: int | None, folder: Path | None) -> None:
@@ -120,6 +120,15 @@ class Diagnostics(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Make the copy to measure on; measure before the first batch of all."""
         assert isinstance(module, Classification)
+        with self._priced(trainer, "start"):
+            self._prepare(trainer, module)
+        if trainer.global_step == 0:
+            self._plan(trainer, 0)
+            if self._next == 0:
+                self._measure(trainer, module)
+        self._plan(trainer, trainer.global_step + 1)
+
+    def _prepare(self, trainer: L.Trainer, module: Classification) -> None:
         assert isinstance(trainer.datamodule, InMemoryData)  # type: ignore[attr-defined]
         data = trainer.datamodule.data  # type: ignore[attr-defined]
         self._validation = _held(data.validation, self.samples, module.device)
@@ -134,17 +143,12 @@ class Diagnostics(L.Callback):
         if trainer.logger is not None and trainer.is_global_zero:
             charts = [chart for diagnostic in self.diagnostics.values() for chart in diagnostic.charts.items()]
             trainer.logger.experiment.add_custom_scalars(layout(dict(charts)))  # type: ignore[attr-defined]
-        if trainer.global_step == 0:
-            self._plan(trainer, 0)
-            if self._next == 0:
-                self._measure(trainer, module)
-        self._plan(trainer, trainer.global_step + 1)
 
     def before_batch(self, trainer: L.Trainer, module: Classification, batch: TrainBatch, step: int) -> None:
         """Watch the batch, if something that needs it is due after it."""
         if step + 1 == self._next and self._of_batch():
             assert self._watch is not None
-            with self._priced(trainer):
+            with self._priced(trainer, self._occasion(trainer)):
                 self._batch = batch
                 self._watch.begin()
 
@@ -161,7 +165,8 @@ class Diagnostics(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write the file."""
         if self.folder is not None and trainer.is_global_zero:
-            write_diagnostics(self.folder, self.rows)
+            with self._priced(trainer, "epoch"):
+                write_diagnostics(self.folder, self.rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows so far, and what the diagnostics remember."""
@@ -189,19 +194,23 @@ class Diagnostics(L.Callback):
     def _of_batch(self) -> list[str]:
         return [key for key in self._keys if "batch" in self.diagnostics[key].needs]
 
+    def _occasion(self, trainer: L.Trainer) -> str:
+        """Which of `seconds` the next measurement is part of."""
+        return "batch" if self._next % int(trainer.num_training_batches) else "epoch" if self._next else "start"
+
     @contextmanager
-    def _priced(self, trainer: L.Trainer) -> Iterator[str]:
-        """Count the time that this takes; yields the occasion, one of `seconds`."""
-        occasion = "batch" if self._next % int(trainer.num_training_batches) else "epoch" if self._next else "start"
+    def _priced(self, trainer: L.Trainer, occasion: str) -> Iterator[None]:
+        """Count the time that this takes."""
         device = trainer.strategy.root_device
         _wait_for(device)
         started = time.perf_counter()
-        yield occasion
+        yield
         _wait_for(device)
         self.seconds[occasion] += time.perf_counter() - started
 
     def _measure(self, trainer: L.Trainer, module: Classification, loss: Tensor | None = None) -> None:
-        with self._priced(trainer) as occasion:
+        occasion = self._occasion(trainer)
+        with self._priced(trainer, occasion):
             self.times[occasion] += 1
             self._measure_now(trainer, module, loss)
 
