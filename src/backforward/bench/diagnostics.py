@@ -59,7 +59,7 @@ def run(
 
     Returns:
         For each case and bundle: seconds of a step, of measuring after a batch within an epoch and at the end of one,
-        and what they add up to as shares of the time of the steps; medians over rounds.
+        and what they add up to as shares of the time of the steps; medians over rounds, of `added` the extremes too.
     """
     rows = []
     for name in cases:
@@ -80,6 +80,7 @@ def run(
         for bundle in bundles:
             prices = [added(result, per_epoch) for result in results[bundle]]
             row = {key: statistics.median(one[key] for one in prices) for key in prices[0]}
+            row["added_least"], row["added_most"] = (pick(one["added"] for one in prices) for pick in (min, max))
             whole = statistics.median(_seconds(result) for result in results[bundle]) / bare - 1
             rows.append({"case": where, "bundle": bundle, **row, "added_to_this_run": whole, "rounds": case.rounds})
     return rows
