@@ -137,17 +137,20 @@ def _announce(sweeps: Sequence[Sweep], lacking: Mapping[str, str], scale: str, o
     slots = gpu_count() or cpu_count()
     table = Table("experiment", "runs done", "of", "minutes left", box=SIMPLE_HEAD)
     estimates: list[float | None] = []
-    for sweep in sweeps:
-        missing = [name for name in sweep.needs if name in lacking]
-        done = {folder.name for folder in runs.done_below(outputs / scale / sweep.experiment).values()}
-        kept = reference.seconds(REFERENCE, scale, sweep.experiment)
-        left = sum(seconds for name, seconds in kept.items() if name not in done) / 60 / slots if kept else None
-        if missing:
+    done = set(runs.done_below(outputs / scale))  # experiments share runs of equal settings: none is counted twice
+    for name in dict.fromkeys(sweep.experiment for sweep in sweeps):
+        parts = [sweep for sweep in sweeps if sweep.experiment == name]
+        missing = sorted({data for sweep in parts for data in sweep.needs if data in lacking})
+        there = len(runs.done_below(outputs / scale / name))
+        kept = reference.seconds(REFERENCE, scale, name)
+        left = sum(seconds for key, seconds in kept.items() if key not in done) / 60 / slots if kept else None
+        done |= kept.keys()
+        if all(set(sweep.needs) & lacking.keys() for sweep in parts):
             shown = f"not run: no {', '.join(missing)}"
         else:
             estimates.append(left)
-            shown = "not known" if left is None else f"{left:.0f}"
-        table.add_row(sweep.name, str(len(done)), str(len(kept)) if kept else "", shown)
+            shown = ("not known" if left is None else f"{left:.0f}") + (f", no {', '.join(missing)}" if missing else "")
+        table.add_row(name, str(there), str(len(kept)) if kept else "", shown)
     CONSOLE.print(table)
     minutes = sum(left for left in estimates if left is not None)
     unknown = f", and {estimates.count(None)} experiments of unknown length" if None in estimates else ""

@@ -152,3 +152,34 @@ def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
     with runs.whole(tmp_path / "whole") as file:
         file.write("x")
     assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_run_done_elsewhere_is_taken_over(tmp_path: Path) -> None:
+    source, folder = tmp_path / "one" / "run", tmp_path / "other" / "run"
+    (source / ".hydra").mkdir(parents=True)
+    (source / "metrics.csv").write_text("epoch\n0\n")
+    (source / ".hydra" / "config.yaml").write_text("lr: 0.1\n")
+    runs.write_result(source, {"status": "finished", "settings_hash": "abc"})
+    folder.mkdir(parents=True)
+    runs.write_result(folder, {"status": "failed", "cause": "of an earlier try"})
+    assert runs.done_below(tmp_path) == {"abc": source}
+
+    runs.take_over(source, folder)
+    assert runs.read_result(folder) == {"status": "finished", "settings_hash": "abc", "taken_over_from": "one/run"}
+    for name in ("metrics.csv", ".hydra/config.yaml"):
+        assert (folder / name).read_bytes() == (source / name).read_bytes()
+
+    runs.write_result(source, {"status": "finished", "settings_hash": "new"})
+    runs.take_over(source, folder)  # what is done stays
+    assert (runs.read_result(folder) or {})["settings_hash"] == "abc"
+
+
+def test_a_damaged_result_is_left_for_its_run_to_report(tmp_path: Path) -> None:
+    source, folder = tmp_path / "one", tmp_path / "other"
+    source.mkdir()
+    folder.mkdir()
+    runs.write_result(source, {"status": "finished", "settings_hash": "abc"})
+    (folder / "result.json").write_text("{")
+    runs.take_over(source, folder)
+    assert (folder / "result.json").read_text() == "{"
+    assert not runs.is_done(folder)

@@ -274,6 +274,14 @@ def _split_numbers(text: str) -> Iterator[tuple[bool, str]]:
             yield part[0].isdigit(), part
 
 
+def is_done(folder: Path) -> bool:
+    """Whether a run's folder holds a result, whatever its settings."""
+    with suppress(BadInput):  # a damaged result is none
+        result = read_result(folder)
+        return result is not None and result["status"] in DONE
+    return False
+
+
 def done_below(root: Path) -> dict[str, Path]:
     """Folders of the runs below `root` that are done, by the hash of their settings."""
     found = {}
@@ -288,20 +296,27 @@ def done_below(root: Path) -> dict[str, Path]:
 def take_over(source: Path, folder: Path) -> None:
     """Let a run that is done elsewhere be done here too: its record, its curves and its config, not its weights.
 
+    Its result then names, as `taken_over_from`, the run that was trained.
+
     Args:
         source: Its folder.
         folder: The folder of a run of equal settings that is not done, and that nobody works on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with suppress(Timeout), FileLock(folder / LOCK, timeout=0):
-        if read_result(folder) is not None:
+    # Taken, or damaged: the run's own start says so.
+    with suppress(Timeout, BadInput), FileLock(folder / LOCK, timeout=0):
+        there, result = read_result(folder), read_result(source)
+        if result is None or (there is not None and there["status"] in DONE):
             return
-        # The result last: until then the run is not done.
-        names = ["metrics.csv", "diagnostics.csv", "study.csv", *(path.name for path in source.glob("events.out.*"))]
-        for path in [*(source / name for name in names), source / "result.json"]:
+        (folder / ".hydra").mkdir(exist_ok=True)
+        tables = ("metrics.csv", "diagnostics.csv", "study.csv")
+        for path in [*(source / name for name in tables), *source.glob("events.out.*"), *source.glob(".hydra/*.yaml")]:
             if path.exists():
-                with whole(folder / path.name, "wb") as file:
+                with whole(folder / path.relative_to(source), "wb") as file:
                     file.write(path.read_bytes())
+        # The result last: until then the run is not done.
+        origin = result.get("taken_over_from") or f"{source.parent.name}/{source.name}"
+        write_result(folder, {**result, "taken_over_from": origin})
 
 
 @contextmanager

@@ -86,11 +86,11 @@ def unpack(reference: Path, scale: str, outputs: Path) -> dict[str, int]:
 
 
 def seconds(reference: Path, scale: str, experiment: str) -> dict[str, float]:
-    """How long each committed run of an experiment took, in seconds; empty where none is committed."""
+    """Seconds that each committed run of an experiment took, by the hash of its settings; empty where none is kept."""
     path = reference / scale / f"{experiment}.jsonl"
     if not path.exists():
         return {}
-    return {line["run"]: float(line["result"]["timing"]["seconds"]) for line in read(path)}
+    return {line["result"]["settings_hash"]: float(line["result"]["timing"]["seconds"]) for line in read(path)}
 
 
 def line_of(folder: Path, measures: Iterable[str]) -> Line:

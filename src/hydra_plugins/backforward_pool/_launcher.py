@@ -133,7 +133,7 @@ def _write_plans(jobs: Sequence[Job]) -> None:
 
 def _share(jobs: Sequence[Job]) -> None:
     """Experiments that judge claims share runs of equal settings: what one has trained, another takes over."""
-    pending = [job for job in jobs if job.cfg.scale is not None and not (job.folder / "result.json").exists()]
+    pending = [job for job in jobs if job.cfg.scale is not None and not runs.is_done(job.folder)]
     for root in {job.folder.parent.parent for job in pending}:
         done = runs.done_below(root)
         for job in pending:
