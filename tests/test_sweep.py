@@ -5,9 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.conftest import Command
@@ -18,6 +19,7 @@ from backforward import runs
 from hydra_plugins.backforward_pool import _pool
 from hydra_plugins.backforward_pool._jobs import Job, Sweep
 from hydra_plugins.backforward_pool._pool import Load, Pool
+from hydra_plugins.backforward_pool._scheduler import SchedulerLauncher
 
 MAIN_JOB = ("-m", "method=bfp,sgd", "lr=0.1,0.05,0.01", "data=mnist", "max_epochs=2")
 SIX = sorted(f"{method}-mnist-lr{lr}-max_epochs2" for method in ("bfp", "sgd") for lr in ("0.1", "0.05", "0.01"))
@@ -221,6 +223,34 @@ def test_a_run_killed_as_it_starts_is_not_given_the_cause_of_its_earlier_failure
     assert cause is not None
     assert cause.startswith("killed by SIGKILL")
     assert (runs.read_result(job.folder) or {})["cause"] == cause
+
+
+class LosesAll(SchedulerLauncher):
+    """A scheduler whose nodes die under their jobs."""
+
+    poll_seconds = 0
+
+    def cluster(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def submit(self, jobs: list[Job], submitted: dict[Any, Job]) -> None:
+        submitted.update({job.name: job for job in jobs})
+
+    def ended(self, submitted: Mapping[Any, Job]) -> dict[Any, int | str]:
+        return dict.fromkeys(submitted, "job 1: NODE_FAIL")
+
+    def cancel(self, submitted: Sequence[Any]) -> None:
+        raise AssertionError("nothing is to be taken back")
+
+
+def test_what_a_scheduler_says_of_a_lost_run_is_written_down(tmp_path: Path) -> None:
+    cfg = composed(*DIGITS)
+    job = Job(tmp_path / "train.py", (), tmp_path / "run", cfg, (), cfg)
+    runs.note_failure(job.folder, cfg, "RuntimeError: an earlier sitting's")
+    sweep = Sweep([job])
+    LosesAll().work(sweep, [job])
+    assert sweep.outcomes[job.folder].cause == "job 1: NODE_FAIL"
+    assert (runs.read_result(job.folder) or {})["cause"] == "job 1: NODE_FAIL"
 
 
 SHOWS_GPUS = """\
