@@ -125,7 +125,8 @@ def write_norms(root: Path, accuracy: dict[str, float] | None = None) -> None:
                 for seed in range(3):
                     for lr in (0.01, 0.1):
                         noise = 0.0005 * np.random.default_rng((seed, len(norm))).standard_normal()
-                        level = (accuracy or {}).get(f"{method} + {norm}", 0.9) + noise - (0.05 if lr < 0.1 else 0)
+                        given, arm = accuracy or {}, f"{method} + {norm}"
+                        level = given.get(f"{model}: {arm}", given.get(arm, 0.9)) + noise - (0.05 if lr < 0.1 else 0)
                         rows = [
                             (1, 10, f"shift/{kind}_relative", layer, 1, value)
                             for layer, induced in (("one", 0.0), ("two", 0.2))
@@ -202,7 +203,7 @@ def test_with_some_runs_missing_or_failed_nothing_breaks(name: str, kept: str, t
     # Few claims need neither a second arm nor a second seed.
     decided = [verdict.claim for verdict in found.verdicts if verdict.kind in ("reproduced", "contradicted")]
     rest = {claim.word for claim in decided if claim.rule not in ("identity", "share", "curve")}
-    assert rest <= ({"mended", "norm_still_helps"} if kept == "bfp" else set())
+    assert rest <= ({"mended", "norm_adds_nothing"} if kept == "bfp" else set())
     with style.applied():
         for figure in found.figures:
             figure.draw()
@@ -353,12 +354,22 @@ def test_normalisation_is_judged_at_each_arm_s_own_learning_rate(tmp_path: Path)
     found = examine("bfp_norm", read_runs(tmp_path))
     assert verdict(found, "removes_shift").kind == "reproduced"
     assert verdict(found, "replaces_norm").kind == "contradicted"  # five points behind
-    assert verdict(found, "norm_still_helps").kind == "contradicted"  # the claim is that it adds nothing
+    assert verdict(found, "norm_adds_nothing").kind == "contradicted"  # the claim is that it adds nothing
     (arms,) = [table for table in found.tables if table.title.startswith("Each arm")]
     assert set(arms.frame["lr"]) == {"0.1"}
     (shift,) = [table for table in found.tables if table.title == "Applied shift of each layer, MLP"]
     assert shift.frame["BFP, no norm"].tolist() == ["1e-07", "1e-07"]
     assert shift.frame["SGD, no norm"].tolist() == ["0", "0.2"]
+
+
+def test_an_effect_in_one_network_decides_against_there_being_none(tmp_path: Path) -> None:
+    """As well on the MLP, and far worse on NIN: normalisation is not replaced. Of use to one is not of no use."""
+    write_norms(tmp_path, {"nin: sgd + batch": 0.95, "nin: bfp + none": 0.75})
+    found = examine("bfp_norm", read_runs(tmp_path))
+    for word in ("replaces_norm", "norm_adds_nothing"):
+        assert verdict(found, word).kind == "contradicted"
+        assert "NIN: the effect that is denied" in verdict(found, word).why
+        assert "MLP: no effect" in verdict(found, word).why
 
 
 def test_a_shift_that_stays_is_held_against_the_rule(tmp_path: Path) -> None:

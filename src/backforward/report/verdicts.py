@@ -4,6 +4,7 @@ direction  An effect of a claimed sign, in each row of a table (a learning rate,
            if its 95 % interval and Holm's correction over the rows exclude "no difference" on the claimed side and the
            interval is not wholly within the tolerance; against it if they exclude it on the other side, or if the
            interval lies wholly within the tolerance: there is no effect worth the name. Else the row is open.
+           Where the claim is that the effect is not there (`negated`), for and against change places in each row.
 value      Published numbers: ours agrees where its interval lies within the tolerance about the number, disagrees
            where the interval (Bonferroni's level over the rows) lies wholly outside. At paper scale only.
 identity   The same for what mathematics says must hold; scale does not matter but for smoke.
@@ -38,7 +39,6 @@ from backforward.runs import DONE
 State = Literal["for", "against", "open"]
 _KINDS: dict[State, Kind] = {"for": "reproduced", "against": "contradicted", "open": "inconclusive"}
 NOTHING = "nothing to compare"
-_OPPOSITE: dict[State, State] = {"for": "against", "against": "for", "open": "open"}
 
 
 @dataclass(frozen=True)
@@ -222,15 +222,16 @@ def _signed(claim: Claim, effect: Effect) -> Row:
     low, high = _band(equal, _tolerance(claim), effect.ratio)
     sure = effect.corrected_p is not None and effect.corrected_p < 1 - LEVEL
     beyond = sure and _outside(found, equal, equal)
-    above = beyond and found.value > equal
+    shows = (found.value > equal) == (sign > 0)
+    denied = bool(claim.arguments.get("negated"))
     state: State = "open"
     if _within(found, low, high):
         # Paired runs may tell even an effect from none that is too small to speak of.
         told = "an effect too small to count" if beyond else "no effect"
-        state, why = "against", f"{told}: within {_number(low)} to {_number(high)}"
+        state, why = "for" if denied else "against", f"{told}: within {_number(low)} to {_number(high)}"
     elif beyond:
-        state = "for" if above == (sign > 0) else "against"
-        why = "as claimed" if state == "for" else "the other way"
+        state = "for" if shows != denied else "against"
+        why = ("the effect that is denied" if denied else "as claimed") if shows else "the other way"
     else:
         why = "not told apart from no difference"
     return Row(effect.label, state, found, f"{why}; {effect.note}" if effect.note else why)
@@ -291,8 +292,6 @@ def _judged(claim: Claim, rows: Sequence[Row], ground: Ground, corrected: str, a
     if not ground.runs or not any(row.estimate.value is not None or row.why != NOTHING for row in asked):
         return _or_stand_in(not_run(claim, ground.scale, ground.missing), ground)
     state = _together(asked, str(claim.arguments.get("over", "all")), complete=not absent)
-    if claim.arguments.get("negated"):
-        state = _OPPOSITE[state]
     reasons = [_reasons(asked), corrected]
     beside = [row for row in rows if row not in asked]
     if beside:

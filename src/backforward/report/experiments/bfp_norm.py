@@ -34,7 +34,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
     judged = [
         verdicts.identity(of["removes_shift"], _applied(of["removes_shift"], without), ground),
         verdicts.direction(of["replaces_norm"], _differences(networks, "bfp + none", "sgd + batch"), ground),
-        verdicts.direction(of["norm_still_helps"], _differences(networks, "bfp + batch", "bfp + none"), ground),
+        verdicts.direction(of["norm_adds_nothing"], _differences(networks, "bfp + batch", "bfp + none"), ground),
     ]
     tables = [
         _arm_table(networks),
