@@ -8,30 +8,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.oracles.recording import again
 from torch import Tensor, nn
 
-from backforward.capture import WARM_UP, Captured, Record, Replay, record_cuda
+from backforward.capture import WARM_UP, Captured, Replay, record_cuda
+from backforward.errors import BadInput
 from backforward.models import MLP
 from backforward.rules import Backforward, Backprop, Result, Switch
-
-
-def again(network: nn.Module, optimizer: torch.optim.Optimizer) -> Record:
-    """Stands for a graph: recording leaves everything as it was, a replay writes its result where the record's is."""
-
-    def record(step: Callable[[], Result]) -> tuple[Replay, Result]:
-        weights, memory = copy.deepcopy(network.state_dict()), copy.deepcopy(optimizer.state_dict())
-        out = step()
-        network.load_state_dict(weights)
-        optimizer.load_state_dict(memory)
-
-        def replay() -> None:
-            new = step()
-            out.loss.copy_(new.loss)
-            out.output.copy_(new.output)
-
-        return replay, out
-
-    return record
 
 
 def make(rule: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> Backprop | Backforward | Switch:
@@ -77,10 +60,11 @@ def test_replayed_steps_are_the_ordinary_ones(rule: str, device: str) -> None:
     assert captured.replayed == 3 * (6 - WARM_UP)  # recorded anew each epoch, as the smaller batch ends one
 
 
-def test_what_cannot_be_recorded_is_said_once_and_trained_as_ever() -> None:
-    def refuse(_: Callable[[], Result]) -> tuple[Replay, Result]:
-        raise RuntimeError("operation not permitted when stream is capturing\nsearch for cudaError")
+def refuse(_: Callable[[], Result]) -> tuple[Replay, Result]:
+    raise RuntimeError("operation not permitted when stream is capturing\nsearch for cudaError")
 
+
+def test_what_cannot_be_recorded_is_said_once_and_trained_as_ever() -> None:
     network = MLP((1, 4, 4), 3, hidden=6, seed=0)
     alone = copy.deepcopy(network)
     optimizer, other = (torch.optim.SGD(each.parameters(), lr=0.1) for each in (network, alone))
@@ -92,3 +76,14 @@ def test_what_cannot_be_recorded_is_said_once_and_trained_as_ever() -> None:
     assert len(said) == 1
     assert captured.replayed == 0
     torch.testing.assert_close(dict(network.named_parameters()), dict(alone.named_parameters()))
+
+
+def test_what_must_be_recorded_and_cannot_ends_in_one_line() -> None:
+    network = MLP((1, 4, 4), 3, hidden=6, seed=0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    captured = Captured(make("sgd", network, optimizer), optimizer, refuse, must=True)
+    for x, y in batches(WARM_UP, "cpu"):
+        captured.step(x, y)
+    line = r"^trainer.capture=on: a step cannot be recorded as a CUDA graph \(operation .* capturing\); give [^\n]*$"
+    with pytest.raises(BadInput, match=line):
+        captured.step(x, y)

@@ -55,6 +55,8 @@ def test_defaults_are_the_backforward_papers_setting() -> None:
         ),
         ("trainer.devices=99", "trainer.devices=99: this machine has 2 CPU cores; give at most 2"),
         ("trainer.accelerator=gpu", "trainer.accelerator=gpu: this machine has no GPU; give trainer.accelerator=cpu"),
+        ("trainer.capture=on", "trainer.capture=on: a CUDA graph needs a GPU, this machine has no GPU; give"),
+        ("trainer.capture=maybe", "trainer.capture=maybe: input should be 'auto', 'on' or 'off'"),
         ("name=../x", "name=../x: string should match pattern"),
     ],
 )
@@ -72,7 +74,6 @@ def test_a_value_out_of_range_is_named(override: str, message: str, monkeypatch:
     [
         (["norm=batch", "batch_size=1"], "norm=batch needs at least two samples to a batch"),
         (["data_norm=batch", "batch_size=1"], "data_norm=batch needs at least two samples to a batch"),
-        (["trainer.capture=true", "diagnostics=cheap"], "trainer.capture=true replays it whole"),
         (["method=bfp", "method.engine=shortcut", "trainer.devices=2"], "engine=shortcut works on one device, not 2"),
         (
             ["method=bfp", "method.engine=shortcut", "trainer.precision=bf16-mixed"],
@@ -88,6 +89,36 @@ def test_values_that_do_not_go_together_are_named(
     monkeypatch.setattr(settings, "gpu_count", lambda: 0)
     with pytest.raises(BadInput, match=message):
         Settings.check(composed(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("diagnostics=cheap", "trainer.capture=on replays it whole"),
+        ("trainer.devices=2", "trainer.capture=on works on one device, not 2"),
+        ("trainer=cpu", "a CUDA graph needs a GPU, not trainer.accelerator=cpu"),
+    ],
+)
+def test_capture_is_refused_where_it_cannot_be_had(
+    override: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "gpu_count", lambda: 2)
+    with pytest.raises(BadInput, match=message):
+        Settings.check(composed("trainer.capture=on", override))
+    Settings.check(composed("trainer.capture=auto", override))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "capture"),
+    [
+        ([], "off"),
+        (["trainer.capture=auto"], "auto"),
+        (["trainer.capture=auto", "diagnostics=cheap"], "off"),
+        (["trainer.capture=false"], "off"),  # what YAML makes of a bare off
+    ],
+)
+def test_capture_is_left_out_where_diagnostics_look_into_steps(overrides: list[str], capture: str) -> None:
+    assert Settings.check(composed(*overrides)).capture == capture
 
 
 def test_of_several_faults_the_first_is_named() -> None:

@@ -96,7 +96,7 @@ class Parts:
             after_update=self.projection(network),
             check_every=settings.trainer.log_every_n_steps,
             seed=settings.seed,
-            capture=settings.trainer.capture,
+            capture=settings.capture,
         )
         arithmetic = module.rehearse(*self.few())
         loaders = InMemoryData(

@@ -4,7 +4,7 @@ A small network on a GPU is bound by launches. The whole step of an update rule,
 captured after a few ordinary steps, and again whenever something changes that a recording holds fast: the learning
 rate, the size of a batch, the rule of the epoch.
 
-Depends on torch only.
+Depends on torch and `errors` only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from backforward.errors import BadInput
 from backforward.rules import Result
 
 Replay = Callable[[], None]
@@ -53,16 +54,20 @@ class Captured:
             replayed; what that did on the device is part of the recording.
         optimizer: The rule's, whose learning rates are part of a recording.
         record: Records a step.
+        must: Whether a step that cannot be recorded ends the training; else it is said once, and steps are ordinary.
 
     Attributes:
         replayed: Steps that were replays.
     """
 
-    def __init__(self, rule: Rule, optimizer: torch.optim.Optimizer, record: Record = record_cuda) -> None:
+    def __init__(
+        self, rule: Rule, optimizer: torch.optim.Optimizer, record: Record = record_cuda, *, must: bool = False
+    ) -> None:
         self.rule = rule
         self.replayed = 0
         self._optimizer = optimizer
         self._record = record
+        self._must = must
         self._given_up = False
         self._key: Any = None
         self._ordinary = 0  # steps since the key has changed
@@ -78,7 +83,11 @@ class Captured:
         self.rule.prepare(x)
 
     def step(self, x: Tensor, y: Tensor) -> Result:
-        """Let one mini-batch change the weights. What is returned holds until the next step."""
+        """Let one mini-batch change the weights. What is returned holds until the next step.
+
+        Raises:
+            BadInput: The step cannot be recorded, and `must` be.
+        """
         if self._given_up:
             return self.rule.step(x, y)
         key = (x.shape, x.dtype, y.shape, getattr(self.rule, "active", None), *self._rates())
@@ -119,7 +128,12 @@ class Captured:
         try:
             self._recording = self._record(lambda: self.rule.step(*self._batch))  # type: ignore[misc]
         except RuntimeError as error:
-            self._given_up = True
             reason = str(error).strip().split("\n")[0]
+            if self._must:
+                raise BadInput(
+                    f"trainer.capture=on: a step cannot be recorded as a CUDA graph ({reason});"
+                    " give trainer.capture=auto or off"
+                ) from error
+            self._given_up = True
             warnings.warn(f"steps are not replayed from a CUDA graph: {reason}", stacklevel=2)
         return not self._given_up

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from backforward.errors import BadInput
 from backforward.hardware import cpu_count, gpu_count
@@ -20,6 +20,14 @@ from backforward.hardware import cpu_count, gpu_count
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _switched(value: object) -> object:
+    """YAML reads a bare `on` or `off` as true or false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Switched = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switched)]
 
 # Keys that leave the result as it is: they are neither in a run's name nor in the hash of its settings. `diagnostics`
 # is not among them though it changes no weight and no metric: what it measures belongs to the result, so a finished run
@@ -87,7 +95,7 @@ class TrainerSettings(_Model):
     progress_bar: bool | Literal["auto"]
     log_every_n_steps: Count
     checkpoint_minutes: Positive
-    capture: bool
+    capture: Switched
 
 
 When = list[Literal["epoch", "log"] | Count]
@@ -162,6 +170,9 @@ class Settings(_Model):
         if accelerator == "gpu" and not gpus:
             raise BadInput("trainer.accelerator=gpu: this machine has no GPU; give trainer.accelerator=cpu")
         on_gpu = gpus > 0 and accelerator != "cpu"
+        if self.trainer.capture == "on" and not on_gpu:
+            why = "this machine has no GPU" if not gpus else "not trainer.accelerator=cpu"
+            raise BadInput(f"trainer.capture=on: a CUDA graph needs a GPU, {why}; give trainer.capture=auto or off")
         have, kind = (gpus, "GPU") if on_gpu else (cpu_count(), "CPU core")
         if devices > have:
             kinds = kind if have == 1 else f"{kind}s"
@@ -183,11 +194,13 @@ class Settings(_Model):
                 "diagnostics.shift and diagnostics.update look at gradients, and engine=shortcut makes none;"
                 " give method.engine=replay, or diagnostics=off"
             )
-        if self.trainer.capture and (self.diagnostics.shift or self.diagnostics.update):
+        if self.trainer.capture == "on" and self._looks_into_steps():
             raise BadInput(
-                "diagnostics.shift and diagnostics.update look into a step, and trainer.capture=true replays it whole;"
-                " give trainer.capture=false, or diagnostics=off"
+                "diagnostics.shift and diagnostics.update look into a step, and trainer.capture=on replays it whole;"
+                " give trainer.capture=auto or off, or diagnostics=off"
             )
+        if self.trainer.capture == "on" and devices > 1:
+            raise BadInput(f"trainer.capture=on works on one device, not {devices}; give trainer.capture=auto or off")
         each = "" if devices == 1 else " on each device"
         if batch == devices and self.norm.kind == "batch":
             raise BadInput(
@@ -196,6 +209,14 @@ class Settings(_Model):
             )
         if batch == devices and self.data_norm == "batch":
             raise BadInput(f"data_norm=batch needs at least two samples to a batch{each}; give data_norm=global")
+
+    def _looks_into_steps(self) -> bool:
+        return bool(self.diagnostics.shift or self.diagnostics.update)
+
+    @property
+    def capture(self) -> Literal["auto", "on", "off"]:
+        """`trainer.capture`, as far as diagnostics leave the choice."""
+        return "off" if self._looks_into_steps() else self.trainer.capture
 
     def _check_study(self) -> None:
         if self.trainer.devices > 1:

@@ -8,7 +8,7 @@ import backforward._torchvision  # noqa: F401  (before Lightning, which imports 
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning as L
 import numpy as np
@@ -83,7 +83,8 @@ class Classification(L.LightningModule):
         schedule_interval: `"epoch"` or `"step"` (a batch): how often the schedule moves.
         after_update: Called with the parameters just updated, after each optimizer step.
         check_every: Batches of an epoch between two looks at whether the loss is still finite.
-        capture: Whether the rule's step is recorded as a CUDA graph, on a GPU (see `capture`).
+        capture: Whether the rule's step is recorded as a CUDA graph (see `capture`): `auto` where one process trains on
+            a CUDA device and it can be, else it says so once; `on`, or it raises `BadInput`; `off`.
         seed: Of what is drawn while training, such as dropout; each device draws its own.
 
     Attributes:
@@ -100,7 +101,7 @@ class Classification(L.LightningModule):
         after_update: Callable[..., None] | None = None,
         check_every: int = 50,
         seed: int = 0,
-        capture: bool = False,
+        capture: Literal["auto", "on", "off"] = "off",
     ) -> None:
         super().__init__()
         self.capture = capture
@@ -196,8 +197,8 @@ class Classification(L.LightningModule):
             reduce=(lambda flat: strategy.reduce(flat, reduce_op="mean")) if self.trainer.world_size > 1 else None,
             after_update=self.after_update,
         )
-        if self.capture and self.device.type == "cuda" and self.trainer.world_size == 1:
-            self.rule = Captured(self.rule, optimizer)
+        if self.capture != "off" and self.device.type == "cuda" and self.trainer.world_size == 1:
+            self.rule = Captured(self.rule, optimizer, must=self.capture == "on")
         self.rule.set_epoch(self.current_epoch)
         self._each_batch = [callback for callback in self.trainer.callbacks if isinstance(callback, EachBatch)]  # type: ignore[attr-defined]
         if self._of_ranks is None:
