@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from backforward import cli
+from backforward.files import whole
 from backforward.hardware import cpu_count, cpu_model
-from backforward.runs import whole
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 

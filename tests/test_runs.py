@@ -12,13 +12,13 @@ from tests.test_settings import CONF
 
 from backforward import runs
 from backforward.errors import BadInput
+from backforward.files import whole
 from backforward.runs import (
     finished_result,
     natural,
     read_metrics,
     read_result,
     run_name,
-    whole,
     write_metrics,
     write_result,
 )
@@ -149,7 +149,7 @@ def test_numbers_in_names_are_ordered_by_value() -> None:
 
 def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
-    with runs.whole(tmp_path / "whole") as file:
+    with whole(tmp_path / "whole") as file:
         file.write("x")
     assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode
 

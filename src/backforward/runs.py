@@ -24,13 +24,12 @@ import json
 import os
 import re
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
@@ -40,6 +39,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from backforward import processes
 from backforward.errors import BadInput, Busy
+from backforward.files import whole
 from backforward.hardware import gpu_count
 from backforward.settings import WITHOUT_EFFECT, Settings, differing, fingerprint, plain
 
@@ -50,9 +50,6 @@ LATE = 3.0  # seconds after timeout_min until a run that cannot end itself is en
 NAME_LIMIT = 150  # characters; most file systems end at 255 bytes
 
 Result = dict[str, Any]
-
-_UMASK = os.umask(0)  # it cannot be read without being set
-os.umask(_UMASK)
 
 _result_written = threading.Lock()  # a run may be done in the moment when its time is over
 
@@ -125,23 +122,6 @@ def _by_scale(smoke: Any, small: Any, paper: Any, *, _root_: DictConfig) -> Any:
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that appears under its name whole or not at all: written beside, flushed to disk, then renamed."""
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    text = "b" not in mode
-    try:
-        Path(beside).chmod(0o666 & ~_UMASK)  # mkstemp lets nobody else read
-        with os.fdopen(handle, mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(beside).replace(path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
 
 
 def write_metrics(folder: Path, rows: list[dict[str, float | int | None]]) -> None:

@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from backforward.errors import BadInput, Stopped
+from backforward.files import whole
 from backforward.rules import Result
-from backforward.runs import whole
 from backforward.settings import differing, fingerprint
 from backforward.training import Batch, Classification
 

@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from backforward import runs as folders
+from backforward.files import whole
 from backforward.report import experiments, style
 from backforward.report.claims import Claim, read_claims
 from backforward.report.finding import KINDS, Figure, Finding, Kind, Verdict
@@ -165,7 +166,7 @@ def write(examined: Sequence[Examined], folder: Path, scale: str) -> Path:
     files["index.html"] = _environment().get_template("page.html.j2").render(context).encode()
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        with folders.whole(folder / name, "wb") as file:
+        with whole(folder / name, "wb") as file:
             file.write(content)
     for path in (folder / "figures").iterdir():
         if f"figures/{path.name}" not in files:

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from backforward import runs
 from backforward.errors import BadInput
+from backforward.files import whole
 from backforward.report import experiments
 from backforward.report.reading import SCALES
 
@@ -137,7 +138,7 @@ def read(path: Path) -> Iterator[Line]:
 
 def _write(path: Path, lines: Iterable[Line]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with runs.whole(path) as file:
+    with whole(path) as file:
         for line in lines:
             file.write(json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n")
 
@@ -167,7 +168,7 @@ def _place(line: Line, folder: Path) -> bool:
         with FileLock(folder / runs.LOCK, timeout=0):
             for table in TABLES:
                 if table in line:
-                    with runs.whole(folder / f"{table}.csv", "wb") as file:
+                    with whole(folder / f"{table}.csv", "wb") as file:
                         file.write(line[table].encode())
             runs.write_result(folder, line["result"])
     except Timeout:
