@@ -134,13 +134,13 @@ class TestSweeps:
 
     def test_a_killed_first_process_takes_the_other_along(self, tmp_path: Path) -> None:
         job = (
-            *("-m", "trainer=ddp", *DIGITS, "method=bfp", "max_epochs=3"),
+            *("trainer=ddp", *DIGITS, "method=bfp", "max_epochs=3"),
             *("trainer.checkpoint_minutes=0.001", "trainer.log_every_n_steps=7"),
         )
         killed, alone = tmp_path / "killed", tmp_path / "alone"
         killed.mkdir()
         alone.mkdir()
-        sweep = start(killed, *job)
+        sweep = start(killed, "-m", *job)
         until(lambda: list(killed.rglob("last.ckpt")))
         first, second = ranks_of(sweep.pid)
         os.kill(first, signal.SIGKILL)
@@ -152,8 +152,7 @@ class TestSweeps:
         (folder,) = (path.parent for path in killed.rglob("last.ckpt"))
         assert not runs.is_taken(folder)
 
-        for cwd in (killed, alone):
-            again = start(cwd, *job)
+        for again in (start(killed, "-m", *job), start(alone, *job)):
             out, _ = again.communicate(timeout=200)
             assert again.returncode == 0, out
         assert "goes on from step" in (folder / "run.log").read_text()

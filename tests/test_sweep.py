@@ -329,38 +329,11 @@ def test_a_run_that_takes_too_long_is_ended_and_goes_on(tmp_path: Path) -> None:
     again.communicate(timeout=10)
 
 
-def test_slots_bound_how_many_run_at_a_time(spawned: Command, tmp_path: Path) -> None:
-    ended = spawned("-m", "seed=0,1", *DIGITS, "max_epochs=1", "hydra.launcher.slots=1")
+def test_slots_bound_how_many_run_at_a_time_and_two_spellings_are_one_run(spawned: Command, tmp_path: Path) -> None:
+    ended = spawned("-m", "seed=0,1", "lr=0.1,1e-1", *DIGITS, "max_epochs=1", "hydra.launcher.slots=1")
     assert ended.code == 0
+    assert "2 runs: 2 finished" in ended.out
     for folder in (tmp_path / "outputs" / "train").glob("sgd-*"):
         result = runs.read_result(folder)
         assert result is not None
         assert result["timing"]["threads"] == len(os.sched_getaffinity(0))  # one run at a time has all cores
-
-
-def test_the_same_settings_in_two_spellings_run_once(spawned: Command) -> None:
-    ended = spawned("-m", "lr=0.1,1e-1", *DIGITS, "max_epochs=1")
-    assert ended.code == 0
-    assert "1 run: 1 finished" in ended.out
-
-
-def test_experiments_share_runs_of_equal_settings(spawned: Command, tmp_path: Path) -> None:
-    """What one has trained, another at its scale takes over; an ordinary sweep trains anew."""
-    asked = (
-        "-m",
-        "scale=smoke",
-        "data=digits",
-        "max_epochs=1",
-        "model.hidden=8",
-        "trainer.accelerator=cpu",
-        "seed=0,1",
-    )
-    assert spawned(*asked, "name=smoke/one").code == 0
-    again = spawned(*asked, "name=smoke/other")
-    assert "2 runs: 2 done before, skipped" in again.out
-    one, other = (next((tmp_path / "outputs" / "smoke" / name).glob("*-seed0")) for name in ("one", "other"))
-    assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
-    result = runs.read_result(other)
-    assert result is not None
-    assert result["taken_over_from"] == f"one/{one.name}"
-    assert "2 runs: 2 finished" in spawned(*asked, "scale=none", "name=smoke/third").out
