@@ -4,14 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from backforward import runs
+from backforward.data import load_data
 from backforward.errors import BadInput
 from backforward.report import experiments, reference
+from backforward.report.experiments._common import hardware
 from backforward.report.reading import read_runs
+from backforward.results import assembled
 
 NAME = "bfp_norm"
 KEPT = "shift/applied_relative"
+SETTINGS = {"seed": 3, "data": {"name": "digits", "root": "/home/somebody/data", "size": None}}
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +34,10 @@ def write_run(outputs: Path, name: str, status: str = "finished", **result: obje
     runs.write_diagnostics(folder, rows)
     (folder / "study.csv").write_text('quantile,value\n"a, b",0.1\n')
     (folder / "last.ckpt").write_text("weights")
-    settings = {"seed": 3, "data": {"name": "mnist", "root": "/home/somebody/data", "size": None}}
-    hardware = {"device": "a processor", "threads": 1, "system": "Linux-of-somebody", "cuda_visible_devices": "3"}
-    content = {"status": status, "final": {"loss/train": 0.1 + 0.2}, "settings": settings, "hardware": hardware}
-    runs.write_result(folder, {**content, **result})
+    found = {"status": status, "final": {"loss/train": 0.1 + 0.2}}
+    data = load_data("digits", Path())
+    written = assembled(found, SETTINGS, {}, data, torch.device("cpu"), {"seconds": 2.5})
+    runs.write_result(folder, {**written, **result})
     return folder
 
 
@@ -59,14 +64,26 @@ def test_round_trip(outputs: Path, tmp_path: Path) -> None:
     assert [run.name for run in read_runs(elsewhere)] == ["bfp-lr0.1-seed2", "bfp-lr0.1-seed10"]  # natural order
 
 
-def test_what_is_of_the_machine_and_its_user_stays_there(outputs: Path, tmp_path: Path) -> None:
-    reference.pack(outputs, "small", tmp_path / "reference")
+def test_what_is_of_the_machine_and_its_user_stays_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a result as a run writes it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "somebody's third")
+    monkeypatch.setattr("platform.platform", lambda: "Linux-of-somebody")
+    whole = runs.read_result(write_run(tmp_path / "outputs", "bfp-lr0.1-seed2"))
+    assert whole is not None
+    assert json.dumps(whole).count("somebody") == 3
+    reference.pack(tmp_path / "outputs", "small", tmp_path / "reference")
     text = (tmp_path / "reference" / "small" / f"{NAME}.jsonl").read_text()
     assert "somebody" not in text
-    assert "cuda_visible_devices" not in text
-    line = json.loads(text.splitlines()[0])
-    assert line["result"]["settings"] == {"seed": 3, "data": {"name": "mnist", "size": None}}
-    assert line["result"]["hardware"] == {"device": "a processor", "threads": 1}
+    kept = json.loads(text)["result"]
+    assert kept["settings"] == {"seed": 3, "data": {"name": "digits", "size": None}}
+    assert set(kept["hardware"]) == set(whole["hardware"]) - {"system"}
+    assert set(kept["timing"]) == set(whole["timing"]) - {"cuda_visible_devices"}
+
+
+def test_the_threads_of_a_run_are_told_with_its_hardware(outputs: Path) -> None:
+    threads = torch.get_num_threads()
+    [told] = hardware(read_runs(outputs)).split("; ")
+    assert told.endswith(f", {threads} {'thread' if threads == 1 else 'threads'} a run")
 
 
 def test_of_the_diagnostics_only_what_is_read_is_kept(outputs: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from backforward.files import whole
 from backforward.report import experiments
 from backforward.report.reading import SCALES
 
-LEFT_OUT = (("settings", "data", "root"), ("hardware", "system"), ("hardware", "cuda_visible_devices"))
+LEFT_OUT = (("settings", "data", "root"), ("hardware", "system"), ("timing", "cuda_visible_devices"))
 TABLES = ("metrics", "study", "diagnostics")
 Line = dict[str, Any]
 

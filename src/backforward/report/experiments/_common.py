@@ -323,7 +323,7 @@ def hardware(runs: Iterable[Run]) -> str:
     """What runs were made on: device and threads, each combination once."""
     told = []
     for run in runs:
-        threads = run.result.get("hardware", {}).get("threads")
+        threads = run.result.get("timing", {}).get("threads")
         plural = "thread" if threads == 1 else "threads"
         told.append(run.hardware + (f", {threads} {plural} a run" if threads else ""))
     return "; ".join(dict.fromkeys(told))
