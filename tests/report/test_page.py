@@ -19,7 +19,9 @@ import report as report_command
 from backforward import cli
 from backforward.report import experiments, page
 from backforward.report.claims import read_claims
-from backforward.report.finding import KINDS
+from backforward.report.finding import KINDS, Finding
+from backforward.report.reading import read_runs
+from backforward.runs import read_result, take_over, write_result
 
 PHONE, DESK = 390, 1280  # CSS pixels
 
@@ -99,6 +101,25 @@ def test_everything_said_of_an_experiment_is_on_both(report: Path) -> None:
             "could not be examined: KeyError",
         ):
             assert said in text, f"{said} is not in {name}"
+
+
+def test_a_run_that_two_experiments_share_is_counted_once(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "bfp_learning_rates", seconds=90)
+    for name, copy in (("bfp_weight_norm", True), ("bfp_depth", False)):
+        elsewhere = tmp_path / "small" / name / folder.name
+        take_over(folder, elsewhere)
+        if not copy:  # its own training of these settings
+            result = read_result(folder) or {}
+            write_result(elsewhere, result | {"timing": result["timing"] | {"finished_at": "2026-01-01"}})
+    examined = [
+        page.Examined(Finding(name, "Why?", (), (), (), tuple(read_runs(tmp_path / "small" / name)), "small", ""))
+        for name in ("bfp_learning_rates", "bfp_weight_norm", "bfp_depth")
+    ]
+    page.write(examined, tmp_path / "report", "small")
+    html, markdown = ((tmp_path / "report" / file).read_text() for file in ("index.html", "report.md"))
+    assert "2 runs, 3 minutes of training" in html
+    assert html.count("1 run behind it") == 3  # where it is read, it is listed
+    assert "2 runs" in markdown
 
 
 def test_the_same_findings_give_the_same_bytes(report: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,7 +200,7 @@ def _environment(markdown: bool = False) -> Environment:
 def _context(examined: Sequence[Examined], scale: str) -> dict[str, Any]:
     findings = [e.finding for e in examined]
     counts = Counter(verdict.kind for finding in findings for verdict in finding.verdicts)
-    runs = [run for finding in findings for run in finding.runs]
+    runs = _trained(run for finding in findings for run in finding.runs)
     return {
         "scale": scale,
         "examined": [{"finding": e.finding, "drawn": e.drawn, "fault": e.fault, "runs": list(map(row, e.finding.runs))}
@@ -212,6 +212,16 @@ def _context(examined: Sequence[Examined], scale: str) -> dict[str, Any]:
         "stand_in": any(finding.stand_in for finding in findings),
         "seconds": sum(run.result.get("timing", {}).get("training_seconds") or 0 for run in runs),
     }  # fmt: skip
+
+
+def _trained(runs: Iterable[Run]) -> list[Run]:
+    """Each training once: a run that an experiment took over from another has the result of where it was trained."""
+    found: dict[object, Run] = {}
+    for run in runs:
+        settings = run.result.get("settings_hash")  # a run that failed to begin has none
+        ended = run.result.get("timing", {}).get("finished_at")  # of equal settings trained twice, each counts
+        found.setdefault((settings, ended) if settings else run.folder, run)
+    return list(found.values())
 
 
 def _distinct(values: Any) -> list[str]:
