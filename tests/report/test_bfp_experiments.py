@@ -329,11 +329,44 @@ def test_one_step_counts_infinite_losses_as_not_learnt(tmp_path: Path) -> None:
     assert "90th percentile infinite" in found.notes[-1]
 
 
-@pytest.mark.parametrize(("largest", "kind"), [(2.0, "reproduced"), (1.0, "contradicted"), (0.5, "contradicted")])
-def test_largest_learning_rates_are_compared(tmp_path: Path, largest: float, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("largest", "kind", "ratio"),
+    [
+        (4.0, "reproduced", "4.0 [2.0, 8.0]"),  # between 4 and 8 against between 1 and 2
+        (2.0, "inconclusive", "2.00 [1.00, 4.00]"),  # one step: 2.0 against 1.9, for all that is known
+        (1.0, "inconclusive", "1.00 [0.50, 2.00]"),
+        (0.25, "contradicted", "0.250 [0.125, 0.500]"),  # not even at the smallest, 0.5
+    ],
+)
+def test_largest_learning_rates_are_compared_to_within_the_steps_of_the_grid(
+    tmp_path: Path, largest: float, kind: str, ratio: str
+) -> None:
     write_largest(tmp_path, {"sgd": 1.0, "bfp": largest})
-    found = examine("bfp_max_lr", read_runs(tmp_path))
-    assert verdict(found, "larger").kind == kind
+    found = verdict(examine("bfp_max_lr", read_runs(tmp_path)), "larger")
+    assert found.kind == kind
+    (estimate,) = found.estimates
+    value, low, high = (float(number.strip("[],")) for number in ratio.split())
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((value, low, high))
+
+
+def test_what_was_not_run_does_not_count_as_not_training(tmp_path: Path) -> None:
+    write_largest(tmp_path, {"sgd": 4.0, "bfp": 4.0})
+    runs = [run for run in read_runs(tmp_path) if run.choice("method") == "sgd" or run.setting("lr") <= 1]
+    found = verdict(examine("bfp_max_lr", runs), "larger")
+    assert found.kind == "inconclusive"
+    assert "both train at the largest of the grid, 1; learning rates that only one of the arms has run" in found.why
+
+
+def test_a_loss_that_was_not_measured_is_not_the_best(tmp_path: Path) -> None:
+    write_largest(tmp_path, {"sgd": 4.0, "bfp": 1.0})
+    runs = read_runs(tmp_path)
+    for run in runs:
+        if run.setting("lr") == 2.0:
+            run.result["final"].pop("loss/train", None)
+            run.result["status"] = "finished"
+    (_, rates) = examine("bfp_max_lr", runs).tables
+    row = rates.frame.set_index("lr").loc["2"]
+    assert set(row) == {"0 of 4 (infinite)"}
 
 
 def test_pairs_that_train_everywhere_say_nothing(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ class Claim(BaseModel):
         arguments: Of the rule. `sign`: of the effect that is claimed (direction). `over`: for which rows, `all` (the
             default), `most` or `any`. `rows`: labels of the rows that the paper speaks of; the others are shown.
             `negated`: the claim is that this effect is not there; so it must be in each row, unless `over` says
-            otherwise. `relative`: the tolerance is a share of the number (value). `at_least`: see above. Others are for the experiment, which alone knows what they mean.
+            otherwise. `relative`: the tolerance is a share of the number (value). `at_least`: see above.
+            Others are for the experiment, which alone knows what they mean.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")

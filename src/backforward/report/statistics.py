@@ -145,6 +145,8 @@ class Effect:
         note: What a reader must know of this row.
         corrected_p: After Holm's correction over the rows of the table; None before, or without a test.
         exact: Whether a single value is known without error, and so needs no interval.
+        reach: By how much the mean may be off, either way, because values were read from a grid; logarithm if `ratio`.
+            The interval is wider by it on both sides, and p is that of the mean nearest to equality.
     """
 
     label: str
@@ -155,6 +157,7 @@ class Effect:
     note: str = ""
     corrected_p: float | None = None
     exact: bool = False
+    reach: float = 0.0
 
     @property
     def equality(self) -> float:
@@ -164,6 +167,8 @@ class Effect:
     def estimate(self, level: float = LEVEL) -> Estimate:
         """Mean difference, or geometric mean of ratios."""
         inner = mean(self.values, self.unit, level)
+        if inner.low is not None and inner.high is not None:
+            inner = replace(inner, low=inner.low - self.reach, high=inner.high + self.reach)
         if not self.ratio or inner.value is None:
             return inner
         low, high = (None if end is None else _exponential(end) for end in (inner.low, inner.high))
@@ -175,12 +180,13 @@ class Effect:
         data = np.asarray(self.values)
         if len(data) < 2:
             return None
-        if abs(float(data.mean())) < ROUNDING:  # equal arms, whose numbers came about in another order
+        apart = abs(float(data.mean())) - self.reach
+        if apart < ROUNDING:  # equal arms, whose numbers came about in another order, or not to be told apart
             return 1.0
         error = float(data.std(ddof=1)) / math.sqrt(len(data))
         if error == 0:
             return 0.0
-        return float(2 * scipy.stats.t.sf(abs(float(data.mean())) / error, len(data) - 1))
+        return float(2 * scipy.stats.t.sf(apart / error, len(data) - 1))
 
 
 def _exponential(value: float) -> float:

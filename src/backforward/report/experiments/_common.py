@@ -154,16 +154,54 @@ def largest_lr(runs: Iterable[Run]) -> dict[Hashable, float | None]:
 def larger_lr(ours: Sequence[Run], theirs: Sequence[Run], label: str) -> Effect:
     """The largest learning rate that trains in one arm over that of another, seed by seed.
 
-    A pair of which both train at the largest of the grid says nothing, and is left out.
+    Of a seed those rates alone are compared that both arms have run, and a limit is known no better than the grid: it
+    lies somewhere between the last rate that trains and the first that does not. A value is the ratio of the middles
+    of these brackets, and the effect's `reach` what they leave open. An arm that trains at all rates, or at none, is
+    taken to have its limit one more step away; a pair of which both do says nothing, and is left out.
     """
-    top = max((float(run.setting("lr")) for run in (*ours, *theirs)), default=math.inf)
-    one, other = largest_lr(ours), largest_lr(theirs)
-    both = [seed for seed, lr in one.items() if lr == top == other.get(seed)]
-    told = {seed: lr for seed, lr in one.items() if seed not in both}
-    note = f"{len(both)} of {len(one)} pairs left out: both train at the largest of the grid, {top:g}" if both else ""
-    if told and other and not any(lr and other.get(seed) for seed, lr in told.items()):
-        note = "no pair in which both train at the smallest of the grid"
-    return replace(statistics.paired(told, {seed: other.get(seed) for seed in told}, label, ratio=True), note=note)
+    one, other = (_by_seed_and_lr(arm) for arm in (ours, theirs))
+    seeds = sorted({*one, *other})
+    values, reaches, tops, bottoms = [], [], [], []
+    for seed in seeds:
+        pair = one.get(seed, {}), other.get(seed, {})
+        lrs = sorted(pair[0].keys() & pair[1].keys())
+        limits = [_first_failing([arm[lr] for lr in lrs]) for arm in pair]
+        if lrs and min(limits) == len(lrs):
+            tops.append(lrs[-1])
+        elif lrs and max(limits) == 0:
+            bottoms.append(lrs[0])
+        elif len(lrs) > 1:
+            grid = np.log([lrs[0] ** 2 / lrs[1], *lrs, lrs[-1] ** 2 / lrs[-2]])
+            middles, reach = (
+                [(grid[k] + grid[k + 1]) / 2 for k in limits],
+                [(grid[k + 1] - grid[k]) / 2 for k in limits],
+            )
+            values.append(float(middles[0] - middles[1]))
+            reaches.append(float(sum(reach)))
+    notes = []
+    if tops:
+        both = f"both train at the largest of the grid, {max(tops):g}"
+        notes.append(f"{len(tops)} of {len(seeds)} pairs left out: {both}")
+    if bottoms:
+        neither = f"neither trains at the smallest of the grid, {min(bottoms):g}"
+        notes.append(f"{len(bottoms)} of {len(seeds)} pairs left out: {neither}")
+    if any(one.get(seed, {}).keys() != other.get(seed, {}).keys() for seed in seeds) and (values or notes):
+        notes.append("learning rates that only one of the arms has run are left out")
+    lost = len(seeds) - len(values) - len(tops) - len(bottoms)
+    mean_reach = float(np.mean(reaches)) if reaches else 0.0
+    return Effect(label, tuple(values), ratio=True, lost=lost, note="; ".join(notes), reach=mean_reach)
+
+
+def _first_failing(runs: Sequence[Run]) -> int:
+    """How many of these train before the first that does not."""
+    return next((k for k, run in enumerate(runs) if not trains(run)), len(runs))
+
+
+def _by_seed_and_lr(runs: Iterable[Run]) -> dict[int, dict[float, Run]]:
+    found: dict[int, dict[float, Run]] = {}
+    for run in runs:
+        found.setdefault(run.seed, {})[float(run.setting("lr"))] = run
+    return found
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

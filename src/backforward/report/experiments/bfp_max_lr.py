@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -59,8 +60,9 @@ def _table(arms: Arms, ratios: Sequence[Effect]) -> Table:
     return common.table(
         "Largest learning rate that trains",
         rows,
-        "Trains: finished with a training loss below that of a guess, and so at all smaller rates of the grid. No "
-        f"difference smaller than a step of the grid can be seen. {common.INTERVALS} "
+        "Trains: finished with a training loss below that of a guess, and so at all smaller rates of the grid. A limit "
+        "lies between that rate and the next, which the interval of the ratio takes in: a step of the grid alone is "
+        f"not told apart from no difference. {common.INTERVALS} "
         f"{common.correction_note(len(ratios))}",
     )
 
@@ -72,10 +74,17 @@ def _rates_table(arms: Arms) -> Table:
         for name, runs in arms.items():
             there = common.at(runs, lr=lr)
             trained = f"{sum(map(common.trains, there))} of {len(there)}"
-            loss = statistics.quantile([run.final("loss/train") or 0.0 for run in there], 0.5).value
-            row[style.look(name).label] = None if not there or loss is None else f"{trained} ({loss:.3g})"
+            loss = statistics.quantile([_loss(run) for run in there], 0.5).value
+            median = "infinite" if loss is None else f"{loss:.3g}"
+            row[style.look(name).label] = f"{trained} ({median})" if there else None
         rows.append(row)
     return common.table("Runs that train, by learning rate", rows, "In brackets: median training loss, last epoch.")
+
+
+def _loss(run: Run) -> float:
+    """After the last epoch; one that was not measured counts as the worst."""
+    loss = run.final("loss/train")
+    return math.inf if loss is None else loss
 
 
 def _draw(arms: Arms) -> matplotlib.figure.Figure:
@@ -83,10 +92,7 @@ def _draw(arms: Arms) -> matplotlib.figure.Figure:
     lrs = common.numbers([run for runs in arms.values() for run in runs], "lr")
     for name, runs in arms.items():
         of, at = style.look(name), [common.at(runs, lr=lr) for lr in lrs]
-        medians: list[Estimate | None] = [
-            statistics.quantile([loss for run in there if (loss := run.final("loss/train")) is not None], 0.5)
-            for there in at
-        ]
+        medians: list[Estimate | None] = [statistics.quantile([_loss(run) for run in there], 0.5) for there in at]
         trained: list[Estimate | None] = [statistics.share(sum(map(common.trains, there)), len(there)) for there in at]
         style.points(axes[0, 0], of, lrs, medians)
         axes[0, 1].plot(lrs, [None if x is None else x.value for x in trained], marker=of.marker, **of.line)
