@@ -382,6 +382,14 @@ def test_a_trend_over_depth_is_found(tmp_path: Path, gain: float, kind: str) -> 
     assert verdict(examine("bfp_depth", read_runs(tmp_path)), "grows").kind == kind
 
 
+def test_pairs_that_are_lost_are_told_in_verdict_and_table(tmp_path: Path) -> None:
+    write_schedules(tmp_path, "bfp_schedule")
+    runs = [run for run in read_runs(tmp_path) if run.name != "bfp-constant-2"]
+    found = examine("bfp_schedule", runs)
+    assert "2 of 3 pairs, the others gave no value" in verdict(found, "plateaus").why
+    assert found.tables[0].frame["BFP / SGD"][0].endswith("(2 of 3 pairs)")
+
+
 def test_normalisation_is_judged_at_each_arm_s_own_learning_rate(tmp_path: Path) -> None:
     write_norms(tmp_path, {"sgd + batch": 0.95, "bfp + batch": 0.95})
     found = examine("bfp_norm", read_runs(tmp_path))

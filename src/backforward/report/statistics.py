@@ -220,6 +220,12 @@ def paired(
     return Effect(label, tuple(values), ratio, "" if ratio else unit, lost)
 
 
+def told_lost(effect: Effect) -> str:
+    """How many pairs a row with values goes without, in words; empty where none is lost."""
+    total = len(effect.values) + effect.lost
+    return f"{len(effect.values)} of {total} pairs, the others gave no value" if effect.values and effect.lost else ""
+
+
 def holm(effects: Sequence[Effect]) -> tuple[Effect, ...]:
     """Holm's step-down correction over the rows of a table: the chance of any false finding among them stays 5 %."""
     tested = sorted((p, index) for index, effect in enumerate(effects) if (p := effect.p) is not None)

@@ -197,8 +197,7 @@ def curve(claim: Claim, ratios: Sequence[Effect], ground: Ground, epochs: str) -
         words = {"for": "follows it", "against": "is off", "open": "may or may not follow it"}[state]
         if state == "open" and len(effect.values) > 1:
             words += f", our own seeds differ by a factor of {math.exp(float(np.std(effect.values, ddof=1))):.2f}"
-        note = f" ({effect.note})" if effect.note else ""
-        rows.append(Row(effect.label, state, narrow, f"{words}{note}"))
+        rows.append(Row(effect.label, state, narrow, _remarked(words, effect)))
     corrected = f"Bonferroni's level over {len(rows)} rows" if len(rows) > 1 else ""
     return _judged(claim, rows, ground, "; ".join(filter(None, [epochs, corrected])), any_scale=True)
 
@@ -218,7 +217,7 @@ def _signed(claim: Claim, effect: Effect) -> Row:
     if found.value is None:
         return Row(effect.label, "open", found, effect.note or NOTHING)
     if not found.has_interval:
-        return Row(effect.label, "open", found, "one pair of runs: no interval")
+        return Row(effect.label, "open", found, _remarked("one pair of runs: no interval", effect))
     low, high = _band(equal, _tolerance(claim), effect.ratio)
     sure = effect.corrected_p is not None and effect.corrected_p < 1 - LEVEL
     beyond = sure and _outside(found, equal, equal)
@@ -234,7 +233,7 @@ def _signed(claim: Claim, effect: Effect) -> Row:
         why = ("the effect that is denied" if denied else "as claimed") if shows else "the other way"
     else:
         why = "not told apart from no difference"
-    return Row(effect.label, state, found, f"{why}; {effect.note}" if effect.note else why)
+    return Row(effect.label, state, found, _remarked(why, effect))
 
 
 def _near(label: str, effect: Effect, target: float, reach: float, unit: str, rows: int) -> Row:
@@ -250,7 +249,12 @@ def _near(label: str, effect: Effect, target: float, reach: float, unit: str, ro
     elif _outside(wide, target - reach, target + reach):
         state = "against"
     words = {"for": "agrees with", "against": "differs from", "open": "may or may not agree with"}[state]
-    return Row(label, state, found, f"{words} {_number(target)} ± {_number(reach)}")
+    return Row(label, state, found, _remarked(f"{words} {_number(target)} ± {_number(reach)}", effect))
+
+
+def _remarked(why: str, effect: Effect) -> str:
+    """With what a reader must know of a row that has values: its note, and what gave none."""
+    return "; ".join(filter(None, [why, effect.note, statistics.told_lost(effect)]))
 
 
 def _like_another_seed(effect: Effect) -> bool:

@@ -214,8 +214,11 @@ def table(title: str, rows: Sequence[Mapping[str, object]], note: str = "") -> T
 
 
 def shown(found: Effect) -> str | None:
-    """An effect in a cell; its note where it has no values."""
-    return str(found.estimate()) if found.values else found.note or None
+    """An effect in a cell, with what it lacks; its note where it has no values."""
+    if not found.values:
+        return found.note or None
+    lacks = f" ({len(found.values)} of {len(found.values) + found.lost} pairs)" if found.lost else ""
+    return f"{found.estimate()}{lacks}"
 
 
 def p_text(p: float | None) -> str | None:
