@@ -17,6 +17,7 @@ from backforward.report.finding import Verdict
 from backforward.report.reading import Run, read_runs
 from backforward.report.statistics import Effect
 from backforward.report.verdicts import Ground
+from backforward.runs import add_to_plan
 
 
 def claim(rule: str = "direction", **changes: Any) -> Claim:
@@ -118,6 +119,17 @@ def test_failed_runs_are_missing_ones(tmp_path: Path) -> None:
     ground = Ground.of(read_runs(tmp_path), "small")
     assert ground.runs == ()
     assert "failed" in ground.missing[0]
+
+
+def test_a_verdict_waits_until_a_sweep_is_done(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.5})
+    root = runs[0].folder.parent
+    add_to_plan(root, {run.name: () for run in runs})
+    assert faster(runs).kind == "reproduced"
+    add_to_plan(root, {"bfp-lr0.1-seed10": (), "bfp-lr0.1-seed9": ()})
+    found = faster(runs)
+    assert found.kind == "inconclusive"
+    assert "not done: bfp-lr0.1-seed9, bfp-lr0.1-seed10" in found.why
 
 
 def test_smoke_is_inconclusive_at_most_and_says_where_it_points(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import pandas as pd
 
 from backforward import runs
 from backforward.errors import BadInput
-from backforward.runs import Result
+from backforward.runs import Result, natural, read_plan, result_folders
 
 SCALES = ("smoke", "small", "paper")
 
@@ -151,13 +151,24 @@ def _read_study(folder: Path) -> pd.DataFrame:
 _READERS = {"metrics": _read_metrics, "diagnostics": _read_diagnostics, "study": _read_study}
 
 
+def planned_and_not_done(runs: Iterable[Run]) -> tuple[str, ...]:
+    """What sweeps have planned in the folders of these runs and no result is of yet, by name in natural order."""
+    roots = {run.folder.parent for run in runs}
+    return tuple(sorted((name for root in roots for name in _not_done(root)), key=natural))
+
+
+def _not_done(root: Path) -> set[str]:
+    planned = read_plan(root)
+    return planned.keys() - {folder.name for folder in result_folders(root)} if planned else set()
+
+
 def read_runs(folder: Path) -> list[Run]:
     """Read the runs below a folder that have ended, in natural order; a folder that is not there holds none.
 
     A run whose result cannot be read counts as failed, with the cause.
     """
     found = []
-    for place in runs.result_folders(folder):
+    for place in result_folders(folder):
         try:
             result = runs.read_result(place)
         except BadInput as error:

@@ -32,7 +32,7 @@ import scipy.stats
 from backforward.report import statistics
 from backforward.report.claims import Claim
 from backforward.report.finding import Estimate, Kind, Verdict
-from backforward.report.reading import Run
+from backforward.report.reading import Run, planned_and_not_done
 from backforward.report.statistics import LEVEL, Effect
 from backforward.runs import DONE
 
@@ -49,17 +49,21 @@ class Ground:
         scale: `smoke`, `small` or `paper`.
         runs: The runs behind it.
         missing: What ought to be there and is not, such as `bfp at lr 0.1`.
+        awaited: Names of runs that sweeps have planned and that are not done. A verdict on part of a sweep would
+            depend on where it happened to stand, so that it is open until they are.
     """
 
     scale: str
     runs: tuple[Run, ...]
     missing: tuple[str, ...] = ()
+    awaited: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, runs: Sequence[Run], scale: str, missing: Sequence[str] = ()) -> Ground:
         """The ground that the finished and diverged of these runs give; failed ones are missing."""
         failed = tuple(f"{run.name} (failed: {run.result.get('cause', 'no cause')})" for run in runs if not _done(run))
-        return cls(scale, tuple(run for run in runs if _done(run)), (*missing, *failed))
+        there = tuple(run for run in runs if _done(run))
+        return cls(scale, there, (*missing, *failed), planned_and_not_done(runs))
 
     def stands_in(self, claim: Claim) -> str:
         """Name of the data set that stands in for the claim's; empty where none does."""
@@ -204,7 +208,7 @@ def curve(claim: Claim, ratios: Sequence[Effect], ground: Ground, epochs: str) -
 
 def not_run(claim: Claim, scale: str, missing: Sequence[str] = ()) -> Verdict:
     """Say that nothing was measured, and what to do."""
-    lacking = f"missing: {_some(missing)}; " if missing else ""
+    lacking = f"missing: {some(missing)}; " if missing else ""
     why = f"{lacking}run `make reproduce ONLY={claim.experiment} SCALE={scale}`"
     return Verdict(claim, "not run", "nothing", why)
 
@@ -297,13 +301,16 @@ def _judged(claim: Claim, rows: Sequence[Row], ground: Ground, corrected: str, a
         return _or_stand_in(not_run(claim, ground.scale, ground.missing), ground)
     state = _together(asked, str(claim.arguments.get("over", "all")), complete=not absent)
     reasons = [_reasons(asked), corrected]
+    if ground.awaited:
+        state = "open"
+        reasons.insert(0, f"open until all is run that was planned; not done: {some(ground.awaited)}")
     beside = [row for row in rows if row not in asked]
     if beside:
         reasons.append(f"not judged: {_reasons(beside, named=True)}")
     if ground.diverged:
         reasons.append(f"{ground.diverged} of {len(ground.runs)} runs diverged and count as the worst")
     if ground.missing:
-        reasons.append(f"missing: {_some(ground.missing)}")
+        reasons.append(f"missing: {some(ground.missing)}")
     why = "; ".join(filter(None, reasons))
     estimates = tuple(row.estimate for row in rows)
     return _grounded(claim, state, _listed(asked), why, estimates, ground, any_scale)
@@ -364,7 +371,8 @@ def _reasons(rows: Sequence[Row], named: bool = False) -> str:
     return "; ".join(f"{', '.join(names)}: {why}" for why, names in labels.items())
 
 
-def _some(names: Sequence[str], most: int = 6) -> str:
+def some(names: Sequence[str], most: int = 6) -> str:
+    """The first names, and how many more there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 

@@ -401,6 +401,8 @@ def finding(
     judged = {verdict.claim.id for verdict in verdicts_}
     rest = [verdicts.not_run(claim, scale) for claim in claims if claim.id not in judged]
     failed = [f"Not there: {missing}." for missing in ground.missing]
+    if ground.awaited:
+        failed.append(f"{len(ground.awaited)} of the planned runs are not done: {verdicts.some(ground.awaited)}.")
     ended = done(runs)
     trained = [run for run in ended if len(run.metrics)]  # not a study
     if not ended:
