@@ -9,11 +9,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from backforward.bench.rules import LR, Case, _plain_loop, _sgd_by_hand, counted, measure
-from backforward.bench.timing import peak_memory
 from backforward.models.mlp import MLP
 from backforward.models.nin import NIN
 from backforward.models.residual import Residual
 from backforward.rules import Backforward, Backprop
+from backforward.timing import peak_memory
 
 NETWORKS = {
     "mlp": lambda: MLP((1, 8, 8), 10, hidden=16, depth=3, seed=0),

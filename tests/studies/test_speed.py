@@ -6,11 +6,11 @@ import pytest
 import torch
 from tests.studies.conftest import MakeSetting
 
-from backforward.bench.timing import Timing
 from backforward.errors import BadInput
 from backforward.models import MLP
 from backforward.rules import Backprop
 from backforward.studies import Speed, speed
+from backforward.timing import Timing
 
 TIMES = {"none": (1.0, 2.0, 3.0), "batch": (4.0, 4.0, 4.0), "prop": (2.0, 3.0, 9.0)}
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backforward.bench.timing import Timing, interleaved
 from backforward.models import NIN, weight_decay_groups
 from backforward.normprop import unit_norm_projection
+from backforward.timing import Timing, interleaved
 
 WIDTHS = (1.0, 0.25)
 BATCHES = (50, 100)

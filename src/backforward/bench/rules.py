@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from backforward.bench.timing import Arm, interleaved, peak_memory
 from backforward.models.mlp import MLP
 from backforward.models.nin import NIN
 from backforward.models.residual import Residual
 from backforward.rules import Backforward, Backprop, Group
+from backforward.timing import Arm, interleaved, peak_memory
 
 LR = 0.01
 

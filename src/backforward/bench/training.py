@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from backforward.bench.timing import interleaved
 from backforward.data import DataSplits, load_data
 from backforward.models import MLP, NIN
 from backforward.runs import Result
+from backforward.timing import interleaved
 
 Train = Callable[[list[str], Path], Result]  # overrides, folder -> result
 Build = Callable[[tuple[int, ...], int], nn.Sequential]  # shape of an image, classes -> network

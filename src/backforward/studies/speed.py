@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backforward.bench.timing import interleaved
 from backforward.errors import BadInput
 from backforward.models.blocks import NORMS
 from backforward.studies.study import Findings, Row, Setting
+from backforward.timing import interleaved
 
 RATIOS = (("prop", "batch"), ("prop", "none"))
 

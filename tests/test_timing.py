@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from backforward.bench import timing
-from backforward.bench.timing import Timing, interleaved, peak_memory
+from backforward import timing
+from backforward.timing import Timing, interleaved, peak_memory
 
 
 def test_ratio_is_taken_within_rounds() -> None:
