@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ from tests.test_sweep import DIGITS, start, tree, until
 
 from backforward import runs
 from backforward.settings import Settings
-from hydra_plugins.backforward_pool._jobs import Job
+from hydra_plugins.backforward_pool._jobs import Job, Sweep
+from hydra_plugins.backforward_pool._pool import Load, _left_by, _Running
 from hydra_plugins.backforward_pool._stacks import loads_of, why_alone
 
 STACKED = "hydra/launcher=stacked"
@@ -62,20 +65,77 @@ def test_what_a_stack_cannot_do_is_done_one_by_one(spawned: Command, tmp_path: P
     assert len(list(tmp_path.rglob("last.ckpt"))) == 3  # left by single runs
 
 
-def test_a_stack_that_was_killed_goes_on_as_if_it_had_not_been(spawned: Command, tmp_path: Path) -> None:
-    sweep = ("-m", "lr=0.1,0.05", "seed=0,1", "method=bfp", "optimizer=sgd_momentum", *DIGITS, "max_epochs=60", STACKED)
-    sweep = (*sweep, "hydra.launcher.slots=1")
-    assert spawned(*sweep, "name=whole").code == 0
-    command = start(tmp_path, *sweep, "name=cut")
-    until(lambda: list((tmp_path / "outputs" / "cut").glob(".stack-*.ckpt")))
-    for process in tree(command.pid):
+def job(root: Path, *overrides: str) -> Job:
+    cfg = composed(*overrides)
+    return Job(root, overrides, root / "-".join(overrides), cfg, overrides, cfg)
+
+
+FOUR = ("-m", "lr=0.1,0.05", "seed=0,1", "method=bfp", "optimizer=sgd_momentum", *DIGITS, "max_epochs=15", STACKED)
+
+
+def curves(root: Path) -> list[bytes]:
+    """Of each run its `metrics.csv`."""
+    return [path.read_bytes() for path in sorted(root.rglob("metrics.csv"))]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """The curves of four runs in one stack that nothing has disturbed."""
+    root = tmp_path_factory.mktemp("whole")
+    sweep = start(root, *FOUR, "hydra.launcher.slots=1")
+    out, _ = sweep.communicate(timeout=300)
+    found = curves(root)
+    assert len(found) == 4, out
+    return found
+
+
+def cut_off(root: Path, *sweep: str, processes: Callable[[int], Iterable[int]]) -> tuple[int, str]:
+    """Begin a sweep of stacks, kill processes of it once there is a checkpoint; its exit code, and what it printed."""
+    command = start(root, *sweep)
+    until(lambda: list(root.rglob(".stack-*.ckpt")))
+    for process in processes(command.pid):
         os.kill(process, signal.SIGKILL)
-    command.communicate()
-    ended = spawned(*sweep, "name=cut")
+    out, _ = command.communicate(timeout=300)
+    return command.returncode, out
+
+
+def test_a_stack_that_was_killed_goes_on_as_if_it_had_not_been(
+    whole: list[bytes], spawned: Command, tmp_path: Path
+) -> None:
+    sweep = (*FOUR, "hydra.launcher.slots=1")
+    cut_off(tmp_path, *sweep, processes=tree)
+    ended = spawned(*sweep)
     assert "4 finished" in ended.out, ended.out + ended.err
-    ours, theirs = (sorted((tmp_path / "outputs" / name).rglob("metrics.csv")) for name in ("cut", "whole"))
-    assert len(ours) == len(theirs) == 4
-    assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in theirs]
+    assert curves(tmp_path) == whole
+
+
+def test_a_stack_whose_process_was_killed_goes_on_within_the_sweep(whole: list[bytes], tmp_path: Path) -> None:
+    def stack(sweep: int) -> list[int]:
+        return [pid for pid in tree(sweep) if pid != sweep and os.getsid(pid) == pid]
+
+    code, out = cut_off(tmp_path, *FOUR, "hydra.launcher.slots=1", processes=stack)
+    assert code == 0, out
+    assert "a stack of 4 runs was killed by SIGKILL; it goes on from its last checkpoint" in out
+    assert "4 runs: 4 finished" in out
+    assert curves(tmp_path) == whole
+    assert not list(tmp_path.rglob("*.ckpt"))  # none was begun anew, alone
+
+
+def test_a_stack_killed_twice_is_done_one_by_one(tmp_path: Path) -> None:
+    jobs = tuple(job(tmp_path, f"seed={seed}") for seed in range(3))
+    sweep, checkpoint = Sweep(jobs), tmp_path / ".stack-0.ckpt"
+    checkpoint.touch()
+
+    def left_by(load: Load, code: int) -> list[Load]:
+        return _left_by(_Running(load, SimpleNamespace(exitcode=code), []), sweep)  # type: ignore[arg-type]
+
+    once = left_by(Load(jobs, checkpoint), -signal.SIGKILL)
+    assert once == [Load(jobs, checkpoint, again=True)]
+    assert checkpoint.exists()
+    assert left_by(once[0], -signal.SIGKILL) == [Load((job,)) for job in jobs]
+    assert not checkpoint.exists()
+    assert left_by(Load(jobs, checkpoint), 1) == [Load((job,)) for job in jobs]  # no second try where it raised
+    assert not sweep.outcomes
 
 
 @pytest.mark.parametrize(
@@ -102,12 +162,8 @@ def test_runs_that_are_trained_alone_have_a_reason(overrides: str, reason: str |
 
 
 def test_stacks_hold_runs_alike_and_keep_every_slot_busy(tmp_path: Path) -> None:
-    def job(*overrides: str) -> Job:
-        cfg = composed(*overrides)
-        return Job(tmp_path, overrides, tmp_path / "-".join(overrides), cfg, overrides, cfg)
-
     jobs = [
-        job(f"method={method}", f"lr={lr}", f"seed={seed}")
+        job(tmp_path, f"method={method}", f"lr={lr}", f"seed={seed}")
         for method in ("sgd", "bfp")
         for lr in (0.1, 0.2)
         for seed in (0, 1, 2)

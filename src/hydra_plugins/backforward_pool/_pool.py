@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,10 +32,12 @@ class Load:
     Attributes:
         jobs: A run; or several, trained as one stack.
         checkpoint: Where a stack that was cut off goes on.
+        again: Whether the stack's process was killed once before in this sweep.
     """
 
     jobs: tuple[Job, ...]
     checkpoint: Path | None = None
+    again: bool = False
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Pool:
         return self.slots or len(gpus) or cpu_count(), gpus
 
     def run(self, sweep: Sweep, loads: Sequence[Load]) -> None:
-        """Do jobs; what a stack leaves undone is done one by one.
+        """Do jobs; what a stack leaves undone is done one by one. One that was killed is first tried once more.
 
         Raises:
             KeyboardInterrupt, Stopped: After the running ones have been ended, each with a checkpoint.
@@ -105,7 +107,7 @@ class Pool:
                         running.remove(entry)
                         free += entry.slots
                         _signal(entry, signal.SIGKILL)  # what it may have left of its process group
-                        queue.extend(Load((job,)) for job in _left_by(entry, sweep))
+                        queue.extend(_left_by(entry, sweep))
                     sweep.view.tick([job for entry in running for job in entry.load.jobs])
             except BaseException:
                 _end(running)
@@ -121,14 +123,15 @@ def _startable(queue: deque[Load], sweep: Sweep, free: list[str]) -> Iterator[Lo
         taken = [job for job in load.jobs if runs.is_taken(job.folder)]
         queue.extend(Load((job,)) for job in taken)
         if own := tuple(job for job in load.jobs if job not in taken and not sweep.settled(job)):
-            yield Load(own, load.checkpoint)
+            yield replace(load, jobs=own)
 
 
-def _left_by(entry: _Running, sweep: Sweep) -> list[Job]:
+def _left_by(entry: _Running, sweep: Sweep) -> list[Load]:
     """Tell what became of the jobs of a process that has ended; return those that are to be begun again."""
-    code, stacked, again = entry.process.exitcode, len(entry.load.jobs) > 1, []
+    code, load, again = entry.process.exitcode, entry.load, []
     assert code is not None
-    for job in entry.load.jobs:
+    stacked = len(load.jobs) > 1
+    for job in load.jobs:
         done = stacked and _is_done(job)  # of a stack that failed, some runs may have ended before
         busy = code == cli.BUSY  # someone was quicker
         left = stacked and not done and code not in (cli.STOPPED, -signal.SIGTERM)
@@ -136,9 +139,13 @@ def _left_by(entry: _Running, sweep: Sweep) -> list[Job]:
             again.append(job)
         else:
             sweep.ended(job, conclude(job, 0 if done else code, entry.seconds))
-    if again and entry.load.checkpoint is not None:  # alone they begin anew
-        entry.load.checkpoint.unlink(missing_ok=True)
-    return again
+    if again and stacked and code < 0 and not load.again:  # the fault may lie elsewhere: another's hunger for memory
+        cause = signal.Signals(-code).name
+        sweep.view.note(f"a stack of {len(load.jobs)} runs was killed by {cause}; it goes on from its last checkpoint")
+        return [replace(load, jobs=tuple(again), again=True)]
+    if again and load.checkpoint is not None:  # alone they begin anew
+        load.checkpoint.unlink(missing_ok=True)
+    return [Load((job,)) for job in again]
 
 
 def _is_done(job: Job) -> bool:
