@@ -247,6 +247,16 @@ def test_levels_that_somebody_misses_are_left_out(tmp_path: Path) -> None:
 # --- groups and choice -------------------------------------------------------------------------------------------
 
 
+def test_two_runs_of_a_seed_that_are_not_of_one_arm_are_not_mixed(tmp_path: Path) -> None:
+    for seed, decay in ((0, 0.0), (1, 0.0), (1, 0.1), (2, 0.0)):
+        write_run(tmp_path, "x", seed=seed, settings={"weight_decay": decay}, name=f"seed{seed}-{decay}")
+    runs = read_runs(tmp_path)
+    assert st.by_seed(runs, lambda run: 1.0) == {0: 1.0, 1: None, 2: 1.0}
+    for run in runs:
+        run.result["settings_hash"] = f"that of seed {run.seed}"
+    assert st.by_seed(runs, lambda run: 1.0) == {0: 1.0, 1: 1.0, 2: 1.0}
+
+
 def test_runs_are_grouped_by_choices_and_settings_in_natural_order(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.0}, lrs=(0.1, 0.05), seeds=2)
     groups = st.grouped(runs, "method", "lr")

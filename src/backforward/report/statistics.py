@@ -359,8 +359,14 @@ def _crosses(curve: pd.Series[float], level: float) -> bool:
 
 
 def by_seed(runs: Iterable[Run], read: Callable[[Run], float | None]) -> dict[Hashable, float | None]:
-    """A number of each run, by its seed. Of two runs of one seed the later in order counts."""
-    return {run.seed: read(run) for run in runs}
+    """A number of each run, by its seed; none for a seed of which two runs differ in another setting.
+
+    They are not one arm's: to take either would be to choose. Runs of equal settings are one.
+    """
+    of_seed: dict[int, dict[object, Run]] = defaultdict(dict)
+    for run in runs:
+        of_seed[run.seed][run.result.get("settings_hash")] = run
+    return {seed: read(next(iter(same.values()))) if len(same) == 1 else None for seed, same in of_seed.items()}
 
 
 def grouped(runs: Iterable[Run], *keys: str) -> dict[tuple[object, ...], list[Run]]:

@@ -237,7 +237,8 @@ def estimate_of(
     runs: Sequence[Run], read: Callable[[Run], float | None], unit: str = "", times: float = 1.0
 ) -> Estimate:
     """The mean over seeds of a number of each run, times a factor."""
-    return statistics.mean([times * value for run in runs if (value := read(run)) is not None], unit)
+    found = statistics.by_seed(runs, read).values()
+    return statistics.mean([times * value for value in found if value is not None], unit)
 
 
 def correction_note(rows: int) -> str:
