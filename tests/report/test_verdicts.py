@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,8 @@ def test_mathematics_is_judged_at_any_scale_but_smoke(tmp_path: Path) -> None:
 def test_a_share_is_judged_by_its_interval(ground: Ground, hits: int, n: int, asked: float, kind: str) -> None:
     often = claim("share", tolerance=None, arguments={"at_least": asked})
     assert verdicts.share(often, {"": (hits, n)}, ground).kind == kind
+    below = verdicts.share(often, {"": (hits, n)}, replace(ground, scale="small"))
+    assert (below.kind, "direction" in below.why) == (kind, False)  # how often is how often
 
 
 def ratios(runs: list[Run], published: list[float]) -> Effect:

@@ -107,13 +107,14 @@ def direction(claim: Claim, effects: Sequence[Effect], ground: Ground) -> Verdic
 
 
 def value(claim: Claim, measured: Sequence[Effect], ground: Ground, effects: Sequence[Effect] = ()) -> Verdict:
-    """Compare numbers with published ones; below paper scale judge the sign of what lies between them instead.
+    """Compare numbers with published ones; below paper scale judge the sign of what lies between them instead, if at all.
 
     Args:
         claim: Its `published` has a number for each label of `measured`.
         measured: One a number: its values over seeds.
         ground: What they stand on.
-        effects: The differences whose sign the published numbers show (claim's `sign`), for smaller scales.
+        effects: The differences whose sign the published numbers show (claim's `sign`), for smaller scales; none where
+            another claim is about that sign, lest one result counts twice.
     """
     if ground.scale != "paper" and ground.runs:
         shown = tuple(effect.estimate() for effect in measured)
@@ -174,7 +175,7 @@ def share(claim: Claim, counts: Mapping[str, tuple[int, int]], ground: Ground) -
         why = f"{words} the share asked for, {asked:.0%}" if n else NOTHING
         rows.append(Row(label, state, statistics.share(hits, n), why))
     corrected = f"Bonferroni's level over {len(rows)} rows" if len(rows) > 1 else ""
-    return _judged(claim, rows, ground, corrected)
+    return _judged(claim, rows, ground, corrected, any_scale=True)
 
 
 def curve(claim: Claim, ratios: Sequence[Effect], ground: Ground, epochs: str) -> Verdict:
