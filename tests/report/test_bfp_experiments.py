@@ -321,6 +321,19 @@ def test_norms_at_equal_loss_are_free_of_progress(tmp_path: Path) -> None:
     assert "no effect" in verdict(found, "at_equal_loss").why
 
 
+def test_the_norm_of_a_diverged_run_is_left_out_and_that_is_told(tmp_path: Path) -> None:
+    for seed in range(4):
+        for method, size in (("sgd", 20.0), ("bfp", 21.0)):
+            diverged = (method, seed) == ("bfp", 3)
+            norms = [(900.0 if diverged else size) + 0.001 * seed * len(method)] * 3
+            status = "diverged" if diverged else "finished"
+            further = {"weight_norm/sum": norms}
+            write_run(tmp_path, "bfp_weight_norm", method=method, seed=seed, status=status, metrics=further)
+    found = verdict(examine("bfp_weight_norm", read_runs(tmp_path)), "larger")
+    assert found.estimates[0].value == pytest.approx(1.05, abs=1e-3)
+    assert "3 of 4 pairs, the others gave no value" in found.why
+
+
 def test_one_step_counts_infinite_losses_as_not_learnt(tmp_path: Path) -> None:
     write_all(tmp_path, "bfp_one_step")
     found = examine("bfp_one_step", read_runs(tmp_path))

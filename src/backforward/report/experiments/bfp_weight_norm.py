@@ -59,6 +59,11 @@ def gap(run: Run) -> float | None:
     return None if test is None or train is None or run.status == "diverged" else test - train
 
 
+def norm(run: Run) -> float | None:
+    """Sum of the tensors' norms after the last epoch; a diverged run's is of no weights that count, and left out."""
+    return None if run.status == "diverged" else run.final(NORM)
+
+
 def norm_at(run: Run, level: float) -> float | None:
     """The norm where the training loss first was at a level, on the straight line between epochs."""
     epochs, norms = statistics.cost_of(run, level), run.curve(NORM)
@@ -66,7 +71,7 @@ def norm_at(run: Run, level: float) -> float | None:
 
 
 def _larger(arms: Arms, arm: str, lr: float) -> Effect:
-    return common.effect(arms.get(arm, []), arms.get("sgd", []), lambda run: run.final(NORM), label(lr), ratio=True)
+    return common.effect(arms.get(arm, []), arms.get("sgd", []), norm, label(lr), ratio=True)
 
 
 def _at_equal_loss(arms: Arms, arm: str, lr: float) -> Effect:
@@ -89,7 +94,7 @@ def _norm_table(at: Mapping[float, Arms], larger: Sequence[Effect], equal: Seque
         rows.append(
             {
                 "lr": f"{lr:g}",
-                "SGD": common.mean_cell(arms.get("sgd", []), lambda run: run.final(NORM)),
+                "SGD": common.mean_cell(arms.get("sgd", []), norm),
                 "BFP / SGD, last epoch": common.shown(ours),
                 "p": common.p_text(ours.corrected_p),
                 "published loop / SGD, last epoch": common.shown(_larger(arms, "bfp_poster", lr)),
@@ -103,7 +108,8 @@ def _norm_table(at: Mapping[float, Arms], larger: Sequence[Effect], equal: Seque
     return common.table(
         "Norm of the weights (sum of the tensors' norms)",
         rows,
-        f"{common.INTERVALS} {common.correction_note(len(rows))} Ratios of the published loop are not corrected.",
+        f"{common.INTERVALS} {common.correction_note(len(rows))} A diverged run has no norm. Ratios of the published "
+        "loop are not corrected.",
     )
 
 
