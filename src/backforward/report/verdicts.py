@@ -107,7 +107,7 @@ def direction(claim: Claim, effects: Sequence[Effect], ground: Ground) -> Verdic
 
 
 def value(claim: Claim, measured: Sequence[Effect], ground: Ground, effects: Sequence[Effect] = ()) -> Verdict:
-    """Compare numbers with published ones; below paper scale judge the sign of what lies between them instead, if at all.
+    """Compare numbers with published ones; below paper scale judge the sign of what lies between them, if anything.
 
     Args:
         claim: Its `published` has a number for each label of `measured`.

@@ -110,13 +110,18 @@ def cost_effect(
     """Ratio of what it costs both arms to reach the lowest level that all of their runs reach.
 
     Where there is no such level the effect has no values; its note then tells who was first at the lowest level that
-    half of the runs reach, with a sign test in which those who never arrive come last.
+    half of the runs reach, with a sign test in which those who never arrive come last. Seconds are compared between
+    runs alone that were timed alike; other pairs are lost.
     """
     both = [*ours, *theirs]
     level = common_level(both, key) if ours and theirs else None
     if level is not None:
         cost = partial(statistics.cost_of, level=level, currency=currency, key=key)
-        return effect(ours, theirs, cost, label, ratio=True)
+        apart = _timed_apart(ours, theirs) if currency == "seconds" else set()
+        pairs = [[run for run in arm if run.seed not in apart] for arm in (ours, theirs)]
+        found = effect(pairs[0], pairs[1], cost, label, ratio=True)
+        note = f"{len(apart)} pairs differ in hardware, threads or runs in a stack" if apart else ""
+        return replace(found, lost=found.lost + len(apart), note=note)
     empty = Effect(label, (), ratio=True)
     seeds = sorted({run.seed for run in ours} & {run.seed for run in theirs})
     if not seeds:
@@ -131,6 +136,17 @@ def cost_effect(
     won, lost, p = statistics.sign_test(*([of_arm[seed] for seed in seeds] for of_arm in costs))
     first = f"at {min(reached):g} first in {won} of {won + lost} pairs, sign test p = {p:.2g}"
     return replace(empty, lost=len(seeds), note=f"no level that all runs reach; {first}")
+
+
+def _timed_apart(ours: Iterable[Run], theirs: Iterable[Run]) -> set[int]:
+    """Seeds whose two runs did not have the same machine, threads and number of runs in a stack."""
+    conditions = [{run.seed: _timed_on(run) for run in arm} for arm in (ours, theirs)]
+    return {seed for seed, of in conditions[0].items() if conditions[1].get(seed, of) != of}
+
+
+def _timed_on(run: Run) -> tuple[object, ...]:
+    timing = run.result.get("timing", {})
+    return run.hardware, timing.get("threads"), timing.get("stacked", 1)
 
 
 def trains(run: Run) -> bool:
