@@ -14,6 +14,7 @@ from tests.report.synthetic import curve, write_run, write_sweep
 from backforward.report import experiments, style
 from backforward.report.claims import claims_of, published_runs
 from backforward.report.experiments import _common as common
+from backforward.report.experiments.bfp_learning_rates import best_accuracy
 from backforward.report.finding import Finding, Verdict
 from backforward.report.reading import Run, read_runs
 
@@ -247,8 +248,6 @@ def write_central(root: Path, exact: float = 1.0) -> None:
         joint = {"loss/train_joint": published_losses("bfp_poster")}
         losses = at_pace(2.0, seed)
         write_run(root, "bfp_learning_rates", method="bfp_poster", seed=seed, losses=losses, metrics=joint)
-    for run in read_runs(root):
-        run.result["data"]["train"] = 60_000
 
 
 def central(root: Path) -> Finding:
@@ -288,6 +287,14 @@ def test_a_gain_of_the_rule_is_seen(tmp_path: Path) -> None:
         assert "as claimed" in verdict(found, word).why
 
 
+def test_the_best_accuracy_is_taken_over_the_epochs_at_which_the_published_run_was_evaluated(tmp_path: Path) -> None:
+    accuracies = [0.99 if epoch % 5 else 0.9 + 0.0001 * epoch for epoch in range(1, 281)]
+    write_run(tmp_path, "x", losses=[0.1] * 280, metrics={"accuracy/validation": accuracies})
+    (run,) = read_runs(tmp_path)
+    assert published_runs().query("arm == 'sgd' and lr == 0.5").epoch.max() == 275
+    assert best_accuracy(run, "sgd", 0.5) == pytest.approx(0.9275)
+
+
 def test_runs_on_fewer_images_are_not_held_against_the_published_curves(tmp_path: Path) -> None:
     write_central(tmp_path)
     found = examine("bfp_learning_rates", read_runs(tmp_path))
@@ -304,6 +311,17 @@ def test_where_an_arm_never_arrives_the_sign_test_tells_who_was_first(tmp_path: 
     assert found.values == ()
     assert found.lost == 6
     assert found.note == "no level that all runs reach; at 0.3 first in 0 of 6 pairs, sign test p = 0.031"
+
+
+def test_only_runs_that_were_timed_alike_are_compared_in_time(tmp_path: Path) -> None:
+    arms = common.arms(write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.0}))
+    assert len(common.cost_effect(arms["bfp"], arms["sgd"], "", "seconds").values) == 5
+    for run, key, other in zip(arms["bfp"], ("threads", "stacked", ""), (2, 30, ""), strict=False):
+        run.result["timing" if key else "hardware"][key or "device"] = other
+    found = common.cost_effect(arms["bfp"], arms["sgd"], "", "seconds")
+    assert (len(found.values), found.lost) == (2, 3)
+    assert found.note == "3 pairs differ in hardware, threads or runs in a stack"
+    assert len(common.cost_effect(arms["bfp"], arms["sgd"], "", "epochs").values) == 5
 
 
 def test_norms_at_equal_loss_are_free_of_progress(tmp_path: Path) -> None:
