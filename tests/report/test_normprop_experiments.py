@@ -356,12 +356,21 @@ def test_another_data_set_stands_in(root: Path, name: str) -> None:
         write(root, name, norm, 0.6, norm=norm, data="digits", settings={"model.activation": "tanh"})
     finding = found(root, name)
     about_data = {verdict.kind for verdict in finding.verdicts if verdict.claim.data}
-    assert about_data <= {"stand-in data"}
-    assert finding.stand_in == bool(about_data)
+    assert about_data <= {"stand-in data", "not run"}  # of the moments no study was written
+    assert finding.stand_in == ("stand-in data" in about_data) == bool(about_data)
     assert ("stand-in data" in page.stamp_of(finding)) == finding.stand_in
     page.write([page.Examined(finding)], root, "small")
     for file in ("index.html", "report.md"):
         assert ("Stand-in data." in (root / file).read_text()) == finding.stand_in
+
+
+def test_what_is_measured_on_stand_ins_is_marked_and_mathematics_is_not(root: Path) -> None:
+    write_run(root, "np_moments", name="study", data="digits", study=study())
+    write(root, "np_moments", "prop", 0.6, data="digits", diagnostics=after_training(0.02, 0.99))
+    finding = found(root, "np_moments")
+    marked = {word for word, kind in kinds(finding).items() if kind == "stand-in data"}
+    assert marked == {"pooling", "gaussian", "incoherent"}
+    assert finding.stand_in
 
 
 def test_committed_results_give_the_page_that_their_runs_gave(
