@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -311,6 +312,19 @@ def test_moments_that_do_not_hold(root: Path) -> None:
     verdicts = kinds(found(root, "np_moments"))
     for word in ("jacobian", "pooling", "gaussian", "incoherent"):
         assert verdicts[word] == "contradicted", word
+
+
+def test_seeds_not_pairs_of_filters_are_what_incoherence_is_found_over(root: Path) -> None:
+    """Thousands of pairs say no more than their seeds do: here one seed in four is far from the others."""
+    for seeds, share in ((3, 0.99), (4, 0.85)):  # the fourth seed alone stays as it is written last
+        write(root, "np_moments", f"prop{share}", 0.6, seeds=seeds, diagnostics=after_training(0.02, share))
+    for folder in (root / "small" / "np_moments").glob("prop0.85-seed[0-2]"):
+        shutil.rmtree(folder)
+    finding = found(root, "np_moments")
+    verdict = next(verdict for verdict in finding.verdicts if verdict.claim.word == "incoherent")
+    assert verdict.kind == "inconclusive"
+    assert verdict.estimates[0].n == 4
+    assert finding.tables[-1].frame["incoherent pairs of filters"][0] == str(verdict.estimates[0])
 
 
 @pytest.mark.parametrize("with_study", [True, False], ids=["study alone", "trainings alone"])

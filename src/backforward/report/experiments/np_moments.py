@@ -53,17 +53,14 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
             _exact("std", max((ratio for _, ratio in pooled), key=lambda ratio: abs(ratio - 1), default=None)),
         ],
         "gaussian": [family.sample(trained["prop"], _distance, "distance from normal")],
-    }
-    counted = {
-        "proposition_1": (_bound_kept(study, "printed_bound"), mathematics),
-        "incoherent": (_incoherent(trained["prop"]), networks),
+        "incoherent": [family.sample(trained["prop"], _incoherent, "share of pairs")],
     }
 
     def judge(claim: Claim) -> Verdict:
-        if claim.word in counted:
-            counts, ground = counted[claim.word]
-            return verdicts.share(claim, counts, ground)
-        return verdicts.identity(claim, measured[claim.word], networks if claim.word == "gaussian" else mathematics)
+        if claim.word == "proposition_1":
+            return verdicts.share(claim, _bound_kept(study, "printed_bound"), mathematics)
+        after_training = claim.word in ("gaussian", "incoherent")
+        return verdicts.identity(claim, measured[claim.word], networks if after_training else mathematics)
 
     there = [each for each in (_moments_table(study), _layers_table(study), _bounds_table(study), _pooling_table(study),
                                _trained_table(trained)) if len(each.frame)]  # fmt: skip
@@ -174,10 +171,10 @@ def _distance(run: Run) -> float | None:
     return middle if math.isfinite(middle) else None
 
 
-def _incoherent(runs: Sequence[Run]) -> dict[str, tuple[int, int]]:
-    pairs = sum(int(_last(run, "proposition1/pairs").sum()) for run in runs)
-    under = sum(int(_last(run, "proposition1/incoherent_pairs").sum()) for run in runs)
-    return {"pairs of filters": (under, pairs)} if pairs else {}
+def _incoherent(run: Run) -> float | None:
+    """Share of the pairs of filters, each pair within its layer, that are near to orthogonal after training."""
+    pairs = float(_last(run, "proposition1/pairs").sum())
+    return float(_last(run, "proposition1/incoherent_pairs").sum()) / pairs if pairs else None
 
 
 def _cell(value: float | None, digits: int) -> str:
@@ -276,14 +273,13 @@ def _pooling_table(study: pd.DataFrame) -> Table:
 def _trained_table(trained: Mapping[str, Sequence[Run]]) -> Table:
     rows = []
     for norm, runs in trained.items():
-        counts = _incoherent(runs).get("pairs of filters")
         if runs:
             rows.append(
                 {
                     "norm": style.look(norm).label,
                     "seeds": str(len(runs)),
                     "distance from normal": family.described(family.over_seeds(runs, _distance)),
-                    "incoherent pairs of filters, %": f"{100 * counts[0] / counts[1]:.2f}" if counts else "",
+                    "incoherent pairs of filters": family.described(family.over_seeds(runs, _incoherent)),
                 }
             )
     note = (
