@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 from tests.report.synthetic import write_run
 
 from backforward.report import experiments, page, reference
@@ -113,13 +114,25 @@ def test_table(root: Path, gain: float, kind: str) -> None:
 
 
 def test_stability(root: Path) -> None:
-    rough = np.linspace(0.3, 0.6, EPOCHS) + 0.05 * (-1.0) ** np.arange(EPOCHS)
-    write(root, "np_stability", "prop", 0.6, accuracies=np.linspace(0.5, 0.6, EPOCHS))
+    def rough_by(height: float) -> NDArray[np.float64]:
+        return height * (-1.0) ** np.arange(EPOCHS)
+
+    rough = np.linspace(0.3, 0.6, EPOCHS) + rough_by(0.05)
+    write(root, "np_stability", "prop", 0.6, accuracies=np.linspace(0.5, 0.6, EPOCHS) + rough_by(0.001))
     write(root, "np_stability", "batch", 0.6, accuracies=rough, norm="batch")
     finding = found(root, "np_stability")
     assert kinds(finding) == {"higher_early": "reproduced", "steadier": "reproduced", "converges": "inconclusive"}
     frame = finding.tables[0].frame.set_index("norm")
-    assert frame.loc["NormProp", "step an epoch, points"].startswith("1.429 ")  # 10 points in 7 steps
+    # From one epoch to the next it goes up by twice 0.1 points more or less than its trend.
+    assert frame.loc["NormProp", "off its trend, points"].startswith("0.2000 ")
+
+
+def test_progress_is_no_unrest(root: Path) -> None:
+    """Equal waves, on a trend six times as steep: nobody is steadier."""
+    waves = 0.01 * (-1.0) ** np.arange(EPOCHS)
+    write(root, "np_stability", "prop", 0.6, accuracies=np.linspace(0.55, 0.6, EPOCHS) + waves)
+    write(root, "np_stability", "batch", 0.6, accuracies=np.linspace(0.3, 0.6, EPOCHS) + waves, norm="batch")
+    assert kinds(found(root, "np_stability"))["steadier"] == "contradicted"
 
 
 def test_shift(root: Path) -> None:
