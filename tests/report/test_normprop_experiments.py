@@ -42,6 +42,11 @@ def kinds(finding: Finding) -> dict[str, str]:
     return {verdict.claim.word: verdict.kind for verdict in finding.verdicts}
 
 
+def table(finding: Finding, title: str) -> pd.DataFrame:
+    """The table whose title begins so."""
+    return next(table.frame for table in finding.tables if table.title.startswith(title))
+
+
 def write(
     root: Path,
     name: str,
@@ -204,6 +209,7 @@ def test_recipe(root: Path) -> None:
     write(root, "np_recipe", "dropout0.5", 0.63, settings={"model.dropout": 0.5})
     write(root, "np_recipe", "in-order", 0.62, settings={"data.shuffle": False})
     write(root, "np_recipe", "constant", 0.6, choices={"schedule": "constant"})
+    write(root, "np_recipe", "batch50-0.08", 0.59, lr=0.08)
     for lr, accuracy in ((0.05, 0.58), (0.08, 0.6)):
         write(root, "np_recipe", f"batch100-{lr}", accuracy, settings={"batch_size": 100}, lr=lr)
     finding = found(root, "np_recipe")
@@ -214,7 +220,25 @@ def test_recipe(root: Path) -> None:
         "halving": "contradicted",  # no effect
         "batch_lr": "reproduced",
     }
-    assert "weight decay 0.005" in finding.tables[1].frame["change"].tolist()
+    assert "weight decay 0.005" in table(finding, "Each change")["change"].tolist()
+
+
+@pytest.mark.parametrize(("gain", "kind"), [(0.02, "contradicted"), (0.0, "reproduced"), (0.04, "contradicted")])
+def test_a_rate_that_is_better_at_every_batch_size_says_nothing_of_the_batch(
+    root: Path, gain: float, kind: str
+) -> None:
+    """The larger rate gains two points at batch 100, and so many at batch 50."""
+    for size, lr, accuracy in ((50, 0.05, 0.6), (50, 0.08, 0.6 + gain), (100, 0.05, 0.58), (100, 0.08, 0.6)):
+        write(root, "np_recipe", f"{size}-{lr}", accuracy, settings={"batch_size": size}, lr=lr)
+    finding = found(root, "np_recipe")
+    assert kinds(finding)["batch_lr"] == kind
+    assert table(finding, "By batch size")["lr"].tolist() == ["0.05", "0.08"] * 2
+
+
+def test_a_rate_that_the_recipe_was_not_tried_at_is_compared_with_nothing(root: Path) -> None:
+    for size, lr in ((50, 0.05), (100, 0.05), (100, 0.08)):
+        write(root, "np_recipe", f"{size}-{lr}", 0.6, settings={"batch_size": size}, lr=lr)
+    assert kinds(found(root, "np_recipe"))["batch_lr"] == "not run"
 
 
 def test_activations(root: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import matplotlib.figure
 import pandas as pd
 
-from backforward.report import style, verdicts
+from backforward.report import statistics, style, verdicts
 from backforward.report.claims import Claim
 from backforward.report.experiments import _common as common
 from backforward.report.experiments import _normprop as family
@@ -54,8 +54,12 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         [judged[word](claim) for word, claim in common.by_word(claims).items()],
         tables=[
             _table(recipe),
+            _batch_table(ended),
             family.effects_table("Each change less the recipe, test accuracy, points", shown, "change"),
-            family.effects_table("Larger less smaller learning rate, test accuracy, points", batches, "batch size"),
+            family.effects_table(
+                "What a larger learning rate gains at the larger less at the smaller batch, test accuracy, points",
+                batches, "batch size and learning rate",
+            ),
         ],
         figures=[
             Figure(
@@ -85,22 +89,35 @@ def _against(effect: Effect) -> Effect:
 
 
 def _batch_effects(runs: Sequence[Run]) -> list[Effect]:
-    """At each larger batch: the paper's larger learning rate less that of batch 50."""
-    effects = []
-    for size, members in family.runs_by(_with_any_batch(runs), "batch_size").items():
-        by_lr = family.runs_by(members, "lr")
-        if size == RECIPE["batch_size"] or RECIPE["lr"] not in by_lr:
-            continue
-        for lr in by_lr:
-            if lr != RECIPE["lr"]:
-                label = f"batch {size}: lr {lr} - {RECIPE['lr']}"
-                effects.append(family.difference(by_lr[lr], by_lr[RECIPE["lr"]], family.test_accuracy, label))
-    return effects
+    """At each larger batch, what a larger learning rate gains there less what it gains at the recipe's batch.
+
+    A larger rate that is better at every batch size says nothing of the batch.
+    """
+    small, low = RECIPE["batch_size"], RECIPE["lr"]
+    cells = _by_batch_and_lr(runs)
+    gains = {
+        (size, lr): _gain(members, cells[size, low]) for (size, lr), members in cells.items() if (size, low) in cells
+    }
+    return [
+        statistics.paired(gain, gains[small, lr], f"batch {size} - {small}: lr {lr} - {low}", unit="points")
+        for (size, lr), gain in gains.items()
+        if size != small and lr != low and (small, lr) in gains
+    ]
 
 
-def _with_any_batch(runs: Sequence[Run]) -> list[Run]:
+def _gain(ours: Sequence[Run], theirs: Sequence[Run]) -> dict[Hashable, float | None]:
+    """By how many points ours are better, by seed."""
+    one, other = (statistics.by_seed(arm, family.test_accuracy) for arm in (ours, theirs))
+    return {
+        seed: None if accuracy is None or (beside := other.get(seed)) is None else accuracy - beside
+        for seed, accuracy in one.items()
+    }
+
+
+def _by_batch_and_lr(runs: Sequence[Run]) -> dict[tuple[object, ...], list[Run]]:
+    """The recipe at any batch size and learning rate."""
     fixed = {key.replace(".", "__"): value for key, value in RECIPE.items() if key not in ("batch_size", "lr")}
-    return family.done(runs, **fixed)
+    return statistics.grouped(family.done(runs, **fixed), "batch_size", "lr")
 
 
 def _table(recipe: Sequence[Run]) -> Table:
@@ -111,6 +128,20 @@ def _table(recipe: Sequence[Run]) -> Table:
         "test accuracy, %": family.described(family.over_seeds(recipe, family.test_accuracy)),
     }
     return Table("The recipe", pd.DataFrame([row]), "Mean over seeds with 95 % interval.")
+
+
+def _batch_table(runs: Sequence[Run]) -> Table:
+    rows = [
+        {
+            "batch size": str(size),
+            "lr": str(lr),
+            "seeds": str(len(members)),
+            "validation accuracy, %": family.described(family.over_seeds(members, family.validation_accuracy)),
+            "test accuracy, %": family.described(family.over_seeds(members, family.test_accuracy)),
+        }
+        for (size, lr), members in _by_batch_and_lr(runs).items()
+    ]
+    return Table("By batch size and learning rate", pd.DataFrame(rows), "Means over seeds with 95 % intervals.")
 
 
 def _draw(effects: Sequence[Effect]) -> matplotlib.figure.Figure:
