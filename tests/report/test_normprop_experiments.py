@@ -244,11 +244,26 @@ def test_a_rate_that_the_recipe_was_not_tried_at_is_compared_with_nothing(root: 
 def test_activations(root: Path) -> None:
     for activation in ("relu", "prelu", "tanh", "elu"):
         for norm, accuracy in (("none", 0.5), ("prop", 0.6 if activation != "relu" else 0.4)):
-            write(root, "np_activations", f"{activation}-{norm}", accuracy, norm=norm,
-                  settings={"model.activation": activation})  # fmt: skip
+            write_activation(root, activation, norm, accuracy)
     finding = found(root, "np_activations")
     assert kinds(finding) == {"trains": "reproduced"}  # ReLU is shown, and not claimed
     assert "relu" in finding.tables[1].frame["activation"].tolist()
+
+
+def write_activation(root: Path, activation: str, norm: str, accuracy: float, lr: float = 0.05) -> None:
+    name = f"{activation}-{norm}-{lr}"
+    write(root, "np_activations", name, accuracy, norm=norm, lr=lr, settings={"model.activation": activation})
+
+
+def test_each_norm_has_the_learning_rate_that_suits_it(root: Path) -> None:
+    """At the rate that suits NormProp alone it would seem to help."""
+    for activation in ("prelu", "tanh", "elu"):
+        for norm, best in (("none", 0.005), ("prop", 0.05)):
+            for lr in (0.005, 0.05):
+                write_activation(root, activation, norm, 0.6 if lr == best else 0.4, lr)
+    finding = found(root, "np_activations")
+    assert kinds(finding) == {"trains": "contradicted"}
+    assert table(finding, "Accuracy")["lr"].tolist() == ["0.005", "0.05"] * 3
 
 
 @pytest.mark.parametrize(("ratio", "kind"), [(0.8, "reproduced"), (1.1, "contradicted")])
