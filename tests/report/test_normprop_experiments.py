@@ -13,10 +13,12 @@ import pytest
 from numpy.typing import NDArray
 from tests.report.synthetic import write_run
 
-from backforward.report import experiments, page, reference
-from backforward.report.claims import claims_of
-from backforward.report.finding import Finding
+from backforward.report import experiments, page, reference, verdicts
+from backforward.report.claims import Claim, claims_of
+from backforward.report.finding import Finding, Verdict
 from backforward.report.reading import read_runs
+from backforward.report.statistics import Effect
+from backforward.report.verdicts import Ground, not_run
 
 SEEDS = 4
 EPOCHS = 8
@@ -44,7 +46,7 @@ def kinds(finding: Finding) -> dict[str, str]:
 
 def table(finding: Finding, title: str) -> pd.DataFrame:
     """The table whose title begins so."""
-    return next(table.frame for table in finding.tables if table.title.startswith(title))
+    return next(each.frame for each in finding.tables if each.title.startswith(title))
 
 
 def write(
@@ -253,6 +255,34 @@ def test_activations(root: Path) -> None:
 def write_activation(root: Path, activation: str, norm: str, accuracy: float, lr: float = 0.05) -> None:
     name = f"{activation}-{norm}-{lr}"
     write(root, "np_activations", name, accuracy, norm=norm, lr=lr, settings={"model.activation": activation})
+
+
+@pytest.mark.parametrize(
+    ("name", "title"), [("np_recipe", "Each change"), ("np_activations", "NormProp less"), ("np_table", "NormProp's")]
+)
+def test_verdicts_are_corrected_over_the_rows_of_the_table_beside_them(
+    root: Path, monkeypatch: pytest.MonkeyPatch, name: str, title: str
+) -> None:
+    judged: list[tuple[Claim, list[str]]] = []
+
+    def direction(claim: Claim, effects: Sequence[Effect], ground: Ground) -> Verdict:
+        judged.append((claim, [effect.label for effect in effects]))
+        return not_run(claim, ground.scale)
+
+    monkeypatch.setattr(verdicts, "direction", direction)
+    write(root, "np_recipe", "recipe", 0.6)
+    write(root, "np_recipe", "no-decay", 0.58, settings={"weight_decay": 0.0})
+    write(root, "np_recipe", "dropout", 0.58, settings={"model.dropout": 0.5})
+    for data in ("cifar10", "cifar100", "mnist"):
+        for norm in ("batch", "prop"):
+            write(root, "np_table", f"{data}-{norm}", 0.6, norm=norm, data=data)
+    for activation in ("relu", "tanh"):
+        for norm in ("none", "prop"):
+            write_activation(root, activation, norm, 0.6)
+    rows = table(found(root, name), title).iloc[:, 0].tolist()
+    assert len(rows) == 2
+    assert all(labels == rows for claim, labels in judged if claim.word != "batch_lr")
+    assert judged
 
 
 def test_each_norm_has_the_learning_rate_that_suits_it(root: Path) -> None:

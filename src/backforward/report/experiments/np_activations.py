@@ -15,7 +15,6 @@ from backforward.report.finding import Figure, Finding, Table
 from backforward.report.reading import Run
 
 QUESTION = "Does NormProp help with PReLU, Tanh and ELU as it does with ReLU?"
-CLAIMED = ("prelu", "tanh", "elu")
 Arms = Mapping[str, Mapping[str, Sequence[Run]]]  # by activation and norm
 
 
@@ -27,12 +26,10 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         for name in family.values(ended, "model.activation")
     }
     effects = {name: family.difference(by["prop"], by["none"], family.test_accuracy, name) for name, by in arms.items()}
-    claimed = [effect for name, effect in effects.items() if name in CLAIMED]
-    ground = verdicts.Ground.of(runs, scale, [name for name in CLAIMED if name not in arms])
-    judged = {"trains": lambda claim: verdicts.direction(claim, claimed, ground)}
+    ground = verdicts.Ground.of(runs, scale)
     return common.finding(
         "np_activations", QUESTION, runs, claims, scale,
-        [judged[word](claim) for word, claim in common.by_word(claims).items()],
+        [verdicts.direction(claim, list(effects.values()), ground) for claim in claims],
         tables=[
             _table(arms),
             family.effects_table(

@@ -11,7 +11,7 @@ from backforward.report import statistics, style, verdicts
 from backforward.report.claims import Claim
 from backforward.report.experiments import _common as common
 from backforward.report.experiments import _normprop as family
-from backforward.report.finding import Figure, Finding, Table
+from backforward.report.finding import Figure, Finding, Table, Verdict
 from backforward.report.reading import Run
 from backforward.report.statistics import Effect
 
@@ -39,19 +39,16 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
     constant = _changed(ended, recipe, "constant lr", schedule="constant")
     batches = _batch_effects(ended)
     effects = [no_decay, *others, *dropped, unshuffled, constant]
-    lacking = [effect.label for effect in (no_decay, unshuffled, constant) if not effect.values]
-    ground = verdicts.Ground.of(runs, scale, lacking if recipe else ["the recipe itself"])
-    judged = {
-        "weight_decay": lambda claim: verdicts.direction(claim, [_against(no_decay)], ground),
-        "dropout": lambda claim: verdicts.direction(claim, dropped, ground),
-        "shuffling": lambda claim: verdicts.direction(claim, [_against(unshuffled)], ground),
-        "halving": lambda claim: verdicts.direction(claim, [_against(constant)], ground),
-        "batch_lr": lambda claim: verdicts.direction(claim, batches, ground),
-    }
     shown = [effect for effect in effects if effect.values]
+    ground = verdicts.Ground.of(runs, scale, () if recipe else ["the recipe itself"])
+
+    def judge(claim: Claim) -> Verdict:
+        # All changes are one table: a claim names its rows of it.
+        return verdicts.direction(claim, batches if claim.word == "batch_lr" else shown, ground)
+
     return common.finding(
         "np_recipe", QUESTION, runs, claims, scale,
-        [judged[word](claim) for word, claim in common.by_word(claims).items()],
+        [judge(claim) for claim in claims],
         tables=[
             _table(recipe),
             _batch_table(ended),
@@ -81,11 +78,6 @@ def _with(runs: Sequence[Run], **changes: object) -> list[Run]:
 def _changed(runs: Sequence[Run], recipe: Sequence[Run], label: str, **change: object) -> Effect:
     """A change less the recipe."""
     return family.difference(_with(runs, **change), recipe, family.test_accuracy, label)
-
-
-def _against(effect: Effect) -> Effect:
-    """The recipe less the change: what the paper claims to help."""
-    return Effect(f"recipe - {effect.label}", tuple(-value for value in effect.values), False, effect.unit, effect.lost)
 
 
 def _batch_effects(runs: Sequence[Run]) -> list[Effect]:

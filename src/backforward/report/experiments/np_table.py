@@ -29,6 +29,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
     )
     differences = {row: _difference(row, arms) for row, arms in table.items()}
     judged_differences = [effect for row, effect in differences.items() if row in of_claims]
+    beside = [effect for effect in differences.values() if effect not in judged_differences]
     errors = [
         family.sample(arms[norm], family.test_error, f"{row} {norm}", "%")
         for row, arms in table.items()
@@ -44,10 +45,14 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
     return common.finding(
         "np_table", QUESTION, runs, claims, scale,
         [judged[word](claim) for word, claim in words.items()],
-        tables=[_errors(table, published), family.effects_table(
-            "NormProp's test error less BatchNorm's, points", list(differences.values()), "data set",
-            "Below 0: NormProp is better. Differences of the same seed.",
-        )],
+        tables=[
+            _errors(table, published),
+            family.effects_table(
+                "NormProp's test error less BatchNorm's, points", judged_differences, "data set",
+                "Below 0: NormProp is better. Differences of the same seed.",
+            ),
+            family.effects_table("The same where Table 1 has no row", beside, "data set"),
+        ],
         figures=[
             Figure(
                 "np_table_errors",
