@@ -152,10 +152,23 @@ def test_shift(root: Path) -> None:
         "distance_value": "reproduced",
         "settles": "reproduced",
         "no_norm": "reproduced",
+        "no_norm_value": "inconclusive",  # a number is compared at paper scale only
     }
     frame = finding.tables[0].frame.set_index("norm")
     # Layers 2 and 3 alone: the first one's input is the data. Over seeds 1 % apart: 0.2 * (1.025 + 0.015).
     assert frame.loc["NormProp", "distance, one unit a layer"].startswith("0.208")
+
+
+@pytest.mark.parametrize(
+    ("distance", "kind"),
+    [(50.0, "reproduced"), (5.0, "contradicted"), (300.0, "contradicted"), (155.0, "inconclusive")],
+)
+def test_without_a_norm_it_is_the_published_range_that_counts(root: Path, distance: float, kind: str) -> None:
+    """Five from zero is far from NormProp, and far from what was published too."""
+    write(root, "np_shift", "prop", 0.6, diagnostics=units(0.2, 0.0), scale="paper")
+    write(root, "np_shift", "none", 0.2, norm="none", diagnostics=units(-distance, 0.0), scale="paper")
+    verdicts = kinds(found(root, "np_shift", "paper"))
+    assert (verdicts["no_norm"], verdicts["no_norm_value"]) == ("reproduced", kind)
 
 
 def test_data_norm(root: Path) -> None:

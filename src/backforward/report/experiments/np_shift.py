@@ -28,11 +28,13 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
     numbers = [family.sample(arms[norm], distance, norm) for norm in ("prop", "batch")]
     earlier = family.difference(arms["prop"], arms["batch"], settling, "NormProp - BatchNorm", "epochs")
     far = family.difference(arms["prop"], arms["none"], distance, "NormProp - no norm", "")
+    without = family.sample(arms["none"], distance, "middle of the range")
     judged = {
         "distance": lambda claim: verdicts.direction(claim, [nearer], ground),
         "distance_value": lambda claim: verdicts.value(claim, numbers, ground, [nearer]),
         "settles": lambda claim: verdicts.direction(claim, [earlier], ground),
         "no_norm": lambda claim: verdicts.direction(claim, [far], ground),
+        "no_norm_value": lambda claim: verdicts.value(claim, [without], ground),
     }
     return common.finding(
         "np_shift", QUESTION, runs, claims, scale,
