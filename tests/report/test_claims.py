@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def test_every_claim_is_sound_and_every_experiment_has_one() -> None:
     for claim in claims:
         assert claim.source.startswith(("BFP", "NormProp", "Published logs")), claim.id
         assert claim.statement.endswith("."), claim.id
+
+
+@pytest.mark.parametrize(("data", "images"), [("cifar10", 10_000), ("cifar100", 10_000), ("svhn", 26_032)])
+def test_the_tolerance_of_an_error_is_two_standard_errors(data: str, images: int) -> None:
+    claim = claims_of("np_table")[f"errors_{data}"]
+    for label in (label for label in claim.published if label.endswith((" prop", " batch"))):
+        error = claim.published[label] / 100
+        assert claim.tolerance == pytest.approx(200 * math.sqrt(error * (1 - error) / images), rel=0.1)
 
 
 def test_only_mathematics_is_judged_on_any_data() -> None:

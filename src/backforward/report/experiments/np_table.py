@@ -8,43 +8,49 @@ import matplotlib.figure
 import pandas as pd
 
 from backforward.report import style, verdicts
-from backforward.report.claims import Claim
+from backforward.report.claims import Claim, claims_of
 from backforward.report.experiments import _common as common
 from backforward.report.experiments import _normprop as family
-from backforward.report.finding import Figure, Finding, Table
+from backforward.report.finding import Figure, Finding, Table, Verdict
 from backforward.report.reading import Run
 from backforward.report.statistics import Effect
 
 QUESTION = "Is NormProp's test error below BatchNorm's on the data sets of Table 1, and on MNIST?"
-PUBLISHED_ROWS = ("cifar10", "cifar10 flip", "cifar100", "cifar100 flip", "svhn")
+PUBLISHED_ROWS = tuple(claims_of("np_table")["below_batchnorm"].published)
 Arms = Mapping[str, Mapping[str, Sequence[Run]]]  # by row of the table, by norm: runs at the chosen learning rate
 
 
 def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
     """Compare test errors, each norm at the learning rate that its validation accuracy chose, data set by data set."""
     table = _arms(runs)
-    of_claims = {row: arms for row, arms in table.items() if row in PUBLISHED_ROWS or _stands_in(row)}
-    ground = verdicts.Ground.of(
-        [run for run in runs if _row(run) in of_claims], scale, [row for row in PUBLISHED_ROWS if row not in table]
-    )
     differences = {row: _difference(row, arms) for row, arms in table.items()}
-    judged_differences = [effect for row, effect in differences.items() if row in of_claims]
+    judged_differences = [effect for row, effect in differences.items() if row in PUBLISHED_ROWS or _stands_in(row)]
     beside = [effect for effect in differences.values() if effect not in judged_differences]
-    errors = [
-        family.sample(arms[norm], family.test_error, f"{row} {norm}", "%")
+    errors = {
+        f"{row} {norm}": family.sample(arms[norm], family.test_error, f"{row} {norm}", "%")
         for row, arms in table.items()
-        if row in PUBLISHED_ROWS
         for norm in ("prop", "batch")
-    ]
-    judged = {
-        "below_batchnorm": lambda claim: verdicts.direction(claim, judged_differences, ground),
-        "errors": lambda claim: verdicts.value(claim, errors, ground, judged_differences),
     }
+
+    def judge(claim: Claim) -> Verdict:
+        rows = [row for row in PUBLISHED_ROWS if row in {_row_of(label) for label in claim.published}]
+        ground = verdicts.Ground.of(
+            [run for run in runs if _row(run) in rows or _stands_in(_row(run))],
+            scale,
+            [row for row in rows if row not in table],
+        )
+        if claim.word == "below_batchnorm":
+            return verdicts.direction(claim, judged_differences, ground)
+        return verdicts.value(claim, [errors[label] for label in claim.published if label in errors], ground)
+
     words = common.by_word(claims)
-    published = words["errors"].published if "errors" in words else {}
+    published = {
+        label: number for claim in claims if claim.rule == "value" for label, number in claim.published.items()
+    }
+    lacking = [row for row in PUBLISHED_ROWS if row not in table]
     return common.finding(
         "np_table", QUESTION, runs, claims, scale,
-        [judged[word](claim) for word, claim in words.items()],
+        [judge(claim) for claim in claims],
         tables=[
             _errors(table, published),
             family.effects_table(
@@ -67,12 +73,17 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
                 lambda: _draw_differences(differences, words),
             ),
         ],
-        notes=[f"not run: {', '.join(ground.missing)} (of Table 1)"] if ground.missing else [],
+        notes=[f"not run: {', '.join(lacking)} (of Table 1)"] if lacking else [],
     )  # fmt: skip
 
 
 def _row(run: Run) -> str:
     return f"{run.data} flip" if run.setting("data.augment") == "flip" else run.data
+
+
+def _row_of(label: str) -> str:
+    """The row that a published number stands in: `cifar10 flip` of `cifar10 flip prop`, and of itself."""
+    return label if label in PUBLISHED_ROWS else label.rpartition(" ")[0]
 
 
 def _stands_in(row: str) -> bool:
