@@ -95,6 +95,34 @@ def test_the_published_norms_are_those_of_the_published_curves() -> None:
         assert curves["bfp_poster", 10, lr] / curves["sgd", 10, lr] == pytest.approx(ratio, abs=6e-5)
 
 
+def test_what_is_published_of_moments_is_what_the_formulas_give() -> None:
+    """NormProp, Remarks 1 and 2, section 3.4."""
+    of = {word: claim.published for word, claim in claims_of("np_moments").items()}
+    mean, variance = 1 / math.sqrt(2 * math.pi), (1 - 1 / math.pi) / 2
+    assert of["remark_1"] == pytest.approx({"mean": mean, "std": math.sqrt(variance)}, abs=5e-7)
+    a = 0.25
+    std = math.sqrt(((1 + a**2) - (1 - a) ** 2 / math.pi) / 2)
+    assert of["remark_2"] == pytest.approx({"mean at a = 0.25": (1 - a) * mean, "std at a = 0.25": std}, abs=5e-7)
+    eigenvalue = (1 / 2) / variance  # half of the units of a ReLU pass the gradient on
+    printed = {"mean eigenvalue": eigenvalue, "singular value": math.sqrt(eigenvalue)}
+    assert of["jacobian"] == pytest.approx(printed, abs=0.005)
+
+
+def test_the_published_ratio_of_times_is_that_of_the_published_times() -> None:
+    claim = claims_of("np_speed")["epoch_time"]
+    assert "takes 84 s, with BatchNorm 96 s" in claim.statement
+    assert claim.published["prop / batch"] == 84 / 96
+
+
+def test_the_published_differences_are_those_of_the_published_errors() -> None:
+    claims = claims_of("np_table")
+    errors = {
+        label: error for claim in claims.values() if claim.rule == "value" for label, error in claim.published.items()
+    }
+    for row, difference in claims["below_batchnorm"].published.items():
+        assert difference == pytest.approx(errors[f"{row} prop"] - errors[f"{row} batch"], abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
