@@ -108,10 +108,20 @@ def test_what_is_published_of_moments_is_what_the_formulas_give() -> None:
     assert of["jacobian"] == pytest.approx(printed, abs=0.005)
 
 
+def test_moments_are_held_to_the_decimals_that_are_given() -> None:
+    """They are compared with quadrature, not with a sample."""
+    for word in ("remark_1", "remark_2"):
+        claim = claims_of("np_moments")[word]
+        assert claim.tolerance == 1e-6
+        assert all(round(number, 6) == number for number in claim.published.values())
+
+
 def test_the_published_ratio_of_times_is_that_of_the_published_times() -> None:
     claim = claims_of("np_speed")["epoch_time"]
     assert "takes 84 s, with BatchNorm 96 s" in claim.statement
     assert claim.published["prop / batch"] == 84 / 96
+    assert claim.tolerance == pytest.approx(2 / 5 * (1 - 84 / 96))
+    assert "two fifths" in claim.tolerance_why
 
 
 def test_the_published_differences_are_those_of_the_published_errors() -> None:
