@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from tests.report.synthetic import write_run
 
+from backforward.callbacks.measures import INCOHERENT
 from backforward.report import experiments, page, reference, verdicts
 from backforward.report.claims import Claim, claims_of
 from backforward.report.finding import Finding, Verdict
@@ -258,6 +259,17 @@ def test_recipe(root: Path) -> None:
     assert "weight decay 0.005" in table(finding, "Each change")["change"].tolist()
 
 
+def test_what_counts_as_no_effect_is_drawn_as_the_claims_have_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[float | None] = []
+    monkeypatch.setattr("backforward.report.style.forest", lambda *_, tolerance, **__: drawn.append(tolerance))
+    write(root, "np_recipe", "recipe", 0.6)
+    write(root, "np_recipe", "no-decay", 0.58, settings={"weight_decay": 0.0})
+    claims = [claim.model_copy(update={"tolerance": 0.7}) for claim in claims_of("np_recipe").values()]
+    finding = experiments.load("np_recipe").examine(read_runs(root / "small" / "np_recipe"), claims, "small")
+    finding.figures[0].draw()
+    assert drawn == [0.7]
+
+
 @pytest.mark.parametrize(("gain", "kind"), [(0.02, "contradicted"), (0.0, "reproduced"), (0.04, "contradicted")])
 def test_a_rate_that_is_better_at_every_batch_size_says_nothing_of_the_batch(
     root: Path, gain: float, kind: str
@@ -416,7 +428,9 @@ def test_moments(root: Path) -> None:
         "incoherent": "reproduced",
         "proposition_1": "contradicted",  # one of three bounds is imaginary
     }
-    bounds = next(table for table in found(root, "np_moments").tables if table.title == "Proposition 1").frame
+    [trained] = [each for each in found(root, "np_moments").tables if each.title == "Trained networks"]
+    assert trained.note.endswith(f"Incoherent: |cosine| under {INCOHERENT:g}.")
+    bounds = table(found(root, "np_moments"), "Proposition 1")
     assert bounds["printed bound imaginary"].tolist() == ["0", "0", "1"]
     assert bounds["printed bound holds"].tolist() == ["1", "1", "0"]
 

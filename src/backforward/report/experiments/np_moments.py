@@ -62,8 +62,9 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         after_training = claim.word in ("gaussian", "incoherent")
         return verdicts.identity(claim, measured[claim.word], networks if after_training else mathematics)
 
+    incoherent = common.by_word(claims).get("incoherent")
     there = [each for each in (_moments_table(study), _layers_table(study), _bounds_table(study), _pooling_table(study),
-                               _trained_table(trained)) if len(each.frame)]  # fmt: skip
+                               _trained_table(trained, incoherent)) if len(each.frame)]  # fmt: skip
     return common.finding(
         "np_moments", QUESTION, runs, claims, scale,
         [judge(claim) for claim in claims],
@@ -270,7 +271,7 @@ def _pooling_table(study: pd.DataFrame) -> Table:
     return Table("Pooling", pd.DataFrame(rows), note)
 
 
-def _trained_table(trained: Mapping[str, Sequence[Run]]) -> Table:
+def _trained_table(trained: Mapping[str, Sequence[Run]], incoherent: Claim | None) -> Table:
     rows = []
     for norm, runs in trained.items():
         if runs:
@@ -286,6 +287,8 @@ def _trained_table(trained: Mapping[str, Sequence[Run]]) -> Table:
         "After training. Distance: largest gap between the distribution functions of a unit's standardised "
         "pre-activations and of a normal one, median over units, then over hidden layers; 95 % intervals over seeds."
     )
+    if incoherent is not None:
+        note += f" Incoherent: |cosine| under {incoherent.arguments['cosine_below']:g}."
     return Table("Trained networks", pd.DataFrame(rows), note)
 
 

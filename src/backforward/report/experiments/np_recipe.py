@@ -46,6 +46,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         # All changes are one table: a claim names its rows of it.
         return verdicts.direction(claim, batches if claim.word == "batch_lr" else shown, ground)
 
+    tolerance = max((claim.tolerance for claim in claims if claim.tolerance is not None), default=None)
     return common.finding(
         "np_recipe", QUESTION, runs, claims, scale,
         [judge(claim) for claim in claims],
@@ -64,7 +65,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
                 "What each change does to test accuracy",
                 "Difference to the recipe (batch 50, lr .05 halved, weight decay 5e-4, no dropout, shuffled) at the "
                 "same seed, 95 % intervals. Right of zero: the change helps.",
-                lambda: _draw(shown),
+                lambda: _draw(shown, tolerance),
             )
         ],
     )  # fmt: skip
@@ -136,9 +137,9 @@ def _batch_table(runs: Sequence[Run]) -> Table:
     return Table("By batch size and learning rate", pd.DataFrame(rows), "Means over seeds with 95 % intervals.")
 
 
-def _draw(effects: Sequence[Effect]) -> matplotlib.figure.Figure:
+def _draw(effects: Sequence[Effect], tolerance: float | None) -> matplotlib.figure.Figure:
     figure, panels = style.canvas(panel=(4.4, 0.8 + 0.38 * len(effects)))
     rows = [(effect.label, effect.estimate()) for effect in effects]
-    style.forest(panels[0, 0], rows, style.look("prop"), tolerance=0.2, form="{:+.2f}")
+    style.forest(panels[0, 0], rows, style.look("prop"), tolerance=tolerance, form="{:+.2f}")
     panels[0, 0].set_xlabel("difference of test accuracy to the recipe, points")
     return figure
