@@ -51,7 +51,11 @@ class Timing:
 
 
 def interleaved(
-    arms: Mapping[str, Arm], rounds: int, seconds_a_turn: float = 0.1, device: torch.device | str = "cpu"
+    arms: Mapping[str, Arm],
+    rounds: int,
+    seconds_a_turn: float = 0.1,
+    device: torch.device | str = "cpu",
+    calls: int | None = None,
 ) -> dict[str, Timing]:
     """Time several arms in turn.
 
@@ -62,41 +66,56 @@ def interleaved(
         arms: Name to a call of no arguments.
         rounds: Number of rounds.
         seconds_a_turn: How long an arm is called before the next one's turn; at least one call.
-        device: Where they compute; on an accelerator each turn waits for it before and after.
+        device: Where they compute; on an accelerator each turn waits for it before and after. On a GPU time is that
+            between two events among what it was given to do.
+        calls: So many calls a turn in the place of seconds, and none to warm up: the arms have been.
 
     Raises:
         ValueError: No round, or no arm.
     """
     if rounds < 1 or not arms:
         raise ValueError("timing needs at least one arm and one round")
-    wait = _waiter(torch.device(device))
-    calls = {}
-    for name, arm in arms.items():
-        arm()
-        calls[name] = max(1, round(seconds_a_turn / max(_turn(arm, 1, wait), 1e-9)))
+    turn = _turn_on(torch.device(device))
+    of_each = dict.fromkeys(arms, calls or 1)
+    if calls is None:
+        for name, arm in arms.items():
+            arm()
+            of_each[name] = max(1, round(seconds_a_turn / max(turn(arm, 1), 1e-9)))
     names = list(arms)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            times[name].append(1000 * _turn(arms[name], calls[name], wait) / calls[name])
+            times[name].append(1000 * turn(arms[name], of_each[name]) / of_each[name])
     return {name: Timing(tuple(rounds)) for name, rounds in times.items()}
 
 
-def _turn(arm: Arm, calls: int, wait: Callable[[], None]) -> float:
-    """Seconds for so many calls."""
-    wait()
-    started = time.perf_counter()
-    for _ in range(calls):
-        arm()
-    wait()
-    return time.perf_counter() - started
+def _turn_on(device: torch.device) -> Callable[[Arm, int], float]:
+    """What gives the seconds for so many calls."""
 
+    def wait() -> None:
+        if device.type != "cpu":
+            torch.get_device_module(device).synchronize(device)
 
-def _waiter(device: torch.device) -> Callable[[], None]:
-    if device.type == "cpu":
-        return lambda: None
-    return lambda: torch.get_device_module(device).synchronize(device)
+    def by_clock(arm: Arm, calls: int) -> float:
+        wait()
+        started = time.perf_counter()
+        for _ in range(calls):
+            arm()
+        wait()
+        return time.perf_counter() - started
+
+    def by_events(arm: Arm, calls: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        wait()
+        start.record()
+        for _ in range(calls):
+            arm()
+        end.record()
+        wait()
+        return float(start.elapsed_time(end)) / 1000
+
+    return by_events if device.type == "cuda" else by_clock
 
 
 def peak_memory(arm: Arm, device: torch.device | str = "cpu") -> int:
