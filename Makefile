@@ -9,7 +9,7 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 PORT   ?= 6006
 
-.PHONY: help setup quickstart reproduce test check torture bench tensorboard clean
+.PHONY: help setup quickstart reproduce test check torture bench gpu-check tensorboard clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ torture: $(VENV)/.dev ## Kill sweeps on MNIST 40 times at random; compare to the
 
 bench: $(VENV)/.core ## Measure speed: medians and ratios in one run (several minutes, on a quiet machine)
 	$(PY) src/bench.py
+
+gpu-check: ## Check and measure on a GPU: outputs/gpu_check.json (8 minutes; installs nothing; DRY_RUN=1 on a CPU, ONLY=parts)
+	@$(or $(wildcard $(PY)),$(PYTHON)) src/gpu_check.py $(if $(DRY_RUN),--dry-run) $(if $(ONLY),--only $(ONLY))
 
 tensorboard: $(VENV)/.core ## Serve the curves in outputs/ on http://localhost:$(PORT) (PORT=...)
 	$(VENV)/bin/tensorboard --logdir outputs --port $(PORT)
