@@ -134,6 +134,27 @@ def test_the_published_differences_are_those_of_the_published_errors() -> None:
 
 
 @pytest.mark.parametrize(
+    ("experiment", "word"),
+    [
+        ("bfp_learning_rates", "fewer_epochs"),
+        ("bfp_learning_rates", "gain_as_published"),
+        ("bfp_learning_rates", "tracks_published"),
+        ("bfp_one_step", "learns_batch"),
+        ("bfp_one_step", "below_sgd"),
+    ],
+)
+def test_what_was_set_after_a_first_look_says_so(experiment: str, word: str) -> None:
+    assert "after a first look" in claims_of(experiment)[word].tolerance_why
+
+
+def test_the_tolerance_of_the_norm_is_the_share_of_the_least_published_gain_that_it_says() -> None:
+    claim = claims_of("bfp_weight_norm")["larger"]
+    assert claim.tolerance is not None
+    assert 1 / 8 < claim.tolerance / (min(claim.published.values()) - 1) < 1 / 7
+    assert "under a seventh of the least" in claim.tolerance_why
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"toleranze": 1}, "toleranze"),
