@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from backforward.bench.timing import Arm, Timing, interleaved
 from backforward.capture import WARM_UP, Captured, Record, Replay, record_cuda
 from backforward.data import EpochLoader, Images, load_data
 from backforward.models import MLP, NIN, weight_decay_groups
@@ -34,6 +33,7 @@ from backforward.normprop import DataNorm, NormPropConv2d, unit_norm_projection
 from backforward.precision import set_matmul_precision
 from backforward.rules import Backforward, Backprop, Result
 from backforward.stacking import StackedSGD, StackLoss, stack
+from backforward.timing import Arm, Timing, interleaved
 
 Row = dict[str, Any]
 Step = Callable[[Tensor, Tensor], Result]
