@@ -195,7 +195,6 @@ def test_what_a_run_does_not_say_is_none(tmp_path: Path) -> None:
     assert st.spent(run, "macs") is None
     assert st.spent(run, "seconds") is None
     assert st.cost_of(run, 0.2, "macs") is None
-    assert st.at_cost(run, 1, "macs") is None
 
 
 def test_means_over_an_epoch_hold_in_its_middle_and_what_is_measured_at_its_end_there(tmp_path: Path) -> None:
@@ -225,15 +224,6 @@ def test_the_cost_of_a_level_goes_between_epochs_and_is_none_if_never_reached(tm
     assert st.cost_of(run, 0.2, "updates") == pytest.approx(STEPS)
     assert st.cost_of(run, 0.5) == 0.5  # below it from the first
     assert st.cost_of(run, 0.05) is None
-
-
-def test_the_loss_at_a_cost_is_the_reverse_and_never_extrapolated(tmp_path: Path) -> None:
-    write_run(tmp_path, "x", losses=[0.4, 0.1])
-    (run,) = read_runs(tmp_path)
-    assert st.at_cost(run, 1.0, "epochs") == pytest.approx(0.2)
-    assert st.at_cost(run, 1.5, "epochs") == pytest.approx(0.1)
-    assert st.at_cost(run, 0.4, "epochs") is None
-    assert st.at_cost(run, 1.6, "epochs") is None
 
 
 def test_levels_that_somebody_misses_are_left_out(tmp_path: Path) -> None:

@@ -329,22 +329,6 @@ def cost_of(
     return there + (here - there) * (above - math.log(level)) / (above - under)
 
 
-def at_cost(run: Run, budget: float, currency: Currency, key: str = "loss/train") -> float | None:
-    """The value of a curve when a run had spent so much, along the straight line of its logarithm between records.
-
-    Returns:
-        None before the first record and after the last: nothing is extrapolated.
-    """
-    curve, costs = run.curve(key), located(run, key, currency)
-    if costs is None or not len(curve) or not np.all(np.isfinite(curve)) or np.any(curve <= 0):
-        return None
-    x = costs.loc[curve.index].to_numpy()
-    slack = 1e-9 * x[-1]  # a budget taken from this very curve may miss its end by a rounding
-    if not x[0] - slack <= budget <= x[-1] + slack:
-        return None
-    return math.exp(float(np.interp(budget, x, np.log(curve.to_numpy()))))
-
-
 def levels_reached(runs: Iterable[Run], levels: Sequence[float], key: str = "loss/train") -> list[float]:
     """Those levels that every run reaches, and none by its first record: where all costs are known."""
     curves = [run.curve(key) for run in runs]
@@ -398,7 +382,7 @@ class Chosen:
     tried: int
 
 
-def choose(runs: Iterable[Run], *keys: str, by: str = "accuracy/validation", largest: bool = True) -> Chosen | None:
+def choose(runs: Iterable[Run], *keys: str, by: str = "accuracy/validation") -> Chosen | None:
     """Choose an arm's setting by the mean over seeds of a validation metric after the last epoch.
 
     A diverged run counts as a guess. Only settings tried with the most seeds take part, since the mean over fewer
@@ -407,8 +391,7 @@ def choose(runs: Iterable[Run], *keys: str, by: str = "accuracy/validation", lar
     Args:
         runs: The arm's, over all settings and seeds.
         keys: What is chosen among, such as `lr`.
-        by: The metric, which must be of validation data.
-        largest: Whether more is better.
+        by: The metric, of which more is better; it must be of validation data.
 
     Returns:
         None where no run has the metric.
@@ -424,5 +407,5 @@ def choose(runs: Iterable[Run], *keys: str, by: str = "accuracy/validation", lar
     if not full:
         return None
     means = {setting: float(np.mean(scores)) for setting, (_, scores) in full.items()}
-    best = max(means, key=lambda setting: means[setting] if largest else -means[setting])
+    best = max(means, key=lambda setting: means[setting])
     return Chosen(best, tuple(full[best][0]), means[best], len(full))
