@@ -31,7 +31,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
     without = family.sample(arms["none"], distance, "middle of the range")
     judged = {
         "distance": lambda claim: verdicts.direction(claim, [nearer], ground),
-        "distance_value": lambda claim: verdicts.value(claim, numbers, ground, [nearer]),
+        "distance_value": lambda claim: verdicts.value(claim, numbers, ground),
         "settles": lambda claim: verdicts.direction(claim, [earlier], ground),
         "no_norm": lambda claim: verdicts.direction(claim, [far], ground),
         "no_norm_value": lambda claim: verdicts.value(claim, [without], ground),
