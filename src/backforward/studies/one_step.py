@@ -16,7 +16,6 @@ from backforward.models.init import generator
 from backforward.studies.study import Findings, Row, Rule, Setting
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-LEARNED = 0.1  # of the loss before: a batch whose loss is less afterwards counts as learned
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class OneStep:
 
     Rows of `study.csv`: ``width``, ``draw`` (from 0), ``loss_before``, ``loss_after``, ``accuracy_after`` (share of the
     images). In ``final``, for each width W: ``loss_before/q50/W``, ``loss_after/q10/W``, ``q25``, ``q50``, ``q75``,
-    ``q90`` (an infinite or undefined loss ranks last), ``learned/W`` (share of draws whose loss fell below a tenth of
-    what it was) and ``accuracy_after/W`` (the mean).
+    ``q90`` (an infinite or undefined loss ranks last) and ``accuracy_after/W`` (the mean). Which loss counts as learned
+    is for the reader of the rows to say.
 
     Args:
         draws: Number of networks of each width.
@@ -128,6 +127,5 @@ def summary(rows: Sequence[dict[str, Any]], width: int) -> dict[str, float]:
     return {
         f"loss_before/q50/{width}": before.quantile(0.5, interpolation="nearest").item(),
         **{f"loss_after/q{100 * q:.0f}/{width}": value for q, value in zip(QUANTILES, quantiles, strict=True)},
-        f"learned/{width}": (after < LEARNED * before).double().mean().item(),
         f"accuracy_after/{width}": torch.tensor([row["accuracy_after"] for row in rows]).double().mean().item(),
     }
