@@ -13,6 +13,7 @@ import argparse
 import importlib
 import json
 import math
+import multiprocessing
 import os
 import platform
 import sys
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,7 +31,8 @@ for place in (REPOSITORY, REPOSITORY / "src"):  # a bare checkout; processes tha
         sys.path.insert(0, str(place))
 
 Row = dict[str, Any]
-MINUTES = 7.5  # a row that was begun in time may end a little later
+MINUTES = 7.0  # a row that was begun in time may end later
+GRACE = 45.0  # seconds after which a part that should have ended is ended
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         room = 0 if given.dry_run else PARTS[name].room
         if time.monotonic() + room < due:
             print(f"{name} ...", flush=True)
-            found["parts"][name] = run(name, PARTS[name], setting)
+            found["parts"][name] = (run if given.dry_run else apart)(name, PARTS[name], setting)
         found["seconds"] = round(time.monotonic() - began, 1)
         with whole(out) as file:  # after each part: what was found stays if this is cut off
             json.dump(found, file, indent=1)
@@ -146,6 +149,34 @@ def run(name: str, part: Part, setting: Any) -> dict[str, Any]:
     except Exception as error:
         outcome = {"status": "failed", "error": last_line(error)}
     return {**outcome, "seconds": round(time.monotonic() - began, 1), "rows": rows}
+
+
+def apart(name: str, part: Part, setting: Any) -> dict[str, Any]:
+    """The same in a process of its own: what breaks the context of the GPU, crashes or hangs leaves the others whole."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, name, part, setting))
+    began = time.monotonic()
+    process.start()
+    sender.close()
+    fault = "its process did not end in time"
+    try:
+        if receiver.poll(max(0.0, setting.due - began) + GRACE):
+            outcome: dict[str, Any] = receiver.recv()
+            process.join(GRACE)
+            return outcome
+    except EOFError:
+        process.join(GRACE)
+        fault = f"its process ended with exit code {process.exitcode}"
+    finally:
+        if process.is_alive():
+            process.kill()
+        process.join()
+    return {"status": "failed", "error": fault, "seconds": round(time.monotonic() - began, 1), "rows": []}
+
+
+def _send(sender: Connection, name: str, part: Part, setting: Any) -> None:
+    sender.send(run(name, part, setting))
 
 
 def rows_of(call: Callable[..., str | None], setting: Any, rows: list[Row], outcome: dict[str, Any]) -> list[Row]:

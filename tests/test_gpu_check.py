@@ -6,7 +6,9 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,6 +91,32 @@ def test_a_part_that_fails_is_recorded_and_the_others_run(
     assert (parts["memory"]["status"], parts["memory"]["reason"]) == ("skipped", "scipy is not installed")
     assert (parts["sweep"]["status"], parts["sweep"]["summary"]) == ("measured", "all well")
     assert "out of luck [4]" in said
+
+
+def test_a_part_that_ends_its_process_or_never_ends_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "misbehaving_parts.py").write_text(
+        "import os, time\n"
+        "def well(setting, rows): rows.append({'status': 'passed'})\n"
+        "def dies(setting, rows): os._exit(11)\n"
+        "def hangs(setting, rows): time.sleep(600)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    part = gpu_check.Part("misbehaving_parts", 0, check=True)
+
+    def outcome(name: str) -> dict[str, Any]:
+        found = gpu_check.apart(name, part, setting)
+        assert found.pop("seconds") >= 0
+        return found
+
+    # No Setting, which would have each process import torch.
+    setting = SimpleNamespace(due=time.monotonic() + 60)
+    assert outcome("well") == {"status": "passed", "rows": [{"status": "passed"}]}
+    assert outcome("dies") == {"status": "failed", "error": "its process ended with exit code 11", "rows": []}
+    setting = SimpleNamespace(due=-math.inf)
+    monkeypatch.setattr(gpu_check, "GRACE", 0.2)
+    assert outcome("hangs") == {"status": "failed", "error": "its process did not end in time", "rows": []}
 
 
 @pytest.mark.parametrize(
