@@ -152,7 +152,7 @@ def run(name: str, part: Part, setting: Any) -> dict[str, Any]:
 
 
 def apart(name: str, part: Part, setting: Any) -> dict[str, Any]:
-    """The same in a process of its own: what breaks the context of the GPU, crashes or hangs leaves the others whole."""
+    """The same in a process of its own: what breaks the GPU's context, crashes or hangs leaves the others whole."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, name, part, setting))

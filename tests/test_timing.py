@@ -54,3 +54,31 @@ def test_peak_memory_counts_what_is_held_at_a_time() -> None:
         torch.empty(1000, dtype=torch.float64)
 
     assert peak_memory(two_then_one) == 16_000
+
+
+def test_so_many_calls_a_turn_are_all_there_are() -> None:
+    called: list[str] = []
+    times = interleaved({name: lambda name=name: called.append(name) for name in "ab"}, rounds=2, calls=3)
+    assert "".join(called) == "aaabbb" + "bbbaaa"
+    assert [len(timing.rounds) for timing in times.values()] == [2, 2]
+
+
+def test_on_a_gpu_time_is_that_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            happened.append("event")
+
+        def elapsed_time(self, end: Event) -> float:
+            assert end is not self
+            return 8.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: happened.append("wait"))
+    times = interleaved({"a": lambda: happened.append("call")}, rounds=1, device="cuda", calls=2)
+    assert happened == ["wait", "event", "call", "call", "event", "wait"]
+    assert times["a"].rounds == (4.0,)
