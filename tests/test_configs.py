@@ -53,7 +53,7 @@ def test_every_choice_trains(group: str, choice: str, tmp_path: Path) -> None:
     tiny = [key for key in tiny if f"~{key.partition('=')[0]}" not in besides]
     runs.register_resolvers()
     cfg = composed(f"{group}={choice}", *tiny, *(key for key in besides if not key.startswith("~")))
-    if (group, choice) == ("trainer", "gpu") and not gpu_count():
+    if group == "trainer" and choice.startswith("gpu") and not gpu_count():
         with pytest.raises(BadInput, match="this machine has no GPU"):
             Settings.check(cfg)
         return
