@@ -10,16 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tests.conftest import Command
 from tests.test_settings import composed
 from tests.test_stacking import numbers
 from tests.test_sweep import DIGITS, start, tree, until
 
 from backforward import runs
-from backforward.settings import Settings
+from backforward.settings import Settings, fingerprint, plain
 from hydra_plugins.backforward_pool._jobs import Job, Sweep
 from hydra_plugins.backforward_pool._pool import Load, _left_by, _Running
-from hydra_plugins.backforward_pool._stacks import loads_of, why_alone
+from hydra_plugins.backforward_pool._stacks import cut_off, loads_of, why_alone
 
 STACKED = "hydra/launcher=stacked"
 
@@ -89,7 +90,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return found
 
 
-def cut_off(root: Path, *sweep: str, processes: Callable[[int], Iterable[int]]) -> tuple[int, str]:
+def cut_off_by_kill(root: Path, *sweep: str, processes: Callable[[int], Iterable[int]]) -> tuple[int, str]:
     """Begin a sweep of stacks, kill processes of it once there is a checkpoint; its exit code, and what it printed."""
     command = start(root, *sweep)
     until(lambda: list(root.rglob(".stack-*.ckpt")))
@@ -103,17 +104,28 @@ def test_a_stack_that_was_killed_goes_on_as_if_it_had_not_been(
     whole: list[bytes], spawned: Command, tmp_path: Path
 ) -> None:
     sweep = (*FOUR, "hydra.launcher.slots=1")
-    cut_off(tmp_path, *sweep, processes=tree)
+    cut_off_by_kill(tmp_path, *sweep, processes=tree)
     ended = spawned(*sweep)
     assert "4 finished" in ended.out, ended.out + ended.err
     assert curves(tmp_path) == whole
+
+
+def test_one_run_of_a_stack_that_was_killed_goes_on_and_so_do_the_others(spawned: Command, tmp_path: Path) -> None:
+    cut_off_by_kill(tmp_path, *FOUR, "hydra.launcher.slots=1", processes=tree)
+    one = spawned(*(word for word in FOUR if not word.startswith(("lr", "seed"))), "lr=0.1", "seed=0")
+    assert "1 run: 1 finished" in one.out, one.out + one.err
+    rest = spawned(*FOUR, "hydra.launcher.slots=2")
+    assert "4 runs: 3 finished, 1 done before" in rest.out, rest.out + rest.err
+    results = [runs.read_result(path.parent) for path in tmp_path.rglob("result.json")]
+    assert sorted(result["timing"]["stacked"] for result in results if result) == [1, 3, 3, 3]
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_a_stack_whose_process_was_killed_goes_on_within_the_sweep(whole: list[bytes], tmp_path: Path) -> None:
     def stack(sweep: int) -> list[int]:
         return [pid for pid in tree(sweep) if pid != sweep and os.getsid(pid) == pid]
 
-    code, out = cut_off(tmp_path, *FOUR, "hydra.launcher.slots=1", processes=stack)
+    code, out = cut_off_by_kill(tmp_path, *FOUR, "hydra.launcher.slots=1", processes=stack)
     assert code == 0, out
     assert "a stack of 4 runs was killed by SIGKILL; it goes on from its last checkpoint" in out
     assert "4 runs: 4 finished" in out
@@ -168,12 +180,66 @@ def test_stacks_hold_runs_alike_and_keep_every_slot_busy(tmp_path: Path) -> None
         for lr in (0.1, 0.2)
         for seed in (0, 1, 2)
     ]
-    loads, alone = loads_of(jobs, jobs, size=32, slots=2)
+    loads, alone = loads_of(jobs, size=32, slots=2)
     assert not alone
     assert [len(load.jobs) for load in loads] == [3, 3, 3, 3]
     assert [len({job.cfg.method._target_ for job in load.jobs}) for load in loads] == [1, 1, 1, 1]
-    fewer, _ = loads_of(jobs, jobs[1:], size=32, slots=2)
-    assert [len(load.jobs) for load in fewer] == [2, 3, 3, 3]
-    assert [load.checkpoint for load in fewer] == [load.checkpoint for load in loads]  # whatever is done already
-    small, _ = loads_of(jobs, jobs, size=2, slots=1)
+    assert len({load.checkpoint for load in loads}) == 4
+    small, _ = loads_of(jobs, size=2, slots=1)
     assert [len(load.jobs) for load in small] == [2] * 6
+
+
+def left_behind(path: Path, step: int, *jobs: Job) -> bytes:
+    """Write as much of a stack's checkpoint as is read before its runs begin."""
+    torch.save({"state_dict": {}, "members": [fingerprint(plain(job.cfg)) for job in jobs], "step": step}, path)
+    return path.read_bytes()
+
+
+def test_a_stack_that_was_cut_off_keeps_together(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, "method=bfp", f"seed={seed}") for seed in range(5)]
+    path = tmp_path / ".stack-0.ckpt"
+    bytes_ = left_behind(path, 7, *jobs[:4])
+    cut = cut_off([tmp_path], pytest.fail)
+
+    loads, _ = loads_of(jobs, size=32, slots=2, cut=cut)  # whatever the number of slots, whatever joins
+    assert loads == [Load(tuple(jobs[:4]), path), Load((jobs[4],))]
+    runs.write_result(made(jobs[0].folder), {"status": "finished", "settings_hash": fingerprint(plain(jobs[0].cfg))})
+    cut = cut_off([tmp_path], pytest.fail)
+    assert loads_of(jobs[1:4], size=32, slots=3, cut=cut)[0] == [Load(tuple(jobs[1:4]), path)]
+
+    (alone,), _ = loads_of(jobs[2:3], size=32, slots=2, cut=cut)  # a part of it: the others still need the checkpoint
+    assert alone.jobs == (jobs[2],)
+    assert alone.checkpoint not in (None, path)
+    assert alone.checkpoint is not None and alone.checkpoint.read_bytes() == bytes_ == path.read_bytes()
+    halves, _ = loads_of(jobs[1:4], size=2, slots=1, cut=cut)
+    assert [len(load.jobs) for load in halves] == [2, 1]
+    assert path not in [load.checkpoint for load in halves]
+
+
+def test_of_two_checkpoints_of_a_run_the_further_one_counts(tmp_path: Path) -> None:
+    jobs = tuple(job(tmp_path, "method=bfp", f"seed={seed}") for seed in range(3))
+    left_behind(tmp_path / ".stack-0.ckpt", 5, *jobs)
+    left_behind(tmp_path / ".stack-1.ckpt", 9, jobs[0])
+    first, second = loads_of(jobs, size=32, slots=1, cut=cut_off([tmp_path], pytest.fail))[0]
+    assert first == Load(jobs[:1], tmp_path / ".stack-1.ckpt")
+    assert second.jobs == jobs[1:]
+    assert second.checkpoint is not None and cut_off([tmp_path], pytest.fail)[-1].step == 5
+
+
+def test_checkpoints_of_stacks_that_nobody_needs_are_deleted(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, "method=bfp", f"seed={seed}") for seed in range(3)]
+    left_behind(tmp_path / ".stack-0.ckpt", 5, *jobs[:2])
+    left_behind(tmp_path / ".stack-1.ckpt", 5, *jobs[1:])
+    (tmp_path / ".stack-2.ckpt").write_bytes(b"no checkpoint")
+    for done in jobs[:2]:
+        runs.write_result(made(done.folder), {"status": "diverged", "settings_hash": fingerprint(plain(done.cfg))})
+    notes: list[str] = []
+    (left,) = cut_off([tmp_path], notes.append)
+    assert list(tmp_path.glob(".stack*")) == [left.checkpoint] == [tmp_path / ".stack-1.ckpt"]
+    assert left.keys == {fingerprint(plain(jobs[2].cfg))}
+    assert notes == [f"{tmp_path / '.stack-2.ckpt'} is damaged: its runs begin anew"]
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder

@@ -112,6 +112,16 @@ def fit_stack(members: Sequence[Member], checkpoint: Path | None = None) -> None
         checkpoint.unlink(missing_ok=True)
 
 
+def progress_of(checkpoint: Path) -> tuple[frozenset[str], int]:
+    """The keys of the runs in a stack's checkpoint, and the steps that they have done.
+
+    Raises:
+        BadInput: The checkpoint is damaged.
+    """
+    saved = read_checkpoint(checkpoint)
+    return frozenset(saved["members"]), int(saved["step"])
+
+
 class _StackTraining:
     """The loop: epochs, batches, evaluations, checkpoints, of all members at once."""
 

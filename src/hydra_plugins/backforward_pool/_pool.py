@@ -30,8 +30,8 @@ class Load:
     """What one process does.
 
     Attributes:
-        jobs: A run; or several, trained as one stack.
-        checkpoint: Where a stack that was cut off goes on.
+        jobs: A run; or those of a stack, one perhaps, where the others are done.
+        checkpoint: Of a stack: where it goes on if it was cut off.
         again: Whether the stack's process was killed once before in this sweep.
     """
 
@@ -121,6 +121,9 @@ def _startable(queue: deque[Load], sweep: Sweep, free: list[str]) -> Iterator[Lo
             return
         load = queue.popleft()
         taken = [job for job in load.jobs if runs.is_taken(job.folder)]
+        if load.checkpoint is not None and len(taken) == len(load.jobs):  # a stack of another sweep
+            queue.append(load)
+            continue
         queue.extend(Load((job,)) for job in taken)
         if own := tuple(job for job in load.jobs if job not in taken and not sweep.settled(job)):
             yield replace(load, jobs=own)
@@ -130,7 +133,7 @@ def _left_by(entry: _Running, sweep: Sweep) -> list[Load]:
     """Tell what became of the jobs of a process that has ended; return those that are to be begun again."""
     code, load, again = entry.process.exitcode, entry.load, []
     assert code is not None
-    stacked = len(load.jobs) > 1
+    stacked = load.checkpoint is not None
     for job in load.jobs:
         done = stacked and _is_done(job)  # of a stack that failed, some runs may have ended before
         busy = code == cli.BUSY  # someone was quicker
@@ -141,7 +144,8 @@ def _left_by(entry: _Running, sweep: Sweep) -> list[Load]:
             sweep.ended(job, conclude(job, 0 if done else code, entry.seconds))
     if again and stacked and code < 0 and not load.again:  # the fault may lie elsewhere: another's hunger for memory
         cause = signal.Signals(-code).name
-        sweep.view.note(f"a stack of {len(load.jobs)} runs was killed by {cause}; it goes on from its last checkpoint")
+        count = f"{len(load.jobs)} run{'s' if len(load.jobs) > 1 else ''}"
+        sweep.view.note(f"a stack of {count} was killed by {cause}; it goes on from its last checkpoint")
         return [replace(load, jobs=tuple(again), again=True)]
     if again and load.checkpoint is not None:  # alone they begin anew
         load.checkpoint.unlink(missing_ok=True)
@@ -173,7 +177,7 @@ def _start(context: multiprocessing.context.BaseContext, load: Load, slots: list
     first = load.jobs[0]
     target: Callable[..., None] = work
     arguments: tuple[Any, ...] = (first.script, first.arguments, first.log, environment)
-    if len(load.jobs) > 1:
+    if load.checkpoint is not None:
         target = work_together
         arguments = (
             [(job.composed, job.cfg, job.folder) for job in load.jobs],

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from backforward import cli, runs
-from backforward.errors import Busy
+from backforward.errors import BadInput, Busy
+from backforward.files import whole
 from backforward.settings import Settings, fingerprint, flatten, plain
 from hydra_plugins.backforward_pool._jobs import Job
 from hydra_plugins.backforward_pool._pool import Load
@@ -46,46 +49,119 @@ def why_alone(settings: Settings) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def loads_of(jobs: Sequence[Job], pending: Sequence[Job], size: int, slots: int) -> tuple[list[Load], dict[str, int]]:
+@dataclass(frozen=True)
+class CutOff:
+    """A stack that was cut off.
+
+    Attributes:
+        checkpoint: Where it goes on.
+        keys: Of its runs that are not done.
+        step: How far it is.
+    """
+
+    checkpoint: Path
+    keys: frozenset[str]
+    step: int
+
+
+def cut_off(roots: Iterable[Path], note: Callable[[str], object]) -> list[CutOff]:
+    """Look for stacks that were cut off; delete the checkpoints that nobody needs any more.
+
+    Args:
+        roots: The sweeps' folders.
+        note: Told which checkpoints are damaged.
+
+    Returns:
+        The furthest first.
+    """
+    found = []
+    for root in roots:
+        paths = list(root.glob(".stack-*.ckpt"))
+        if not paths:
+            continue
+        from backforward.stack_fitting import progress_of  # imports Lightning
+
+        done = runs.done_below(root).keys()
+        for path in paths:
+            try:
+                keys, step = progress_of(path)
+            except FileNotFoundError:  # another sweep's, which has ended
+                continue
+            except BadInput:
+                note(f"{path} is damaged: its runs begin anew")
+                path.unlink(missing_ok=True)
+                continue
+            if keys <= done:
+                path.unlink(missing_ok=True)
+            else:
+                found.append(CutOff(path, keys - done, step))
+    return sorted(found, key=lambda stack: (stack.step, len(stack.keys)), reverse=True)
+
+
+def loads_of(
+    pending: Sequence[Job], size: int, slots: int, cut: Sequence[CutOff] = ()
+) -> tuple[list[Load], dict[str, int]]:
     """Share out jobs among processes.
 
     Args:
-        jobs: All of the sweep: which of them stand together does not depend on what is done already, so that a stack
-            that was cut off finds its checkpoint.
         pending: Those to do.
         size: Runs in a stack at most.
         slots: Processes at a time; runs alike are shared out among them all.
+        cut: Stacks that go on as far as their runs are asked for, whatever they would be stacked with today.
 
     Returns:
         The loads, stacks first; and by reason, how many runs are trained alone.
     """
     alike: dict[str, list[Job]] = defaultdict(list)
     alone: dict[str, int] = defaultdict(int)
-    singles = []
-    for job in jobs:
+    singles, stackable = [], []
+    for job in pending:
         reason = why_alone(Settings.check(job.cfg))
         if reason is None:
-            rest = {key: value for key, value in flatten(plain(job.cfg)) if key not in OWN}
-            alike[json.dumps(rest, sort_keys=True)].append(job)
-        elif job in pending:
+            stackable.append(job)
+        else:
             alone[reason] += 1
             singles.append(job)
     stacks = []
+    for stack in cut:
+        todo = [job for job in stackable if _key(job) in stack.keys]
+        stackable = [job for job in stackable if job not in todo]
+        count = math.ceil(len(todo) / size)
+        for place in range(count):
+            share = tuple(todo[place::count])
+            stacks.append(Load(share, _going_on(stack, share)))
+    for job in stackable:
+        rest = {key: value for key, value in flatten(plain(job.cfg)) if key not in OWN}
+        alike[json.dumps(rest, sort_keys=True)].append(job)
     for group in alike.values():
         count = max(math.ceil(len(group) / size), min(slots, len(group) // 2), 1)
         for place in range(count):
-            share = group[place::count]
-            todo = tuple(job for job in share if job in pending)
-            if len(todo) > 1:
-                stacks.append(Load(todo, _checkpoint(share)))
+            share = tuple(group[place::count])
+            if len(share) > 1:
+                stacks.append(Load(share, _checkpoint(share)))
             else:
-                singles += todo
+                singles += share
     return stacks + [Load((job,)) for job in singles], dict(alone)
 
 
+def _key(job: Job) -> str:
+    """As `Member.key`."""
+    return fingerprint(plain(job.cfg))
+
+
 def _checkpoint(jobs: Sequence[Job]) -> Path:
-    members = json.dumps(sorted(fingerprint(plain(job.cfg)) for job in jobs))
+    members = json.dumps(sorted(_key(job) for job in jobs))
     return jobs[0].folder.parent / f".stack-{hashlib.sha256(members.encode()).hexdigest()[:16]}.ckpt"
+
+
+def _going_on(stack: CutOff, jobs: Sequence[Job]) -> Path:
+    """The checkpoint from which some runs of a stack go on: a copy, if others of it are still to need theirs."""
+    if stack.keys == {_key(job) for job in jobs}:
+        return stack.checkpoint
+    path = _checkpoint(jobs)
+    with whole(path, "wb") as copy, stack.checkpoint.open("rb") as source:
+        shutil.copyfileobj(source, copy)
+    return path
 
 
 def train_together(together: Sequence[tuple[DictConfig, DictConfig, Path]], checkpoint: Path) -> None:

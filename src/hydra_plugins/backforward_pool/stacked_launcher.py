@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from backforward.errors import BadInput
 from hydra_plugins.backforward_pool._jobs import Job, Sweep
 from hydra_plugins.backforward_pool._pool import Pool
-from hydra_plugins.backforward_pool._stacks import loads_of
+from hydra_plugins.backforward_pool._stacks import cut_off, loads_of
 from hydra_plugins.backforward_pool.launcher import PoolConf, PoolLauncher
 
 
@@ -41,7 +41,9 @@ class StackedLauncher(PoolLauncher):
     def work(self, sweep: Sweep, jobs: list[Job]) -> None:
         """Do jobs."""
         pool = Pool(self.slots)
-        loads, alone = loads_of(list(sweep.jobs.values()), jobs, self.size, pool.count(jobs)[0])
+        roots = {job.folder.parent for job in jobs}
+        loads, alone = loads_of(jobs, self.size, pool.count(jobs)[0], cut_off(roots, sweep.view.note))
         for reason, count in alone.items():
             sweep.view.note(f"{count} run{'s' if count > 1 else ''} not stacked: {reason}")
         pool.run(sweep, loads)
+        cut_off(roots, sweep.view.note)  # to delete the checkpoints that have served
