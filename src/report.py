@@ -10,6 +10,7 @@ python src/report.py keep
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -76,13 +77,18 @@ def _largest(folder: Path) -> str:
     return scales[-1]
 
 
+def _wide() -> Console:
+    """A console that cuts nothing off where its output goes into a file or another program."""
+    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=240)
+
+
 def main() -> None:
     """Parse the command line and do what it says."""
     parser = argparse.ArgumentParser(description="Read finished runs.")
     commands = parser.add_subparsers(required=True, metavar="command")
     table = commands.add_parser("table", help="a sweep as a table: mean and spread over seeds")
     table.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/quickstart")
-    table.set_defaults(call=lambda given: Console().print(sweep_table(given.folder)))
+    table.set_defaults(call=lambda given: _wide().print(sweep_table(given.folder)))
     status = commands.add_parser("status", help="which runs of a sweep are finished, running, failed, missing")
     status.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/quickstart")
     status.set_defaults(call=lambda given: Console().print(sweep_status(given.folder), highlight=False))

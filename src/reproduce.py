@@ -153,10 +153,11 @@ def _announce(sweeps: Sequence[Sweep], lacking: Mapping[str, str], scale: str, o
         table.add_row(name, str(there), str(len(kept)) if kept else "", shown)
     CONSOLE.print(table)
     minutes = sum(left for left in estimates if left is not None)
-    unknown = f", and {estimates.count(None)} experiments of unknown length" if None in estimates else ""
-    CONSOLE.print(
-        f"Estimated: {minutes:.0f} minutes, {slots} at a time, by the times of the committed results{unknown}."
-    )
+    known = f"{minutes:.0f} minutes, {slots} at a time, by the times of the committed results"
+    if None in estimates:
+        unknown = f"not known: {estimates.count(None)} of the experiments have no committed results at this scale"
+        known = f"{known}; for the rest {unknown}" if minutes else unknown
+    CONSOLE.print(f"Estimated time: {known}.")
     for name, why in lacking.items():
         CONSOLE.print(f"No {name}: {why}; --stand-in trains on digits instead.", highlight=False, soft_wrap=True)
 

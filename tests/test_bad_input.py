@@ -76,6 +76,7 @@ CONFIG = [
     (["lr=???"], ["lr"]),
     (["lr=0.1,0.2"], ["lr"]),
     (["-m", "seed=range(0)"], ["this sweep has no runs"]),
+    (["-m", "lr=0.1,0.2", "--cfg", "job"], ["Only one of --run, --multirun, --cfg"]),
     (["-m", "lr=interval(0,1)"], ["does not support sweep type", "INTERVAL"]),
     (["-m", "hydra/launcher=slurm", "lr=-1"], ["lr=-1"]),
 ]

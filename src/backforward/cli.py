@@ -102,6 +102,8 @@ def explain(error: BaseException, conf: Path, overrides: Sequence[str]) -> str |
     for cause in chain:
         if isinstance(cause, BadInput):
             return _one_line(str(cause))
+    if isinstance(error, ValueError) and str(error).startswith("Only one of --run, --multirun, --cfg"):
+        return _one_line(str(error))  # Hydra's own
     if isinstance(error, OmegaConfBaseException | HydraException):  # some of Hydra's are an OSError as well
         return _config_error(error, [str(cause) for cause in chain], conf, overrides)
     return next((_os_error(cause) for cause in chain if isinstance(cause, OSError)), None)

@@ -16,6 +16,7 @@ def result(method: str, lr: float, seed: int, loss: float | None, status: str = 
     accuracy = None if loss is None else 1 - loss
     return {
         "status": status,
+        "settings_hash": f"{method} {lr} {seed}",
         "choices": {"method": method, "data": "digits"},
         "settings": {"method": {"_target_": method}, "optimizer": {"lr": lr}, "lr": lr, "seed": seed, "max_epochs": 3},
         "final": {
@@ -65,3 +66,24 @@ def test_mean_and_spread_uses_the_sample_standard_deviation() -> None:
     assert mean_and_spread([1.0], ".2f") == "1.00"
     assert mean_and_spread([None, 2.0, 4.0], ".1f") == "3.0±1.4"
     assert mean_and_spread([None], ".1f") == "-"
+
+
+def test_a_key_of_one_choice_alone_is_told(tmp_path: Path) -> None:
+    """Of `noisy` with two noises and `sgd`, which has none, `method` tells only some apart."""
+    for name, method, noise in (("a", "noisy", 0.1), ("b", "noisy", 0.5), ("c", "sgd", None)):
+        (tmp_path / name).mkdir()
+        one = result(method, 0.1, 0, 0.2)
+        one["settings_hash"] = name
+        if noise is not None:
+            one["settings"]["method"]["noise"] = noise
+        write_result(tmp_path / name, one)
+    rows = [line.split()[:2] for line in shown(tmp_path).splitlines() if "80.00" in line]
+    assert rows == [["noisy", "0.1"], ["noisy", "0.5"], ["sgd", "-"]]
+
+
+def test_equal_settings_count_once(tmp_path: Path) -> None:
+    for name in ("here", "and_in_another_folder"):
+        (tmp_path / name).mkdir()
+        write_result(tmp_path / name, result("sgd", 0.1, 0, 0.2))
+    (row,) = (line for line in shown(tmp_path).splitlines() if "80.00" in line)
+    assert " 1 " in row

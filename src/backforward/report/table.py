@@ -40,7 +40,8 @@ def sweep_table(root: Path) -> Group:
     Raises:
         BadInput: There is no finished run, or a result is damaged.
     """
-    results = [result for result in map(read_result, result_folders(root)) if result and result["status"] in DONE]
+    done = [result for result in map(read_result, result_folders(root)) if result and result["status"] in DONE]
+    results = list({result["settings_hash"]: result for result in done}.values())  # equal settings are one run
     if not results:
         raise BadInput(f"{root}: no finished run here; make quickstart trains some")
     groups: dict[str, list[Result]] = defaultdict(list)
@@ -50,17 +51,17 @@ def sweep_table(root: Path) -> Group:
 
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     for key in varying:
-        table.add_column(key)
+        table.add_column(key, overflow="fold")
     table.add_column("seeds", justify="right")
     for heading, _, _ in COLUMNS:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for members in sorted(
-        groups.values(), key=lambda members: [natural(str(_setting(members[0])[k])) for k in varying]
+        groups.values(), key=lambda members: [natural(str(_setting(members[0]).get(k))) for k in varying]
     ):
         diverged = sum(result["status"] == "diverged" for result in members)
         seeds = str(len(members)) + (f" ({diverged} diverged)" if diverged else "")
         cells = [mean_and_spread([read(result) for result in members], form) for _, read, form in COLUMNS]
-        table.add_row(*(str(_setting(members[0])[key]) for key in varying), seeds, *cells)
+        table.add_row(*(str(_setting(members[0]).get(key, "-")) for key in varying), seeds, *cells)
     return Group(f"[bold]{root.name}[/]: {_scale(results)}", table)
 
 
@@ -87,10 +88,10 @@ def _varying(settings: Sequence[dict[str, Any]]) -> list[str]:
 
     def follows(key: str) -> bool:
         """Whether it only follows from another: `optimizer.lr` from `lr`, `method.engine` from `method`."""
-        values = [setting.get(key) for setting in settings]
-        return "." in key and (
-            key.split(".", maxsplit=1)[0] in own or any(values == [s.get(k) for s in settings] for k in own)
-        )
+        values = [json.dumps(setting.get(key)) for setting in settings]
+        group = [str(setting.get(key.split(".", maxsplit=1)[0])) for setting in settings]
+        of_its_choice = len(set(zip(group, values, strict=True))) == len(set(group))
+        return "." in key and (of_its_choice or any(values == [json.dumps(s.get(k)) for s in settings] for k in own))
 
     return [key for key in several if not follows(key)] or ["method", "lr"]
 
