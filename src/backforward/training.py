@@ -25,7 +25,7 @@ from backforward.rules import Result, Switch, UpdateRule
 
 Metrics = dict[str, float]
 Batch = tuple[Tensor, Tensor]
-Arithmetic = list[dict[str, float]]
+Arithmetic = list[dict[str, float | None]]
 
 EVALUATION_BATCH = 500  # samples; of no effect on the result but for rounding
 
@@ -154,25 +154,29 @@ class Classification(L.LightningModule):
         """
         network = copy.deepcopy(self.network)
         optimizer = self.make_optimizer(network)
-        rule = self.make_rule(network, optimizer, F.cross_entropy)
+        moved: list[int] = []
+
+        def step(_last: bool) -> None:
+            moved.append(_size(network, moving=True))
+            optimizer.step()
+
+        rule = self.make_rule(network, optimizer, F.cross_entropy, step=step)
         rule.prepare(x)
         with torch.no_grad(), FlopCounterMode(display=False) as forward:
             network(x)
         found = []
         for epoch in sorted({0, getattr(rule, "at_epoch", 0)}):
             rule.set_epoch(epoch)
-            moved: list[int] = []
-            hook = optimizer.register_step_pre_hook(lambda *_, moved=moved: moved.append(_size(network, moving=True)))
+            moved.clear()
             with FlopCounterMode(display=False) as update:
                 rule.step(x, y)
-            hook.remove()
             found.append(
                 {
                     "from_epoch": epoch,
                     "samples": len(y),
                     "forward": forward.get_total_flops() // 2,
                     "update": update.get_total_flops() // 2,
-                    "updates": sum(moved) / _size(network),
+                    "updates": sum(moved) / _size(network) or None,  # the shortcut keeps no gradients to count by
                 }
             )
         if self.make_schedule is not None:
