@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from backforward.stages import Generators, Group, group_layers, survey
 
@@ -347,7 +348,12 @@ def input_moments(
 
         return before
 
-    handles = [network.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    _watch(network, batches, [network.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names])
+    return {name: found.result() for name, found in moments.items()}, values
+
+
+def _watch(network: nn.Module, batches: Iterable[Tensor], handles: Sequence[RemovableHandle]) -> None:
+    """Run the batches through the network without gradients, and take its hooks away again."""
     try:
         with torch.no_grad():
             for x in batches:
@@ -355,7 +361,6 @@ def input_moments(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: found.result() for name, found in moments.items()}, values
 
 
 def drift(now: UnitMoments, then: UnitMoments) -> Tensor:
@@ -399,14 +404,7 @@ def pre_activations(
 
         return after
 
-    handles = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
-    try:
-        with torch.no_grad():
-            for x in batches:
-                network(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    _watch(network, batches, [network.get_submodule(name).register_forward_hook(hook(name)) for name in names])
     return {name: torch.cat(parts) for name, parts in values.items()}
 
 
