@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import matplotlib.axes
 import matplotlib.figure
 import numpy as np
 import pandas as pd
@@ -360,6 +361,15 @@ def _draw_costs(arms: Arms) -> matplotlib.figure.Figure:
     return figure
 
 
+def draw_published(panel: matplotlib.axes.Axes, lr: float, column: str, last: float) -> None:
+    """Mark what the published runs at a learning rate logged, up to the epoch `last`."""
+    for arm in LOGGED:
+        target = published(arm, lr, column)
+        target = target[target.index <= last]
+        name = f"published: {style.look(arm).label}"
+        style.published(panel, style.look(arm), target.index.to_numpy(), target.to_numpy(), name)
+
+
 def _draw_published(at: Mapping[float, Arms]) -> matplotlib.figure.Figure:
     figure, panels = common.panels(len(at))
     for panel, (lr, arms) in zip(panels, at.items(), strict=True):
@@ -368,11 +378,7 @@ def _draw_published(at: Mapping[float, Arms]) -> matplotlib.figure.Figure:
             frame = common.curve(arms.get(arm, []), key, logs=True, whole=True)
             last = max([last, *frame.index])
             style.band(panel, style.look(arm), frame)
-        for arm in LOGGED:
-            target = published(arm, lr, "train_loss_as_logged")
-            target = target[target.index <= last]
-            name = f"published: {style.look(arm).label}"
-            style.published(panel, style.look(arm), target.index.to_numpy(), target.to_numpy(), name)
+        draw_published(panel, lr, "train_loss_as_logged", last)
         panel.set(yscale="log", title=f"lr {lr:g}", xlabel="epochs", ylabel="training loss (nats)")
     style.legend(figure)
     return figure

@@ -11,7 +11,7 @@ import numpy as np
 from backforward.report import statistics, style, verdicts
 from backforward.report.claims import Claim
 from backforward.report.experiments import _common as common
-from backforward.report.experiments.bfp_learning_rates import LOGGED, Arms, by_lr, label, published
+from backforward.report.experiments.bfp_learning_rates import Arms, by_lr, draw_published, label
 from backforward.report.finding import Figure, Finding, Table
 from backforward.report.reading import Run
 from backforward.report.statistics import Effect
@@ -139,11 +139,7 @@ def _draw_norms(at: Mapping[float, Arms]) -> matplotlib.figure.Figure:
             frame = common.curve(runs, NORM)
             last = max([last, *frame.index])
             style.band(panel, style.look(arm), frame)
-        for arm in LOGGED:
-            target = published(arm, lr, "weight_norm")
-            target = target[target.index <= last]
-            name = f"published: {style.look(arm).label}"
-            style.published(panel, style.look(arm), target.index.to_numpy(), target.to_numpy(), name)
+        draw_published(panel, lr, "weight_norm", last)
         panel.set(title=f"lr {lr:g}", xlabel="epochs", ylabel="norm of the weights")
     style.legend(figure)
     return figure
