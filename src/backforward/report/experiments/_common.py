@@ -29,9 +29,9 @@ INTERVALS = (
 LOSS_LEVELS = tuple(lead * 10.0**power for power in range(0, -7, -1) for lead in (7, 5, 3, 2, 1))
 
 
-def done(runs: Iterable[Run]) -> list[Run]:
-    """The runs that have a result, a diverged one included."""
-    return [run for run in runs if run.status in DONE]
+def done(runs: Iterable[Run], **settings: object) -> list[Run]:
+    """The runs `at` some settings that have a result, a diverged one included."""
+    return [run for run in at(runs, **settings) if run.status in DONE]
 
 
 def arms(runs: Iterable[Run], key: str = "method") -> dict[str, list[Run]]:
@@ -39,16 +39,21 @@ def arms(runs: Iterable[Run], key: str = "method") -> dict[str, list[Run]]:
     return {str(value): members for (value,), members in statistics.grouped(runs, key).items()}
 
 
-def at(runs: Iterable[Run], **settings: float) -> list[Run]:
-    """The runs with these numbers in their settings; a key's dots are written as double underscores."""
+def at(runs: Iterable[Run], **settings: object) -> list[Run]:
+    """The runs of some settings: `norm="prop"`, `lr=0.1`, `data__augment="flip"`.
+
+    Two underscores stand for a dot. A key that names a group of choices is compared with the choice.
+    """
+    wanted = {key.replace("__", "."): value for key, value in settings.items()}
     return [
-        run
-        for run in runs
-        if all(
-            isinstance(found := run.setting(key.replace("__", ".")), int | float) and math.isclose(found, value)
-            for key, value in settings.items()
-        )
+        run for run in runs if all(_equal(run.choice(key) or run.setting(key), value) for key, value in wanted.items())
     ]
+
+
+def _equal(found: object, value: object) -> bool:
+    if isinstance(found, int | float) and isinstance(value, int | float):
+        return math.isclose(found, value)
+    return found == value
 
 
 def numbers(runs: Iterable[Run], key: str) -> list[float]:
@@ -235,6 +240,21 @@ def shown(found: Effect) -> str | None:
         return found.note or None
     lacks = f" ({len(found.values)} of {len(found.values) + found.lost} pairs)" if found.lost else ""
     return f"{found.estimate()}{lacks}"
+
+
+def effects_table(title: str, effects: Sequence[Effect], heading: str, note: str = "") -> Table:
+    """A row an effect: what it is, its interval, p as Holm corrects it over the rows."""
+    rows = [
+        {
+            heading: effect.label,
+            "difference [95 %]": effect.estimate(),
+            "pairs": len(effect.values),
+            "p, corrected": p_text(effect.corrected_p),
+            **({"remark": effect.note} if any(each.note for each in effects) else {}),
+        }
+        for effect in statistics.holm(effects)
+    ]
+    return table(title, rows, " ".join(filter(None, [note, correction_note(len(rows))])))
 
 
 def p_text(p: float | None) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import matplotlib.figure
-import pandas as pd
 
 from backforward.report import style, verdicts
 from backforward.report.claims import Claim
@@ -20,19 +19,19 @@ Arms = Mapping[str, Mapping[str, Sequence[Run]]]  # by activation and norm
 
 def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
     """Compare NormProp with no normalisation, each at the learning rate that its validation accuracy chose."""
-    ended = family.done(runs)
+    ended = common.done(runs)
     arms = {
-        str(name): {norm: family.chosen(family.done(ended, model__activation=name, norm=norm)) for norm in family.NORMS}
+        str(name): {norm: family.chosen(common.done(ended, model__activation=name, norm=norm)) for norm in family.NORMS}
         for name in family.values(ended, "model.activation")
     }
-    effects = {name: family.difference(by["prop"], by["none"], family.test_accuracy, name) for name, by in arms.items()}
+    effects = {name: common.points(by["prop"], by["none"], "accuracy/test", name) for name, by in arms.items()}
     ground = verdicts.Ground.of(runs, scale)
     return common.finding(
         "np_activations", QUESTION, runs, claims, scale,
         [verdicts.direction(claim, list(effects.values()), ground) for claim in claims],
         tables=[
             _table(arms),
-            family.effects_table(
+            common.effects_table(
                 "NormProp less no norm, test accuracy, points", list(effects.values()), "activation",
                 "ReLU is shown beside the three that the claim names.",
             ),
@@ -54,23 +53,23 @@ def _table(arms: Arms) -> Table:
             "activation": name,
             "norm": style.look(norm).label,
             "lr": ", ".join(map(str, family.values(runs, "lr"))),
-            "seeds": str(len(runs)),
+            "seeds": len(runs),
             "diverged": str(sum(run.status == "diverged" for run in runs)),
-            "validation accuracy, %": family.described(family.over_seeds(runs, family.validation_accuracy)),
-            "test accuracy, %": family.described(family.over_seeds(runs, family.test_accuracy)),
+            "validation accuracy, %": common.estimate_of(runs, family.validation_accuracy),
+            "test accuracy, %": common.estimate_of(runs, family.test_accuracy),
         }
         for name, by in arms.items()
         for norm, runs in by.items()
         if runs
     ]
     note = "Means over seeds with 95 % intervals, at the learning rate that validation accuracy chose."
-    return Table("Accuracy by activation", pd.DataFrame(rows), note)
+    return common.table("Accuracy by activation", rows, note)
 
 
 def _draw(arms: Arms) -> matplotlib.figure.Figure:
     figure, panels = style.canvas()
     norms = [norm for norm in family.NORMS if any(by[norm] for by in arms.values())]
-    estimates = {norm: [family.over_seeds(by[norm], family.test_accuracy) for by in arms.values()] for norm in norms}
+    estimates = {norm: [common.estimate_of(by[norm], family.test_accuracy) for by in arms.values()] for norm in norms}
     style.bars(panels[0, 0], list(arms), estimates, style.looks(norms))
     panels[0, 0].set_ylabel("test accuracy, %")
     style.legend(figure)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import matplotlib.figure
-import pandas as pd
 
 from backforward.report import style, verdicts
 from backforward.report.claims import Claim
@@ -22,14 +21,14 @@ PUBLISHED = (1, 50, 100, 250)
 
 def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
     """Compare test accuracies, each batch size at the learning rate that its validation accuracy chose."""
-    sizes = [size for size in family.values(family.done(runs), "batch_size") if isinstance(size, int)]
-    arms = {size: family.chosen(family.done(runs, batch_size=size)) for size in sizes}
+    sizes = [size for size in family.values(common.done(runs), "batch_size") if isinstance(size, int)]
+    arms = {size: family.chosen(common.done(runs, batch_size=size)) for size in sizes}
     ground = verdicts.Ground.of(runs, scale, [f"batch size {size}" for size in PUBLISHED if size not in arms])
     steps = [
-        family.difference(arms[small], arms[large], family.test_accuracy, f"{small} - {large}")
+        common.points(arms[small], arms[large], "accuracy/test", f"{small} - {large}")
         for small, large in pairwise(sorted(arms))
     ]
-    of_one = [family.difference(arms.get(1, ()), arms.get(50, ()), family.test_accuracy, "1 - 50")]
+    of_one = [common.points(arms.get(1, ()), arms.get(50, ()), "accuracy/test", "1 - 50")]
     judged = {
         "batch_one": lambda claim: verdicts.direction(claim, of_one, ground),
         "smaller_better": lambda claim: verdicts.direction(claim, steps, ground),
@@ -39,7 +38,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         [judged[word](claim) for word, claim in common.by_word(claims).items()],
         tables=[
             _table(arms),
-            family.effects_table("Smaller less larger batch, test accuracy, points", steps, "batch sizes"),
+            common.effects_table("Smaller less larger batch, test accuracy, points", steps, "batch sizes"),
         ],
         figures=[
             Figure(
@@ -57,16 +56,16 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
 def _table(arms: Arms) -> Table:
     rows = [
         {
-            "batch size": str(size),
+            "batch size": size,
             "lr": ", ".join(map(str, family.values(runs, "lr"))),
             "input normalised by": ", ".join(map(str, family.values(runs, "data_norm"))),
-            "seeds": str(len(runs)),
-            "validation accuracy, %": family.described(family.over_seeds(runs, family.validation_accuracy)),
-            "test accuracy, %": family.described(family.over_seeds(runs, family.test_accuracy)),
+            "seeds": len(runs),
+            "validation accuracy, %": common.estimate_of(runs, family.validation_accuracy),
+            "test accuracy, %": common.estimate_of(runs, family.test_accuracy),
         }
         for size, runs in arms.items()
     ]
-    return Table("Accuracy by batch size", pd.DataFrame(rows), "Means over seeds with 95 % intervals.")
+    return common.table("Accuracy by batch size", rows, "Means over seeds with 95 % intervals.")
 
 
 def _draw(arms: Arms) -> matplotlib.figure.Figure:

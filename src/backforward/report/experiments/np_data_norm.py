@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import matplotlib.figure
-import pandas as pd
 
 from backforward.report import style, verdicts
 from backforward.report.claims import Claim
@@ -21,15 +20,14 @@ Arms = Mapping[int, Mapping[str, Sequence[Run]]]  # by batch size and data norm
 
 def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
     """Compare last validation accuracies at each batch size."""
-    ended = family.done(runs)
+    ended = common.done(runs)
     sizes = [size for size in family.values(ended, "batch_size") if isinstance(size, int)]
-    arms = {size: {kind: family.done(ended, batch_size=size, data_norm=kind) for kind in KINDS} for size in sizes}
+    arms = {size: {kind: common.done(ended, batch_size=size, data_norm=kind) for kind in KINDS} for size in sizes}
     ground = verdicts.Ground.of(
         runs, scale, [f"batch {size}, {kind}" for size, by in arms.items() for kind in KINDS if not by[kind]]
     )
     effects = [
-        family.difference(by["batch"], by["global"], family.validation_accuracy, f"batch {size}")
-        for size, by in arms.items()
+        common.points(by["batch"], by["global"], "accuracy/validation", f"batch {size}") for size, by in arms.items()
     ]
     best = family.sample(arms.get(50, {}).get("batch", ()), best_accuracy, "batch 50 batch", "%")
     judged = {
@@ -43,7 +41,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         [judged[word](claim) for word, claim in words.items()],
         tables=[
             _table(arms),
-            family.effects_table("Mini-batch less whole set, last validation accuracy, points", effects, "batch size"),
+            common.effects_table("Mini-batch less whole set, last validation accuracy, points", effects, "batch size"),
         ],
         figures=[
             Figure(
@@ -65,18 +63,18 @@ def best_accuracy(run: Run) -> float | None:
 def _table(arms: Arms) -> Table:
     rows = [
         {
-            "batch size": str(size),
+            "batch size": size,
             "input normalised by": KINDS[kind],
             "lr": ", ".join(map(str, family.values(runs, "lr"))),
-            "seeds": str(len(runs)),
-            "last accuracy, %": family.described(family.over_seeds(runs, family.validation_accuracy)),
-            "best accuracy, %": family.described(family.over_seeds(runs, best_accuracy)),
+            "seeds": len(runs),
+            "last accuracy, %": common.estimate_of(runs, family.validation_accuracy),
+            "best accuracy, %": common.estimate_of(runs, best_accuracy),
         }
         for size, by in arms.items()
         for kind, runs in by.items()
         if runs
     ]
-    return Table("Validation accuracy", pd.DataFrame(rows), "Means over seeds with 95 % intervals.")
+    return common.table("Validation accuracy", rows, "Means over seeds with 95 % intervals.")
 
 
 def _draw(arms: Arms, published: float | None) -> matplotlib.figure.Figure:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import matplotlib.figure
-import pandas as pd
 
 from backforward.report import statistics, style, verdicts
 from backforward.report.claims import Claim
@@ -22,7 +21,7 @@ Arms = Mapping[str, Sequence[Run]]  # by factor, over all learning rates
 
 def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
     """Compare the largest learning rate that trains with and without the factor, seed by seed."""
-    arms = {factor: family.done(runs, norm__jacobian_factor=factor) for factor in FACTORS}
+    arms = {factor: common.done(runs, norm__jacobian_factor=factor) for factor in FACTORS}
     ground = verdicts.Ground.of(runs, scale, [FACTORS[factor] for factor in ("none", "exact") if not arms[factor]])
     largest = [
         common.larger_lr(arms[factor], arms["none"], f"{factor} / none")
@@ -35,7 +34,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         [verdicts.direction(claim, largest, ground) for claim in claims],
         tables=[
             _table(arms),
-            family.effects_table("Exact J less no factor, validation accuracy, points", gains, "lr"),
+            common.effects_table("Exact J less no factor, validation accuracy, points", gains, "lr"),
         ],
         figures=[
             Figure(
@@ -50,11 +49,11 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
 
 
 def _gains(arms: Arms) -> list[Effect]:
-    with_it, without = (family.runs_by(arms[factor], "lr") for factor in ("exact", "none"))
+    with_it, without = arms["exact"], arms["none"]
     return [
-        family.difference(with_it[lr], without[lr], family.validation_accuracy, f"{lr:g}")
-        for lr in with_it
-        if lr in without
+        common.points(common.at(with_it, lr=lr), common.at(without, lr=lr), "accuracy/validation", f"{lr:g}")
+        for lr in common.numbers(with_it, "lr")
+        if common.at(without, lr=lr)
     ]
 
 
@@ -67,19 +66,19 @@ def _table(arms: Arms) -> Table:
             rows.append(
                 {
                     "factor": FACTORS[factor],
-                    "runs": str(len(runs)),
+                    "runs": len(runs),
                     "diverged": str(sum(run.status == "diverged" for run in runs)),
                     "trained": str(sum(map(common.trains, runs))),
                     "largest lr that trains, by seed": ", ".join(f"{lr:g}" for lr in largest) or "none",
                     "best lr": ", ".join(map(str, family.values(best, "lr"))),
-                    "test accuracy there, %": family.described(family.over_seeds(best, family.test_accuracy)),
+                    "test accuracy there, %": common.estimate_of(best, family.test_accuracy),
                 }
             )
     note = (
         "Diverged: the loss became infinite or no number. Trained: finished with a training loss below a guess's. "
         "Largest: of the grid, all smaller ones training too. Best: by validation accuracy."
     )
-    return Table("Learning rates", pd.DataFrame(rows), note)
+    return common.table("Learning rates", rows, note)
 
 
 def _draw(arms: Arms) -> matplotlib.figure.Figure:
@@ -88,11 +87,11 @@ def _draw(arms: Arms) -> matplotlib.figure.Figure:
     looks = style.looks(names, dict(zip(names, FACTORS.values(), strict=True)))
     rates: list[float] = []
     for runs, look in zip(arms.values(), looks.values(), strict=True):
-        by_lr = {float(str(lr)): members for lr, members in family.runs_by(runs, "lr").items()}
+        by_lr = {lr: common.at(runs, lr=lr) for lr in common.numbers(runs, "lr")}
         rates += by_lr
         trained = [statistics.share(sum(map(common.trains, members)), len(members)) for members in by_lr.values()]
         accuracy: list[Estimate | None] = [
-            family.over_seeds(members, family.validation_accuracy) for members in by_lr.values()
+            common.estimate_of(members, family.validation_accuracy) for members in by_lr.values()
         ]
         style.points(panels[0, 0], look, list(by_lr), accuracy)
         panels[0, 1].plot(list(by_lr), [each.value for each in trained], marker=look.marker, **look.line)

@@ -26,10 +26,10 @@ FACTORS = {"none": "J = 1", "paper": "J = 1.21", "exact": "exact J"}
 
 def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
     """Judge the mathematics by a study of untrained layers, the assumptions by trained networks."""
-    ended = family.done(runs)
+    ended = common.done(runs)
     studies = [run for run in ended if {"part", "quantity", "value"} <= set(run.study)]
     study = studies[0].study if studies else pd.DataFrame({"part": [], "quantity": [], "value": []})
-    trained = {norm: [run for run in family.done(ended, norm=norm) if len(run.diagnostics)] for norm in family.NORMS}
+    trained = {norm: [run for run in common.done(ended, norm=norm) if len(run.diagnostics)] for norm in family.NORMS}
     mathematics = verdicts.Ground.of([run for run in runs if run not in _flat(trained)], scale)
     networks = verdicts.Ground.of(_flat(trained), scale)
     widest = _widest(study)
@@ -202,7 +202,7 @@ def _moments_table(study: pd.DataFrame) -> Table:
     note = (
         "Of the activation of N(0, 1). Library: what layers use, in closed form where there is one. ±: standard error."
     )
-    return Table("Gaussian moments and the factor J", pd.DataFrame(rows), note)
+    return common.table("Gaussian moments and the factor J", rows, note)
 
 
 def _layers_table(study: pd.DataFrame) -> Table:
@@ -223,7 +223,7 @@ def _layers_table(study: pd.DataFrame) -> Table:
         f"ReLU, width {widest:.0f}, random weights. Diagonal and eigenvalues: of E[J J^T]; singular values: of J at "
         "one input."
     )
-    return Table("NormProp layers on white input", pd.DataFrame(rows), note)
+    return common.table("NormProp layers on white input", rows, note)
 
 
 def _bounds_table(study: pd.DataFrame) -> Table:
@@ -246,7 +246,7 @@ def _bounds_table(study: pd.DataFrame) -> Table:
         "Matrices of several sizes. The proof takes ||W_i||^2 for ||W_i||^4 and multiplies by m(m-1) once too often; "
         "mended: mu sqrt(sum over pairs of ||W_i||^2 ||W_j||^2)."
     )
-    return Table("Proposition 1", pd.DataFrame(rows), note)
+    return common.table("Proposition 1", rows, note)
 
 
 def _pooling_table(study: pd.DataFrame) -> Table:
@@ -268,7 +268,7 @@ def _pooling_table(study: pd.DataFrame) -> Table:
         "Mean and standard deviation of a NormProp layer's output, over channels, positions and images. Neighbours in "
         "white input are independent, in images alike."
     )
-    return Table("Pooling", pd.DataFrame(rows), note)
+    return common.table("Pooling", rows, note)
 
 
 def _trained_table(trained: Mapping[str, Sequence[Run]], incoherent: Claim | None) -> Table:
@@ -278,9 +278,9 @@ def _trained_table(trained: Mapping[str, Sequence[Run]], incoherent: Claim | Non
             rows.append(
                 {
                     "norm": style.look(norm).label,
-                    "seeds": str(len(runs)),
-                    "distance from normal": family.described(family.over_seeds(runs, _distance)),
-                    "incoherent pairs of filters": family.described(family.over_seeds(runs, _incoherent)),
+                    "seeds": len(runs),
+                    "distance from normal": common.estimate_of(runs, _distance),
+                    "incoherent pairs of filters": common.estimate_of(runs, _incoherent),
                 }
             )
     note = (
@@ -289,7 +289,7 @@ def _trained_table(trained: Mapping[str, Sequence[Run]], incoherent: Claim | Non
     )
     if incoherent is not None:
         note += f" Incoherent: |cosine| under {incoherent.arguments['cosine_below']:g}."
-    return Table("Trained networks", pd.DataFrame(rows), note)
+    return common.table("Trained networks", rows, note)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import matplotlib.figure
-import pandas as pd
 
 from backforward.report import statistics, style, verdicts
 from backforward.report.claims import Claim
@@ -28,7 +27,7 @@ RECIPE = {
 
 def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
     """Compare test accuracy with the recipe's."""
-    ended = family.done(runs)
+    ended = common.done(runs)
     recipe = _with(ended)
     decays = [float(str(value)) for value in family.values(ended, "weight_decay") if value not in (0, 5e-4)]
     dropouts = [value for value in family.values(ended, "model.dropout") if value]
@@ -53,8 +52,8 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         tables=[
             _table(recipe),
             _batch_table(ended),
-            family.effects_table("Each change less the recipe, test accuracy, points", shown, "change"),
-            family.effects_table(
+            common.effects_table("Each change less the recipe, test accuracy, points", shown, "change"),
+            common.effects_table(
                 "What a larger learning rate gains at the larger less at the smaller batch, test accuracy, points",
                 batches, "batch size and learning rate",
             ),
@@ -73,12 +72,12 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
 
 def _with(runs: Sequence[Run], **changes: object) -> list[Run]:
     """The runs of the recipe with some keys changed."""
-    return family.done(runs, **{key.replace(".", "__"): value for key, value in RECIPE.items()} | changes)
+    return common.done(runs, **{key.replace(".", "__"): value for key, value in RECIPE.items()} | changes)
 
 
 def _changed(runs: Sequence[Run], recipe: Sequence[Run], label: str, **change: object) -> Effect:
     """A change less the recipe."""
-    return family.difference(_with(runs, **change), recipe, family.test_accuracy, label)
+    return common.points(_with(runs, **change), recipe, "accuracy/test", label)
 
 
 def _batch_effects(runs: Sequence[Run]) -> list[Effect]:
@@ -110,31 +109,31 @@ def _gain(ours: Sequence[Run], theirs: Sequence[Run]) -> dict[Hashable, float | 
 def _by_batch_and_lr(runs: Sequence[Run]) -> dict[tuple[object, ...], list[Run]]:
     """The recipe at any batch size and learning rate."""
     fixed = {key.replace(".", "__"): value for key, value in RECIPE.items() if key not in ("batch_size", "lr")}
-    return statistics.grouped(family.done(runs, **fixed), "batch_size", "lr")
+    return statistics.grouped(common.done(runs, **fixed), "batch_size", "lr")
 
 
 def _table(recipe: Sequence[Run]) -> Table:
     row = {
         "setting": "the recipe",
-        "seeds": str(len(recipe)),
-        "validation accuracy, %": family.described(family.over_seeds(recipe, family.validation_accuracy)),
-        "test accuracy, %": family.described(family.over_seeds(recipe, family.test_accuracy)),
+        "seeds": len(recipe),
+        "validation accuracy, %": common.estimate_of(recipe, family.validation_accuracy),
+        "test accuracy, %": common.estimate_of(recipe, family.test_accuracy),
     }
-    return Table("The recipe", pd.DataFrame([row]), "Mean over seeds with 95 % interval.")
+    return common.table("The recipe", [row], "Mean over seeds with 95 % interval.")
 
 
 def _batch_table(runs: Sequence[Run]) -> Table:
     rows = [
         {
-            "batch size": str(size),
-            "lr": str(lr),
-            "seeds": str(len(members)),
-            "validation accuracy, %": family.described(family.over_seeds(members, family.validation_accuracy)),
-            "test accuracy, %": family.described(family.over_seeds(members, family.test_accuracy)),
+            "batch size": size,
+            "lr": lr,
+            "seeds": len(members),
+            "validation accuracy, %": common.estimate_of(members, family.validation_accuracy),
+            "test accuracy, %": common.estimate_of(members, family.test_accuracy),
         }
         for (size, lr), members in _by_batch_and_lr(runs).items()
     ]
-    return Table("By batch size and learning rate", pd.DataFrame(rows), "Means over seeds with 95 % intervals.")
+    return common.table("By batch size and learning rate", rows, "Means over seeds with 95 % intervals.")
 
 
 def _draw(effects: Sequence[Effect], tolerance: float | None) -> matplotlib.figure.Figure:

@@ -22,12 +22,12 @@ WITHIN = 0.05  # settled: a quarter of the published distance under NormProp
 
 def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
     """Compare the distances from zero, and when they settle; no norm at its own learning rate, as the paper has it."""
-    arms = {norm: [run for run in family.done(runs, norm=norm) if len(run.diagnostics)] for norm in family.NORMS}
+    arms = {norm: [run for run in common.done(runs, norm=norm) if len(run.diagnostics)] for norm in family.NORMS}
     ground = verdicts.Ground.of(runs, scale, [norm for norm in family.NORMS if not arms[norm]])
-    nearer = family.difference(arms["prop"], arms["batch"], distance, "NormProp - BatchNorm", "")
+    nearer = common.effect(arms["prop"], arms["batch"], distance, "NormProp - BatchNorm")
     numbers = [family.sample(arms[norm], distance, norm) for norm in ("prop", "batch")]
-    earlier = family.difference(arms["prop"], arms["batch"], settling, "NormProp - BatchNorm", "epochs")
-    far = family.difference(arms["prop"], arms["none"], distance, "NormProp - no norm", "")
+    earlier = common.effect(arms["prop"], arms["batch"], settling, "NormProp - BatchNorm", unit="epochs")
+    far = common.effect(arms["prop"], arms["none"], distance, "NormProp - no norm")
     without = family.sample(arms["none"], distance, "middle of the range")
     judged = {
         "distance": lambda claim: verdicts.direction(claim, [nearer], ground),
@@ -97,10 +97,10 @@ def _table(arms: Mapping[str, Sequence[Run]]) -> Table:
         {
             "norm": style.look(norm).label,
             "lr": ", ".join(map(str, family.values(runs, "lr"))),
-            "seeds": str(len(runs)),
-            "distance, one unit a layer": family.described(family.over_seeds(runs, distance)),
-            "distance, all units": family.described(family.over_seeds(runs, distance_of_all)),
-            "settled after epochs": family.described(family.over_seeds(runs, settling)),
+            "seeds": len(runs),
+            "distance, one unit a layer": common.estimate_of(runs, distance),
+            "distance, all units": common.estimate_of(runs, distance_of_all),
+            "settled after epochs": common.estimate_of(runs, settling),
         }
         for norm, runs in arms.items()
         if runs
@@ -109,7 +109,7 @@ def _table(arms: Mapping[str, Sequence[Run]]) -> Table:
         "Means over hidden layers and epochs, 95 % intervals over seeds. Settled: the epoch from which the unit's mean "
         f"input stays within {WITHIN:g} of its last value, mean over layers."
     )
-    return Table("Mean inputs", pd.DataFrame(rows), note)
+    return common.table("Mean inputs", rows, note)
 
 
 def _draw_units(arms: Mapping[str, Sequence[Run]]) -> matplotlib.figure.Figure:

@@ -23,7 +23,7 @@ COLUMN = "time/step_ms"
 
 def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
     """Compare the times of a step round by round: in each round every norm has its turn on the same machine."""
-    timed = [run for run in family.done(runs) if {"norm", "round", COLUMN} <= set(run.study)]
+    timed = [run for run in common.done(runs) if {"norm", "round", COLUMN} <= set(run.study)]
     ground = verdicts.Ground.of(runs, scale, () if timed else ("timings",))
     # The paper timed one network: the widest here, at its batch of 50 where there is one.
     main = max(timed, key=lambda run: (_width(run), -abs(run.setting("batch_size", 0) - 50)), default=None)
@@ -74,20 +74,20 @@ def _ratio(run: Run, ours: str, theirs: str) -> Effect:
 def _table(timed: Sequence[Run]) -> Table:
     rows = []
     for run in timed:
-        cells = {"network": _label(run), "hardware": run.hardware}
+        cells: dict[str, object] = {"network": _label(run), "hardware": run.hardware}
         for norm in family.NORMS:
             times = _times(run, norm)
             cells[f"{style.look(norm).label}, ms"] = f"{pd.Series(times).median():.1f}" if times else ""
         for pair in RATIOS:
             effect = _ratio(run, *pair)
-            cells[effect.label] = family.described(effect.estimate())
+            cells[effect.label] = effect.estimate()
         cells["rounds"] = str(len(_times(run, "prop")))
         rows.append(cells)
     note = (
         "Median time of a training step; ratios are geometric means over rounds with 95 % intervals. An epoch is the "
         "same number of steps for each norm, so that its ratio is the step's."
     )
-    return Table("Time of a training step", pd.DataFrame(rows), note)
+    return common.table("Time of a training step", rows, note)
 
 
 def _draw(timed: Sequence[Run], published: float | None) -> matplotlib.figure.Figure:

@@ -22,11 +22,11 @@ WITHIN = 1.0  # points: converged once validation accuracy stays this near to wh
 
 def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
     """Compare the curves of each norm at the learning rate that its last validation accuracy chose."""
-    arms = {norm: family.chosen(family.done(runs, norm=norm)) for norm in family.NORMS}
+    arms = {norm: family.chosen(common.done(runs, norm=norm)) for norm in family.NORMS}
     missing = [norm for norm in ("batch", "prop") if not arms[norm]]
     ground = verdicts.Ground.of(runs, scale, missing)
-    early = family.difference(arms["prop"], arms["batch"], accuracy_early, "NormProp - BatchNorm")
-    steady = family.ratio(arms["prop"], arms["batch"], unrest, "NormProp / BatchNorm")
+    early = common.effect(arms["prop"], arms["batch"], accuracy_early, "NormProp - BatchNorm", unit="points")
+    steady = common.effect(arms["prop"], arms["batch"], unrest, "NormProp / BatchNorm", ratio=True)
     epochs = family.sample(arms["prop"], converged, "prop", "epochs")
     judged = {
         "higher_early": lambda claim: verdicts.direction(claim, [early], ground),
@@ -83,11 +83,11 @@ def _table(arms: Mapping[str, Sequence[Run]]) -> Table:
         {
             "norm": style.look(norm).label,
             "lr": ", ".join(map(str, family.values(runs, "lr"))),
-            "seeds": str(len(runs)),
-            "early accuracy, %": family.described(family.over_seeds(runs, accuracy_early)),
-            "last accuracy, %": family.described(family.over_seeds(runs, family.validation_accuracy)),
-            "off its trend, points": family.described(family.over_seeds(runs, unrest)),
-            "converged after epochs": family.described(family.over_seeds(runs, converged)),
+            "seeds": len(runs),
+            "early accuracy, %": common.estimate_of(runs, accuracy_early),
+            "last accuracy, %": common.estimate_of(runs, family.validation_accuracy),
+            "off its trend, points": common.estimate_of(runs, unrest),
+            "converged after epochs": common.estimate_of(runs, converged),
         }
         for norm, runs in arms.items()
         if runs
@@ -97,7 +97,7 @@ def _table(arms: Mapping[str, Sequence[Run]]) -> Table:
         "trend: mean distance from halfway between the epochs before and after, after that quarter. Converged: from "
         f"when on it stays within {WITHIN:g} point of its last value."
     )
-    return Table("Speed and steadiness", pd.DataFrame(rows), note)
+    return common.table("Speed and steadiness", rows, note)
 
 
 def _draw(arms: Mapping[str, Sequence[Run]]) -> matplotlib.figure.Figure:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import matplotlib.figure
-import pandas as pd
 
 from backforward.report import style, verdicts
 from backforward.report.claims import Claim, claims_of
@@ -53,11 +52,11 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
         [judge(claim) for claim in claims],
         tables=[
             _errors(table, published),
-            family.effects_table(
+            common.effects_table(
                 "NormProp's test error less BatchNorm's, points", judged_differences, "data set",
                 "Below 0: NormProp is better. Differences of the same seed.",
             ),
-            family.effects_table("The same where Table 1 has no row", beside, "data set"),
+            common.effects_table("The same where Table 1 has no row", beside, "data set"),
         ],
         figures=[
             Figure(
@@ -92,41 +91,41 @@ def _stands_in(row: str) -> bool:
 
 def _arms(runs: Sequence[Run]) -> Arms:
     by_row: dict[str, list[Run]] = {}
-    for run in family.done(runs):
+    for run in common.done(runs):
         by_row.setdefault(_row(run), []).append(run)
     order = [*PUBLISHED_ROWS, *sorted(by_row.keys() - set(PUBLISHED_ROWS))]
     return {
-        row: {norm: family.chosen(family.done(by_row[row], norm=norm)) for norm in family.NORMS}
+        row: {norm: family.chosen(common.done(by_row[row], norm=norm)) for norm in family.NORMS}
         for row in order
         if row in by_row
     }
 
 
 def _difference(row: str, arms: Mapping[str, Sequence[Run]]) -> Effect:
-    return family.difference(arms["prop"], arms["batch"], family.test_error, row)
+    return common.effect(arms["prop"], arms["batch"], family.test_error, row, unit="points")
 
 
 def _errors(table: Arms, published: Mapping[str, float]) -> Table:
     rows = []
     for row, arms in table.items():
-        cells = {"data set": row}
+        cells: dict[str, object] = {"data set": row}
         for norm in reversed(family.NORMS):
             number = published.get(f"{row} {norm}")
             label = style.look(norm).label
-            cells[label] = family.described(family.over_seeds(arms[norm], family.test_error))
+            cells[label] = common.estimate_of(arms[norm], family.test_error)
             cells[f"lr of {label}"] = ", ".join(map(str, family.values(arms[norm], "lr")))
             if norm != "none":
                 cells[f"{label}, published"] = "" if number is None else f"{number:.2f}"
         rows.append(cells)
     note = "Test error, %, mean over seeds with 95 % interval, at the learning rate that validation accuracy chose."
-    return Table("Test errors", pd.DataFrame(rows), note)
+    return common.table("Test errors", rows, note)
 
 
 def _draw_errors(table: Arms, published: Mapping[str, float]) -> matplotlib.figure.Figure:
     figure, panels = style.canvas(panel=(4.8, 3.0))
     looks = style.looks(family.NORMS)
     estimates = {
-        norm: [family.over_seeds(arms[norm], family.test_error) for arms in table.values()] for norm in family.NORMS
+        norm: [common.estimate_of(arms[norm], family.test_error) for arms in table.values()] for norm in family.NORMS
     }
     numbers = {norm: [published.get(f"{row} {norm}") for row in table] for norm in family.NORMS}
     labels = [row.replace(" ", "\n") for row in table]
