@@ -89,6 +89,7 @@ def main(cfg: DictConfig) -> float | None:
     """Train in the run's folder, unless that run is done; return its accuracy on the validation set."""
     with cli.past_hydra():
         _refuse_shared_process(cfg)
+        cli.hint_at_sweep()
         folder = Path(HydraConfig.get().runtime.output_dir)
         result = runs.finished_result(folder, cfg)
         if result is None:

@@ -73,7 +73,8 @@ CONFIG = [
     (["experiment=quickstar"], ["experiment=quickstar: no such experiment", "did you mean quickstart?"]),
     (["lr"], ["lr"]),
     (["lr=${foo}"], ["lr", "foo"]),
-    (["lr=???"], ["lr"]),
+    (["lr=???"], ["lr has no default"]),
+    (["data=npz"], ["data.name has no default", "data.name=..."]),
     (["lr=0.1,0.2"], ["lr"]),
     (["-m", "seed=range(0)"], ["this sweep has no runs"]),
     (["-m", "lr=0.1,0.2", "--cfg", "job"], ["Only one of --run, --multirun, --cfg"]),
@@ -234,3 +235,11 @@ def test_full_disk(train: Command, tmp_path: Path) -> None:
         assert train(*DIGITS, "lr=0.2").code == 0
     finally:
         subprocess.run(["umount", str(tmp_path / "outputs")], check=True)
+
+
+def test_an_experiment_that_sweeps_says_so_when_one_run_of_it_is_trained(train: Command) -> None:
+    quick = ("max_epochs=1", "model.hidden=8")
+    hint = "One run; the sweep that this experiment lists: -m experiment=quickstart"
+    assert hint in train("experiment=quickstart", *quick).err.splitlines()
+    assert "One run" not in train("data=digits", *quick).err
+    assert "One run" not in train("-m", "experiment=quickstart", *quick, "method=sgd", "lr=0.1", "seed=0").err

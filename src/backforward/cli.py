@@ -184,6 +184,14 @@ def _one_line(text: str) -> str:
     return "; ".join(line.strip() for line in text.splitlines() if line.strip()) or "unknown error"
 
 
+def hint_at_sweep() -> None:
+    """Say so where an experiment that lists a sweep is about to train one run, since `-m` was left out."""
+    hydra = HydraConfig.get()
+    sweeps = any(hydra.sweeper.get(key) for key in ("params", "grids"))
+    if hydra.mode == RunMode.RUN and sweeps and (experiment := hydra.runtime.choices.get("experiment")):
+        print(f"One run; the sweep that this experiment lists: -m experiment={experiment}", file=sys.stderr)
+
+
 def show(result: Mapping[str, Any], folder: Path) -> None:
     """Print a run's result as a short table."""
     from rich.console import Console

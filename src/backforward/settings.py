@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from backforward.errors import BadInput
@@ -241,6 +241,8 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     try:
         own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise BadInput(f"{error.full_key} has no default; give it a value: {error.full_key}=...") from None
     except OmegaConfBaseException as error:
         raise BadInput(f"{error.full_key}: {str(error.msg).splitlines()[0]}") from None
     assert isinstance(values, dict)

@@ -48,8 +48,7 @@ def examine(
             f"{experiment}_ratio",
             "Training loss over that of SGD throughout, epoch by epoch",
             "Geometric mean of the pairs with its pointwise 95 % t interval; 1 is no difference. Dotted lines: the "
-            "epochs "
-            "after which a rule changes.",
+            "epochs after which a rule changes.",
             partial(_draw, arms, base, sorted(int(epoch) for epoch in changing)),
         )
     ]

@@ -30,8 +30,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
             "bfp_batch_size",
             "Epochs to a training loss, Backforward over SGD",
             "By batch size, a line for each learning rate; geometric mean of the pairs with its 95 % interval. At 1 "
-            "the "
-            "rules do not differ; the grey region counts as no difference.",
+            "the rules do not differ; the grey region counts as no difference.",
             partial(common.draw_over, dict(zip(cells, costs, strict=True)), "batch size", "epochs, BFP / SGD"),
         )
     ]
@@ -65,9 +64,8 @@ def _table(cells: Cells, costs: Sequence[Effect]) -> Table:
     return common.table(
         "Backforward against SGD, by learning rate and batch size",
         rows,
-        "Epochs to the lowest of a fixed row of losses that all runs of both rules reach; the last columns are "
-        "after the "
-        f"last epoch, not corrected. {common.INTERVALS} {common.correction_note(len(rows))}",
+        "Epochs to the lowest of a fixed row of losses that all runs of both rules reach; the last columns are after "
+        f"the last epoch, not corrected. {common.INTERVALS} {common.correction_note(len(rows))}",
     )
 
 

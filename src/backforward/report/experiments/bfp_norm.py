@@ -52,9 +52,8 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
             "bfp_norm_shift",
             "Applied shift of each layer, as a share of its gradient",
             "How far the gradient that a layer steps along is from the one that it faces once the layers below have "
-            "moved. "
-            "Median over the epochs, mean over seeds; 0 at the first layer, and everywhere under exact Backforward "
-            f"(drawn at {FLOOR:g} where it is less).",
+            "moved. Median over the epochs, mean over seeds; 0 at the first layer, and everywhere under exact "
+            f"Backforward (drawn at {FLOOR:g} where it is less).",
             partial(_draw_shift, networks),
         ),
     ]

@@ -46,9 +46,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
             "bfp_one_step_widths",
             "Loss on four images after one step at lr 1, by hidden width",
             "Median over fresh networks with its 95 % interval; thin lines: 10th and 90th percentile; 0 is drawn at "
-            "1e-8. The claim is "
-            "about "
-            "the first panel.",
+            "1e-8. The claim is about the first panel.",
             partial(_draw_widths, settings),
         ),
         Figure(
@@ -117,8 +115,8 @@ def _table(settings: Mapping[Setting, Losses], below: float) -> Table:
         "Loss after one step",
         rows,
         "Quantiles over fresh networks, each with four images of its own; the same for every rule. Median: 95 % "
-        "interval "
-        "between order statistics. Shares: Wilson's 95 % interval. A loss that is no number counts as infinite.",
+        "interval between order statistics. Shares: Wilson's 95 % interval. A loss that is no number counts as "
+        "infinite.",
     )
 
 

@@ -45,8 +45,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
             "bfp_schedule_curves",
             "Training loss at lr 0.1, by schedule",
             "Mean over seeds (of the logarithm) with its pointwise 95 % t interval. A plateau would show as a curve "
-            "that "
-            "flattens above that of the decaying rates.",
+            "that flattens above that of the decaying rates.",
             partial(_draw, under),
         ),
         Figure(
@@ -83,8 +82,7 @@ def _table(under: Mapping[str, Arms], lead: Sequence[Effect], decay: Mapping[str
         "Training loss after the last epoch, lr 0.1",
         rows,
         f"{common.INTERVALS} {common.correction_note(len(lead))} The ratios to the constant rate are judged with "
-        "Holm's "
-        "correction over the decaying schedules.",
+        "Holm's correction over the decaying schedules.",
     )
 
 

@@ -38,8 +38,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
             "bfp_weight_norm_curves",
             "Norm of the weights, epoch by epoch",
             "Sum of the L2 norms of the four tensors. Lines: mean over seeds with its pointwise 95 % t interval; "
-            "hollow "
-            "markers: the published runs (one seed).",
+            "hollow markers: the published runs (one seed).",
             partial(_draw_norms, at),
         ),
         Figure(
@@ -126,8 +125,7 @@ def _gap_table(at: Mapping[float, Arms], gaps: Sequence[Effect]) -> Table:
         "Generalisation gap: test less training loss after the last epoch, nats",
         rows,
         f"{common.INTERVALS} {common.correction_note(len(rows))} A diverged run has no gap. Differences of the "
-        "published "
-        "loop are not corrected.",
+        "published loop are not corrected.",
     )
 
 
