@@ -17,6 +17,7 @@ from backforward.report.experiments import _common as common
 from backforward.report.experiments.bfp_learning_rates import best_accuracy
 from backforward.report.finding import Finding, Verdict
 from backforward.report.reading import Run, read_runs
+from backforward.report.statistics import Effect
 
 NAMES = [name for name in experiments.ORDER if name.startswith("bfp_")]
 
@@ -451,3 +452,12 @@ def test_a_shift_that_stays_is_held_against_the_rule(tmp_path: Path) -> None:
         run.result["choices"]["method"] = "bfp"
     found = examine("bfp_norm", [run for run in runs if "-sgd-" in run.name])
     assert verdict(found, "removes_shift").kind == "contradicted"
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.97, "linear"), (29.0, "log")])
+def test_one_ratio_far_off_does_not_press_the_others_flat(last: float, scale: str) -> None:
+    ratios = {1.0: 0.98, 2.0: 0.99, 4.0: last}
+    effects = {(0.1, depth): Effect("", (math.log(ratio),) * 2, ratio=True) for depth, ratio in ratios.items()}
+    with style.applied():
+        figure = common.draw_over(effects, "hidden layers", "BFP / SGD")
+    assert figure.axes[0].get_yscale() == scale

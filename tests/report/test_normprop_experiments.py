@@ -507,6 +507,13 @@ def test_another_data_set_stands_in(root: Path, name: str) -> None:
         assert ("Stand-in data." in (root / file).read_text()) == finding.stand_in
 
 
+def test_a_data_set_beside_those_of_the_claims_is_no_stand_in(root: Path) -> None:
+    for data in ("cifar10", "mnist"):
+        for norm in ("none", "batch", "prop"):
+            write(root, "np_table", f"{norm}-{data}", 0.6, norm=norm, data=data)
+    assert not found(root, "np_table").stand_in
+
+
 def test_what_is_measured_on_stand_ins_is_marked_and_mathematics_is_not(root: Path) -> None:
     write_run(root, "np_moments", name="study", data="digits", study=study())
     write(root, "np_moments", "prop", 0.6, data="digits", diagnostics=after_training(0.02, 0.99))

@@ -130,7 +130,7 @@ def _draw_errors(table: Arms, published: Mapping[str, float]) -> matplotlib.figu
     numbers = {norm: [published.get(f"{row} {norm}") for row in table] for norm in family.NORMS}
     labels = [row.replace(" ", "\n") for row in table]
     style.bars(panels[0, 0], labels, estimates, looks, published_values=numbers)
-    panels[0, 0].set_ylabel("test error, %")
+    panels[0, 0].set(ylabel="test error, %", ylim=(0, min(105, panels[0, 0].get_ylim()[1])))
     style.legend(figure)
     return figure
 
