@@ -89,7 +89,6 @@ def main(cfg: DictConfig) -> float | None:
     """Train in the run's folder, unless that run is done; return its accuracy on the validation set."""
     with cli.past_hydra():
         _refuse_shared_process(cfg)
-        cli.hint_at_sweep()
         folder = Path(HydraConfig.get().runtime.output_dir)
         result = runs.finished_result(folder, cfg)
         if result is None:
@@ -98,6 +97,7 @@ def main(cfg: DictConfig) -> float | None:
                 result = runs.finished_result(folder, cfg) or record(train(cfg, folder))
         if processes.rank(cfg.trainer.devices) == 0:
             cli.show(result, folder)
+            cli.hint_at_sweep()
         return runs.objective(result)
 
 

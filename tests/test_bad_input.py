@@ -73,8 +73,8 @@ CONFIG = [
     (["experiment=quickstar"], ["experiment=quickstar: no such experiment", "did you mean quickstart?"]),
     (["lr"], ["lr"]),
     (["lr=${foo}"], ["lr", "foo"]),
-    (["lr=???"], ["lr has no default"]),
-    (["data=npz"], ["data.name has no default", "data.name=..."]),
+    (["lr=???"], ["lr has no value"]),
+    (["data=npz"], ["data.name has no value", "data.name=..."]),
     (["lr=0.1,0.2"], ["lr"]),
     (["-m", "seed=range(0)"], ["this sweep has no runs"]),
     (["-m", "lr=0.1,0.2", "--cfg", "job"], ["Only one of --run, --multirun, --cfg"]),
@@ -237,9 +237,10 @@ def test_full_disk(train: Command, tmp_path: Path) -> None:
         subprocess.run(["umount", str(tmp_path / "outputs")], check=True)
 
 
-def test_an_experiment_that_sweeps_says_so_when_one_run_of_it_is_trained(train: Command) -> None:
-    quick = ("max_epochs=1", "model.hidden=8")
-    hint = "One run; the sweep that this experiment lists: -m experiment=quickstart"
-    assert hint in train("experiment=quickstart", *quick).err.splitlines()
-    assert "One run" not in train("data=digits", *quick).err
-    assert "One run" not in train("-m", "experiment=quickstart", *quick, "method=sgd", "lr=0.1", "seed=0").err
+def test_an_experiment_that_sweeps_says_so_when_one_run_of_it_is_trained(train: Command, tmp_path: Path) -> None:
+    quick, hint = ("max_epochs=1", "model.hidden=8"), "This was one run; with -m, the experiment's sweep"
+    assert hint in train("experiment=quickstart", *quick).out.splitlines()
+    assert hint not in train("data=digits", *quick).out
+    swept = train("-m", "experiment=quickstart", *quick, "method=sgd", "lr=0.1", "seed=0", "name=swept")
+    (log,) = (tmp_path / "outputs" / "swept").rglob("run.log")
+    assert hint not in swept.out + swept.err + log.read_text()

@@ -185,11 +185,13 @@ def _one_line(text: str) -> str:
 
 
 def hint_at_sweep() -> None:
-    """Say so where an experiment that lists a sweep is about to train one run, since `-m` was left out."""
+    """After a run that a user gave by hand: say so if its experiment lists a sweep, and `-m` was left out."""
     hydra = HydraConfig.get()
-    sweeps = any(hydra.sweeper.get(key) for key in ("params", "grids"))
-    if hydra.mode == RunMode.RUN and sweeps and (experiment := hydra.runtime.choices.get("experiment")):
-        print(f"One run; the sweep that this experiment lists: -m experiment={experiment}", file=sys.stderr)
+    # Launchers, too, give each run as a single one; they say where it lies.
+    by_hand = hydra.mode == RunMode.RUN and not any(key.startswith("hydra.run.dir=") for key in hydra.overrides.hydra)
+    lists = any(hydra.sweeper.get(key) for key in ("params", "grids"))
+    if by_hand and lists and hydra.runtime.choices.get("experiment"):
+        print("This was one run; with -m, the experiment's sweep")
 
 
 def show(result: Mapping[str, Any], folder: Path) -> None:

@@ -242,7 +242,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise BadInput(f"{error.full_key} has no default; give it a value: {error.full_key}=...") from None
+        raise BadInput(f"{error.full_key} has no value; give it one: {error.full_key}=...") from None
     except OmegaConfBaseException as error:
         raise BadInput(f"{error.full_key}: {str(error.msg).splitlines()[0]}") from None
     assert isinstance(values, dict)

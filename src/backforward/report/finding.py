@@ -146,7 +146,7 @@ class Finding:
         scale: `smoke`, `small` or `paper`.
         hardware: What the runs were made on.
         notes: What is missing, and what else a reader must know.
-        stand_in: Whether the runs are on another data set than the claims are about.
+        stand_in: Whether a claim was looked into on another data set than it is about.
     """
 
     experiment: str

@@ -121,7 +121,9 @@ def value(claim: Claim, measured: Sequence[Effect], ground: Ground, effects: Seq
         ours = _listed([Row(effect.label, "open", effect.estimate(), "") for effect in measured])
         if effects and "sign" in claim.arguments:
             judged = direction(claim, effects, ground)
-            return replace(judged, ours=f"{judged.ours}; numbers, not judged: {ours}", estimates=shown)
+            same = [effect.label for effect in measured] == [effect.label for effect in effects]
+            told = judged.ours if same else f"{judged.ours}; numbers, not judged: {ours}"
+            return replace(judged, ours=told, estimates=shown)
         why = "a published number is compared at paper scale only"
         return _grounded(claim, "open", ours, why, shown, ground)
     relative = bool(claim.arguments.get("relative"))

@@ -12,6 +12,7 @@ import matplotlib.figure
 import numpy as np
 import pandas as pd
 import scipy.stats
+from matplotlib.ticker import NullFormatter
 
 from backforward.report import statistics, style, verdicts
 from backforward.report.claims import Claim
@@ -369,7 +370,7 @@ def draw_over(
     """Ratios over a number that is doubled (batch size, depth), a line for each learning rate.
 
     Args:
-        effects: By learning rate and number.
+        effects: By learning rate and number. Where they are far apart, their axis is logarithmic.
         values: What the number is.
         ratio: What the ratio is.
         tolerance: What counts as no difference.
@@ -388,6 +389,7 @@ def draw_over(
     if reached and max(reached) > 3 * min(reached):  # else one that fails would press all others flat
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("{x:g}" if max(reached) < 8 * min(reached) else NullFormatter())
     panel.set(xlabel=values, ylabel=ratio)
     style.legend(figure)
     return figure
@@ -461,5 +463,6 @@ def finding(
         scale=scale,
         hardware=hardware(ended),
         notes=(*([setting_of(trained)] if trained else []), *notes, *failed),
-        stand_in=any(verdict.kind == "stand-in data" for verdict in verdicts_),
+        stand_in=any(verdict.kind == "stand-in data" for verdict in verdicts_)
+        or any(ground.stands_in(verdict.claim) for verdict in rest),
     )

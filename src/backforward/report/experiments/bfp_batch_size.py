@@ -31,7 +31,13 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
             "Epochs to a training loss, Backforward over SGD",
             "By batch size, a line for each learning rate; geometric mean of the pairs with its 95 % interval. At 1 "
             "the rules do not differ; the grey region counts as no difference.",
-            partial(common.draw_over, dict(zip(cells, costs, strict=True)), "batch size", "epochs, BFP / SGD"),
+            partial(
+                common.draw_over,
+                dict(zip(cells, costs, strict=True)),
+                "batch size",
+                "epochs, BFP / SGD",
+                of["faster"].tolerance or 0.0,
+            ),
         )
     ]
     tables = [_table(cells, costs), _best_table(there)]

@@ -34,7 +34,8 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
             "bfp_depth",
             "Training loss of Backforward over that of SGD, by depth",
             "After the last epoch; geometric mean of the pairs with its 95 % interval, a line for each learning rate. "
-            "At 1 the rules do not differ. If the gain grew with depth, the lines would fall.",
+            "At 1 the rules do not differ. If the gain grew with depth, the lines would fall. "
+            "A diverged run counts as a guess.",
             partial(common.draw_over, ratios, "hidden layers", "training loss, BFP / SGD"),
         )
     ]

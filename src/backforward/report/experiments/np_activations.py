@@ -18,7 +18,7 @@ Arms = Mapping[str, Mapping[str, Sequence[Run]]]  # by activation and norm
 
 
 def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
-    """Compare NormProp with no normalisation, each at the learning rate that its validation accuracy chose."""
+    """Compare NormProp with no normalisation, each at its learning rate; of several, validation chose."""
     ended = common.done(runs)
     arms = {
         str(name): {norm: family.chosen(common.done(ended, model__activation=name, norm=norm)) for norm in family.NORMS}
@@ -62,7 +62,7 @@ def _table(arms: Arms) -> Table:
         for norm, runs in by.items()
         if runs
     ]
-    note = "Means over seeds with 95 % intervals, at the learning rate that validation accuracy chose."
+    note = "Means over seeds with 95 % intervals, at the learning rate shown; of several, validation accuracy chose."
     return common.table("Accuracy by activation", rows, note)
 
 

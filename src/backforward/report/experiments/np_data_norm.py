@@ -47,7 +47,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
             Figure(
                 "np_data_norm_curves",
                 "Validation accuracy by epoch, by normalisation of the input",
-                "The paper's Fig. 1: mean over seeds, bands are 95 % intervals. Dashed: the paper's best.",
+                "The paper's Fig. 1: mean over seeds, bands are 95 % intervals. Horizontal line: the paper's best.",
                 lambda: _draw(arms, published),
             )
         ],

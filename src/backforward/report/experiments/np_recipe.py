@@ -63,7 +63,8 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
                 "np_recipe_changes",
                 "What each change does to test accuracy",
                 "Difference to the recipe (batch 50, lr .05 halved, weight decay 5e-4, no dropout, shuffled) at the "
-                "same seed, 95 % intervals. Right of zero: the change helps.",
+                "same seed, 95 % intervals, not corrected as the verdicts are. Right of zero: the "
+                "change helps.",
                 lambda: _draw(shown, tolerance),
             )
         ],

@@ -42,7 +42,7 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
                 "Time of a training step: ratios within a round",
                 "Geometric means over interleaved rounds on one machine, 95 % intervals; hollow marker: published "
                 "(84 s against 96 s an epoch on a Titan X).",
-                lambda: _draw(timed, published),
+                lambda: _draw(timed, main, published),
             )
         ]
         if timed
@@ -90,13 +90,13 @@ def _table(timed: Sequence[Run]) -> Table:
     return common.table("Time of a training step", rows, note)
 
 
-def _draw(timed: Sequence[Run], published: float | None) -> matplotlib.figure.Figure:
+def _draw(timed: Sequence[Run], main: Run | None, published: float | None) -> matplotlib.figure.Figure:
     rows: list[tuple[str, Estimate | None]] = []
     looks, places = [], []
     for run in timed:
         for ours, theirs in RATIOS:
             effect = _ratio(run, ours, theirs)
-            if effect.label == "prop / batch":
+            if effect.label == "prop / batch" and run is main:  # the network nearest to the one published
                 places.append(len(rows))
             label = f"{style.look(ours).label} / {style.look(theirs).label}, {_label(run)}"
             rows.append((label, effect.estimate()))

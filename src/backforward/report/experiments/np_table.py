@@ -68,7 +68,8 @@ def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding
             Figure(
                 "np_table_differences",
                 "NormProp's test error less BatchNorm's",
-                "Left of zero NormProp is better; hollow markers: published.",
+                "95 % intervals, not corrected as the verdicts are. Left of zero NormProp is better; hollow markers: "
+                "published.",
                 lambda: _draw_differences(differences, words),
             ),
         ],
