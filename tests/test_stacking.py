@@ -216,6 +216,19 @@ def test_a_stack_leaves_what_single_runs_leave(settings: str, tmp_path: Path) ->
         assert list((tmp_path / "stack" / str(place)).glob("events.out.*"))
 
 
+def test_networks_leave_a_stack_of_which_a_graph_is_still_held() -> None:
+    networks = [MLP((1, 4, 4), 3, hidden=8, seed=seed) for seed in range(3)]
+    stacked, left = stack(networks), stack([networks[0], networks[2]])
+    x, kept = torch.randn(3, 8, 1, 4, 4), torch.tensor([0, 2])
+    held = stacked(x).sum()
+    keep_(stacked, kept)
+    for network in (stacked, left):
+        network(x[kept]).square().sum().backward()
+    for name, parameter in left.named_parameters():
+        assert torch.equal(stacked.get_parameter(name).grad, parameter.grad)
+    assert held.requires_grad
+
+
 def test_a_diverged_run_leaves_the_stack_and_its_record(tmp_path: Path) -> None:
     lrs = (0.1, 1e30, 0.02)
     overrides = ("trainer.log_every_n_steps=7", "method=bfp")

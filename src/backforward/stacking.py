@@ -110,7 +110,11 @@ def keep_(stacked: nn.Module, places: Tensor) -> None:
             for held in (layer._parameters, layer._buffers):
                 for value in held.values():
                     if value is not None:
-                        value.data = value.data[places]
+                        kept = value.data[places]
+                        # Where a graph of the whole stack is still held, autograd would go on to ask for gradients of
+                        # its shape. A change of type makes it forget; one of the shape alone does not.
+                        value.data = kept.new_empty(0, dtype=torch.half if kept.dtype != torch.half else torch.float)
+                        value.data = kept
 
 
 def projection(stacked: nn.Module) -> Callable[[Iterable[Tensor]], None]:
