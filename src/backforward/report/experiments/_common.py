@@ -93,12 +93,17 @@ def effect(
 
 def points(ours: Sequence[Run], theirs: Sequence[Run], key: str, label: str = "") -> Effect:
     """Difference of a share (an accuracy), in points of a percent."""
+    return effect(ours, theirs, percent(key), label, unit="points")
+
+
+def percent(key: str) -> Callable[[Run], float | None]:
+    """Reads a share after the last epoch, in percent."""
 
     def read(run: Run) -> float | None:
         share = run.final(key)
         return None if share is None else 100 * share
 
-    return effect(ours, theirs, read, label, unit="points")
+    return read
 
 
 def common_level(runs: Sequence[Run], key: str = "loss/train") -> float | None:
@@ -381,11 +386,11 @@ def draw_over(
     if tolerance:
         panel.axhspan(1 / (1 + tolerance), 1 + tolerance, color="0.93", zorder=0)
     panel.axhline(1, color="0.35", linewidth=0.9)
+    estimates = {at: found.estimate() for at, found in effects.items()}
     for lr, of in style.sequence(sorted({lr for lr, _ in effects}), "lr {:g}").items():
-        estimates = [effects[lr, place].estimate() if (lr, place) in effects else None for place in places]
-        style.points(panel, of, places, estimates)
+        style.points(panel, of, places, [estimates.get((lr, place)) for place in places])
     style.at_values(panel, places)
-    reached = [float(np.exp(np.mean(found.values))) for found in effects.values() if found.values]
+    reached = [found.value for found in estimates.values() if found.value is not None]
     if reached and max(reached) > 3 * min(reached):  # else one that fails would press all others flat
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter("{x:g}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import pandas as pd
 
 from backforward.report import statistics
+from backforward.report.experiments import _common as common
 from backforward.report.reading import Run
 from backforward.report.statistics import Effect
 
@@ -26,23 +27,13 @@ def chosen(runs: Sequence[Run], key: str = "lr") -> list[Run]:
     return [] if best is None else list(best.runs)
 
 
-def percent(key: str) -> Read:
-    """Reads a share after the last epoch, in percent."""
-
-    def read(run: Run) -> float | None:
-        share = run.final(key)
-        return None if share is None else 100 * share
-
-    return read
-
-
 def test_error(run: Run) -> float | None:
     """Percent of the test set that a run gets wrong; a diverged one guesses."""
     accuracy = run.final("accuracy/test")
     return None if accuracy is None else 100 * (1 - accuracy)
 
 
-test_accuracy, validation_accuracy = percent("accuracy/test"), percent("accuracy/validation")
+test_accuracy, validation_accuracy = common.percent("accuracy/test"), common.percent("accuracy/validation")
 
 
 def sample(runs: Iterable[Run], read: Read, label: str, unit: str = "") -> Effect:
