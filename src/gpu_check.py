@@ -56,6 +56,7 @@ PARTS = {
     "rules": Part("tests.gpu_checks", 20, check=True),
     "normprop": Part("tests.gpu_checks", 10, check=True),
     "memory": Part("tests.gpu_checks", 10, check=True),
+    "training": Part("tests.gpu_checks", 30, check=True),
     "ddp": Part("tests.gpu_checks", 30, check=True),
     "epoch": Part("backforward.bench.gpu", 40, check=False),
     "sweep": Part("backforward.bench.gpu", 20, check=False),

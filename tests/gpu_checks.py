@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from backforward.bench.gpu import RULES, Row, Setting, attempt, precise
 from backforward.capture import WARM_UP, Captured, record_cuda
+from backforward.data import DataSplits, EpochLoader, Images
 from backforward.models import MLP, NIN
 from backforward.models.blocks import NORMS
 from backforward.normprop import ACTIVATIONS, NormPropConv2d, NormPropLinear, unit_norm_projection
@@ -224,6 +225,89 @@ def _captured(setting: Setting, name: str, norm: str, method: str, dtype: torch.
     if captured.replayed != replays:
         raise RuntimeError(f"{captured.replayed} of {replays} steps were replayed")
     return judged(found, TOLERANCE[dtype])
+
+
+# --- a training under Lightning --------------------------------------------------------------------------------------
+
+
+def training(setting: Setting, rows: list[Row]) -> str:
+    """Under Lightning, steps recorded or not: nothing within an epoch waits for the GPU, and what is learnt is learnt.
+
+    Against the update rule alone on the same batches.
+    """
+    import backforward.training  # noqa: F401  (where Lightning is missing, this part is skipped)
+
+    for method, captured in product(RULES, (False, True)):
+        labels = {"method": method, "captured": captured}
+        attempt(setting, rows, labels, partial(_trained, setting, method, captured))
+    return of_all(rows)
+
+
+def _trained(setting: Setting, method: str, captured: bool) -> Row:
+    import backforward._torchvision  # noqa: F401, I001  (before Lightning, which imports torchvision)
+    import lightning as L
+
+    from backforward.training import Classification, InMemoryData, quiet_lightning
+
+    size, steps, epochs = 8, 12 if setting.dry_run else 60, 2
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (size * steps, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    images, few = (Images(x[:count], torch.arange(count) % 10) for count in (len(x), 20))
+    data = DataSplits("random", 10, (3, 32, 32), images, few, few, fingerprint="", source="")
+    network = NIN((3, 32, 32), 10, 0.03, "batch", seed=0)
+    alone = copy.deepcopy(network).to(setting.device, torch.float64)
+
+    def optimizer(network: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+
+    class NoWaiting(L.Callback):
+        """Lets whatever makes the host wait for the GPU raise an error, once steps may be recorded in an epoch."""
+
+        watched = 0
+
+        def before_batch(self, *given: Any) -> None:
+            if given[-1] % steps > WARM_UP:
+                self.watched += 1
+                set_waiting(setting.device, allowed=False)
+
+        def after_batch(self, *given: Any) -> bool:
+            if given[-1] % steps == 0:  # the evaluation may wait
+                set_waiting(setting.device, allowed=True)
+            return False
+
+    quiet_lightning()
+    watch = NoWaiting()
+    module = Classification(network, optimizer, RULES[method], check_every=5, capture="on" if captured else "off")
+    trainer = L.Trainer(
+        accelerator=setting.device.type,
+        devices=1,
+        precision="64-true",
+        max_epochs=epochs,
+        callbacks=[watch],
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    try:
+        trainer.fit(module, InMemoryData(data, size, seed=0, augment="flip"))
+    finally:
+        set_waiting(setting.device, allowed=True)
+    rule = RULES[method](alone, optimizer(alone), F.cross_entropy)
+    loader = EpochLoader(images, size, seed=0, augment="flip", device=setting.device)
+    for number in range(epochs):
+        loader.set_epoch(number)
+        for x, y in loader:
+            rule.step(x.double(), y)
+    ours, theirs = (each.cpu().state_dict() for each in (network, alone))
+    return {"watched": watch.watched} | judged(deviation(ours, theirs), TOLERANCE[torch.float64])
+
+
+def set_waiting(device: torch.device, *, allowed: bool) -> None:
+    """Whether torch raises an error where the host waits for the GPU."""
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("default" if allowed else "error")
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,18 @@ from backforward.bench import gpu
 from backforward.bench.gpu import Row, Setting
 
 ABSENT = ["pytest", "pydantic", "rich", "filelock", "scipy", "pandas", "hydra", "lightning", "torchvision"]
-FIGURES = {"ms", "ms_spread", "images_per_second", "mfu", "peak_tflops", "prop_s", "batch_s", "ratio", "stacked_ms"}
+FIGURES = {
+    "ms",
+    "ms_spread",
+    "images_per_second",
+    "mfu",
+    "peak_tflops",
+    "prop_s",
+    "batch_s",
+    "bfp_s",
+    "ratio",
+    "stacked_ms",
+}
 
 
 def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -51,8 +62,10 @@ def test_a_dry_run_takes_every_part_where_little_is_installed(tmp_path: Path) ->
     assert found["dry_run"] is True
     assert found["machine"]["torch"] == torch.__version__
     assert {name: part["status"] for name, part in found["parts"].items()} == {
-        name: "passed" if part.check else "measured" for name, part in gpu_check.PARTS.items()
+        name: "skipped" if name == "training" else "passed" if part.check else "measured"
+        for name, part in gpu_check.PARTS.items()
     }
+    assert found["parts"]["training"]["reason"].endswith(" is not installed")  # Lightning, or what it imports
     rows = [row for part in found["parts"].values() for row in part["rows"]]
     assert {row["status"] for row in rows} == {"passed", "measured"}
     assert {key for row in rows for key, value in row.items() if value is None} >= FIGURES
@@ -61,6 +74,17 @@ def test_a_dry_run_takes_every_part_where_little_is_installed(tmp_path: Path) ->
     assert len(steps) == 3 * 2 * 3 * 2
     for name in gpu_check.PARTS:
         assert f"\n{name} " in ended.stdout
+
+
+def test_a_dry_run_trains_under_lightning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "found.json"
+    code, _, _ = checked(capsys, "--dry-run", "--only", "training", "--out", str(out))
+    part = json.loads(out.read_text())["parts"]["training"]
+    assert (code, part["status"]) == (0, "passed")
+    assert [(row["method"], row["captured"]) for row in part["rows"]] == [
+        (method, captured) for method in ("sgd", "bfp") for captured in (False, True)
+    ]
+    assert {row["watched"] for row in part["rows"]} == {2 * (12 - 4)}
 
 
 def test_a_part_that_fails_is_recorded_and_the_others_run(

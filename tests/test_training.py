@@ -12,10 +12,11 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.test_settings import composed
 from torch import nn
 
-from backforward import runs
+from backforward import readings, runs
 from backforward.callbacks.checkpoint import Checkpoints, read_checkpoint
 from backforward.callbacks.record import RunRecord
 from backforward.data import EpochLoader, load_data
@@ -150,6 +151,28 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path: Path) -> N
     assert len(runs.read_metrics(tmp_path)) == 2
 
 
+@pytest.fixture
+def lagging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where a look within an epoch gives what the look before asked for."""
+    monkeypatch.setattr(readings, "_lags", lambda _: True)
+
+
+def points(folder: Path) -> list[tuple[int, float]]:
+    """Of the loss within epochs, as TensorBoard has them."""
+    events = EventAccumulator(str(folder)).Reload()
+    return [(event.step, event.value) for event in events.Scalars("loss/batch")]
+
+
+def test_looks_that_lag_write_the_same_curves(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    settings = ("max_epochs=2", "trainer.log_every_n_steps=7", "trainer.progress_bar=true")
+    trained(tmp_path / "at once", *settings)
+    request.getfixturevalue("lagging")
+    trained(tmp_path / "late", *settings)
+    assert points(tmp_path / "late") == points(tmp_path / "at once")
+    assert [step for step, _ in points(tmp_path / "late")] == list(range(7, 81, 7))
+    assert (tmp_path / "late" / "metrics.csv").read_bytes() == (tmp_path / "at once" / "metrics.csv").read_bytes()
+
+
 class CutOff(Exception):
     """Stands for kill -9: nothing after it is written."""
 
@@ -213,6 +236,24 @@ def test_a_run_told_to_end_leaves_a_checkpoint_and_goes_on_as_if_it_had_not_been
     trained(tmp_path / "cut", *overrides)
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
     assert (tmp_path / "cut" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+@pytest.mark.usefixtures("lagging")
+def test_a_diverged_run_whose_looks_lag_ends_a_look_later_cut_off_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ("lr=1e30", "max_epochs=3", "trainer.log_every_n_steps=5", "trainer.checkpoint_minutes=1e-9")
+    result = trained(tmp_path / "whole", *overrides)
+    assert result["status"] == "diverged"
+    assert result["final"]["step"] == 10
+    for step in (4, 5, 6, 9):
+        with monkeypatch.context() as patch, pytest.raises(CutOff):
+            patch.setattr(RunRecord, "before_batch", cut_off_at(step))
+            trained(tmp_path / "cut", *overrides)
+    assert trained(tmp_path / "cut", *overrides)["status"] == "diverged"
+    assert (tmp_path / "cut" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+    steps = [step for step, _ in points(tmp_path / "cut")]
+    assert steps == [5, 10]
 
 
 def test_double_precision_reaches_the_images(tmp_path: Path) -> None:

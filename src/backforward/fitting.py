@@ -5,12 +5,10 @@ from __future__ import annotations
 import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 
 # isort: split
-import logging
 import math
 import os
 import tempfile
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,10 +27,11 @@ from backforward.callbacks.diagnostics import Diagnostics
 from backforward.callbacks.record import RunRecord
 from backforward.precision import set_matmul_precision
 from backforward.processes import made_by_slurm, rank
+from backforward.readings import Readings
 from backforward.results import assembled, shows_progress
 from backforward.runs import Result
 from backforward.settings import Settings, deciding
-from backforward.training import Arithmetic, Classification, InMemoryData
+from backforward.training import Arithmetic, Classification, InMemoryData, means, quiet_lightning
 
 BAR_REFRESH = 50  # batches between two redraws of the progress bar; each costs as much as a small network's step
 
@@ -63,7 +62,7 @@ def fit(
     Raises:
         BadInput: The folder holds a damaged checkpoint, or one of other settings.
     """
-    _quiet()
+    quiet_lightning()
     set_matmul_precision(settings.trainer.matmul_precision)
     started = time.perf_counter()
     devices = settings.trainer.devices
@@ -168,13 +167,27 @@ def close_logger(
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, with the epoch's loss and accuracy so far, read when the bar is redrawn."""
+    """Lightning's bar, with the epoch's loss and accuracy so far; on a GPU, as they were when it was last redrawn."""
+
+    def __init__(self, refresh_rate: int) -> None:
+        super().__init__(refresh_rate)
+        self._sums_seen = Readings()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """A new epoch, a new bar."""
+        super().on_train_epoch_start(trainer, *_)
+        self._sums_seen.take()
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float]:  # type: ignore[override]
         """What stands at the end of the bar."""
         assert isinstance(pl_module, Classification)
-        metrics = pl_module.train_metrics() if trainer.training and trainer.world_size == 1 else {}
-        return {key.partition("/")[0]: f"{value:.3f}" for key, value in metrics.items() if key.endswith("/train")}
+        if not trainer.training or trainer.world_size > 1:
+            return {}
+        seen = self._sums_seen.look(pl_module.train_sums)
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            seen = self._sums_seen.take() or seen
+        metrics = {} if seen is None else means(seen[1], "train")
+        return {key.partition("/")[0]: f"{value:.3f}" for key, value in metrics.items()}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -217,16 +230,3 @@ def _readable(asked: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
     return choices | {
         key: value if isinstance(value, bool | int | float) else str(value) for key, value in flat.items()
     }
-
-
-def _quiet() -> None:
-    """Leave out what Lightning says to everyone: that a GPU is there or not, tips, that training has stopped."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")  # Lightning's own call of torch
-    warnings.filterwarnings("ignore", message="The `srun` command is available")  # it need not be used
-    warnings.filterwarnings("ignore", message="GPU available but not used")  # as asked, or it is Apple's
-    # Experimental since Lightning 1.5, says it; `Classification.training_step` keeps the count right.
-    warnings.filterwarnings("ignore", message=".*`dataloader_iter`")
-    # Its successor is younger than the oldest torch that will do.
-    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")

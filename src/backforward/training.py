@@ -6,6 +6,8 @@ import backforward._torchvision  # noqa: F401  (before Lightning, which imports 
 
 # isort: split
 import copy
+import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -21,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backforward.capture import Captured
 from backforward.data import DataSplits, EpochLoader, Images
+from backforward.readings import Reading, Readings
 from backforward.rules import Result, Switch, UpdateRule
 
 Metrics = dict[str, float]
@@ -116,6 +119,7 @@ class Classification(L.LightningModule):
         self.seed = seed
         self.diverged = False
         self.rule: Rule | None = None
+        self._sums_seen = Readings()
         self._of_ranks: list[dict[str, Any]] | None = None
         # (sum of losses, correct, samples). Those of training travel with a checkpoint taken within an epoch.
         self.register_buffer("train_sums", torch.zeros(3, dtype=torch.float64))
@@ -215,6 +219,7 @@ class Classification(L.LightningModule):
         """Tell the rule which epoch begins (Lightning tells the loader)."""
         self.train_sums.zero_()
         self.joint_sums.zero_()
+        self._sums_seen.take()
         assert self.rule is not None
         self.rule.set_epoch(self.current_epoch)
 
@@ -232,7 +237,7 @@ class Classification(L.LightningModule):
             turn_over = self._train_on(batch, step)
             step += 1
             if place % self.check_every == 0:
-                self._check_finite()
+                self._check_finite(self._sums_seen.look(self._reduced(self.train_sums)))
                 break
             if turn_over or self.trainer.world_size > 1:  # several processes must take turns of the same length
                 break
@@ -262,12 +267,12 @@ class Classification(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Move the schedule, once the epoch's record stands."""
-        self._check_finite()
+        self._check_finite((0, self._reduced(self.train_sums).tolist()))
         if self.make_schedule is not None and self.schedule_interval == "epoch":
             self.lr_schedulers().step()  # type: ignore[union-attr]
 
-    def _check_finite(self) -> None:
-        if not self.diverged and not bool(torch.isfinite(self._reduced(self.train_sums)[0])):
+    def _check_finite(self, sums: Reading | None) -> None:
+        if not self.diverged and sums is not None and not math.isfinite(sums[1][0]):
             self.diverged = True
             self.trainer.should_stop = True
 
@@ -339,6 +344,7 @@ class Classification(L.LightningModule):
         if self.device.type == "cuda":
             own["rng"]["cuda"] = torch.cuda.get_rng_state(self.device)
         checkpoint["diverged"] = self.diverged
+        checkpoint["sums_seen"] = self._sums_seen.pending
         checkpoint["ranks"] = [own]
         if self.trainer.world_size > 1:
             own["buffers"] = {name: buffer.cpu() for name, buffer in self.named_buffers()}
@@ -348,6 +354,7 @@ class Classification(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep it until training starts: until then Lightning gives every rank the first one's."""
         self.diverged, self._of_ranks = checkpoint["diverged"], checkpoint["ranks"]
+        self._sums_seen.restore(checkpoint.get("sums_seen"))
 
     def _go_on_from(self, own: dict[str, Any]) -> None:
         torch.set_rng_state(own["rng"]["cpu"].cpu())
@@ -454,3 +461,16 @@ def _add(sums: Tensor, loss: Tensor, logits: Tensor, y: Tensor) -> None:
     losses.add_(loss.detach(), alpha=len(y))
     correct.add_((logits.argmax(dim=1) == y).sum())
     samples.add_(len(y))
+
+
+def quiet_lightning() -> None:
+    """Leave out what Lightning says to everyone: that a GPU is there or not, tips, that training has stopped."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")  # Lightning's own call of torch
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # it need not be used
+    warnings.filterwarnings("ignore", message="GPU available but not used")  # as asked, or it is Apple's
+    # Experimental since Lightning 1.5, says it; `Classification.training_step` keeps the count right.
+    warnings.filterwarnings("ignore", message=".*`dataloader_iter`")
+    # Its successor is younger than the oldest torch that will do.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")

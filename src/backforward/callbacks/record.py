@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from backforward.hardware import process_age
+from backforward.readings import Reading, Readings
 from backforward.rules import Result
 from backforward.runs import write_metrics
 from backforward.training import Batch, Classification, weight_norms
@@ -46,6 +47,7 @@ class RunRecord(L.Callback):
         self.start_seconds: float | None = None
         self._started = 0.0
         self._seen = 0
+        self._points = Readings()
 
     # --- hooks -------------------------------------------------------------------------------------------------------
 
@@ -75,7 +77,7 @@ class RunRecord(L.Callback):
             loss = out.loss
             if trainer.world_size > 1:
                 loss = trainer.strategy.reduce(loss.clone(), reduce_op="mean")
-            trainer.logger.log_metrics({"loss/batch": loss.item()}, step=step)
+            self._log(trainer, self._points.look(loss, step))
         return False
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
@@ -86,9 +88,14 @@ class RunRecord(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The epoch's row."""
         assert isinstance(module, Classification)
+        self._log(trainer, self._points.take())
         epoch = trainer.current_epoch + 1
         metrics = {**module.train_metrics(), **module.evaluated, **weight_norms(module.network)}
         self._add(trainer, metrics, epoch=epoch)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write the last point, which a run that goes on from here would not."""
+        self._log(trainer, self._points.take())
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and times so far."""
@@ -114,6 +121,12 @@ class RunRecord(L.Callback):
             speed = {"speed/samples_per_second": self.samples / self.seconds} if self.seconds else {}
             logger.log_metrics({**metrics, **speed, "lr": lr, "epoch": epoch}, step=step)
             logger.save()  # Lightning does so every so many turns, whatever their length
+
+    @staticmethod
+    def _log(trainer: L.Trainer, point: Reading | None) -> None:
+        if point is not None and trainer.logger is not None:
+            step, (loss,) = point
+            trainer.logger.log_metrics({"loss/batch": loss}, step=step)
 
     def _add(self, trainer: L.Trainer, metrics: dict[str, float], epoch: int) -> None:
         lr, step = float(trainer.optimizers[0].param_groups[0]["lr"]), trainer.global_step
