@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tests.oracles.recording import again
 from torch import Tensor, nn
 
-from backforward.capture import WARM_UP, Captured, Replay, record_cuda
+from backforward.capture import PATIENCE, WARM_UP, Captured, Replay, record_cuda
 from backforward.errors import BadInput
 from backforward.models import MLP
 from backforward.rules import Backforward, Backprop, Result, Switch
@@ -87,3 +87,40 @@ def test_what_must_be_recorded_and_cannot_ends_in_one_line() -> None:
     line = r"^trainer.capture=on: a step cannot be recorded as a CUDA graph \(operation .* capturing\); give [^\n]*$"
     with pytest.raises(BadInput, match=line):
         captured.step(x, y)
+
+
+@pytest.mark.parametrize("must", [False, True])
+def test_a_learning_rate_that_never_rests_is_said_once(must: bool) -> None:
+    network = MLP((1, 4, 4), 3, hidden=6, seed=0)
+    alone = copy.deepcopy(network)
+    optimizer, other = (torch.optim.SGD(each.parameters(), lr=0.1) for each in (network, alone))
+    captured = Captured(make("sgd", network, optimizer), optimizer, again(network, optimizer), must=must)
+    ordinary = make("sgd", alone, other)
+
+    def train() -> None:
+        for x, y in batches(PATIENCE + 10, "cpu"):
+            for each in (optimizer, other):
+                each.param_groups[0]["lr"] *= 0.99
+            captured.step(x, y)
+            ordinary.step(x, y)
+
+    if must:
+        with pytest.raises(BadInput, match="the learning rate, or the size of a batch, changes again and again"):
+            train()
+    else:
+        with pytest.warns(UserWarning, match="changes again and again") as said:
+            train()
+        assert len(said) == 1
+        torch.testing.assert_close(dict(network.named_parameters()), dict(alone.named_parameters()))
+    assert captured.replayed == 0
+
+
+def test_a_learning_rate_that_rests_for_a_while_is_recorded_every_time() -> None:
+    network = MLP((1, 4, 4), 3, hidden=6, seed=0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    captured = Captured(make("sgd", network, optimizer), optimizer, again(network, optimizer), must=True)
+    for _ in range(PATIENCE + 5):
+        optimizer.param_groups[0]["lr"] *= 0.99
+        for x, y in batches(WARM_UP + 1, "cpu"):
+            captured.step(x, y)
+    assert captured.replayed == PATIENCE + 5

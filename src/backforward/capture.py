@@ -23,6 +23,7 @@ Replay = Callable[[], None]
 Record = Callable[[Callable[[], Result]], tuple[Replay, Result]]
 
 WARM_UP = 3  # ordinary steps before a recording: they make what is made once, such as momentum buffers and workspaces
+PATIENCE = 20  # changes of what a recording holds fast, one after the other with no recording between, that are borne
 
 
 class Rule(Protocol):
@@ -71,6 +72,7 @@ class Captured:
         self._given_up = False
         self._key: Any = None
         self._ordinary = 0  # steps since the key has changed
+        self._changes = 0  # of the key since the last recording
         self._batch: tuple[Tensor, Tensor] | None = None
         self._recording: tuple[Replay, Result] | None = None
 
@@ -93,6 +95,10 @@ class Captured:
         key = (x.shape, x.dtype, y.shape, getattr(self.rule, "active", None), *self._rates())
         if key != self._key:
             self._key, self._ordinary, self._recording = key, 0, None
+            self._changes += 1
+            if self._changes > PATIENCE:
+                self._give_up("the learning rate, or the size of a batch, changes again and again before one is made")
+                return self.rule.step(x, y)
         if self._recording is None:
             if self._ordinary < WARM_UP:
                 self._ordinary += 1
@@ -127,13 +133,16 @@ class Captured:
         self._batch = x.clone(), y.clone()
         try:
             self._recording = self._record(lambda: self.rule.step(*self._batch))  # type: ignore[misc]
+            self._changes = 0
         except RuntimeError as error:
-            reason = str(error).strip().split("\n")[0]
-            if self._must:
-                raise BadInput(
-                    f"trainer.capture=on: a step cannot be recorded as a CUDA graph ({reason});"
-                    " give trainer.capture=auto or off"
-                ) from error
-            self._given_up = True
-            warnings.warn(f"steps are not replayed from a CUDA graph: {reason}", stacklevel=2)
+            self._give_up(str(error).strip().split("\n")[0], error)
         return not self._given_up
+
+    def _give_up(self, reason: str, cause: Exception | None = None) -> None:
+        if self._must:
+            raise BadInput(
+                f"trainer.capture=on: a step cannot be recorded as a CUDA graph ({reason});"
+                " give trainer.capture=auto or off"
+            ) from cause
+        self._given_up = True
+        warnings.warn(f"steps are not replayed from a CUDA graph: {reason}", stacklevel=2)
