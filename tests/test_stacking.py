@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from tests.test_settings import composed
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from backforward import runs
 from backforward.building import Parts
@@ -24,7 +25,7 @@ from backforward.normprop import DataNorm, unit_norm_projection
 from backforward.rules import Backforward, Backprop
 from backforward.settings import Settings, plain
 from backforward.stack_fitting import Member, _StackTraining, fit_stack
-from backforward.stacking import StackedSGD, StackLoss, keep_, projection, stack, unstack_
+from backforward.stacking import StackedLayer, StackedSGD, StackLoss, keep_, projection, stack, unstack_
 from train import train
 
 LRS = (0.1, 0.02, 0.3)
@@ -52,6 +53,29 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "momentum": {"momentum": 0.9},
     "nesterov and decay": {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-2},
 }
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_stacked_linear_layer_has_the_derivatives_of_the_single_ones(bias: bool) -> None:
+    layers = [nn.Linear(4, 3, bias=bias, dtype=torch.float64) for _ in LRS]
+    stacked = StackedLayer(layers)
+    x = torch.randn(len(LRS), 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    names, values = zip(*stacked.named_parameters(), strict=True)
+
+    def output(x: Tensor, *values: Tensor) -> Tensor:
+        return functional_call(stacked, dict(zip(names, values, strict=True)), (x,)).tanh()
+
+    torch.testing.assert_close(stacked(x), torch.stack([layer(one) for layer, one in zip(layers, x, strict=True)]))
+    assert torch.autograd.gradcheck(output, (x, *values))
+    assert torch.autograd.gradgradcheck(output, (x, *values))
+
+
+def test_the_optimizer_goes_through_a_gradient_as_it_lies_in_memory() -> None:
+    stacked = StackedLayer([nn.Linear(4, 3) for _ in LRS])
+    stacked(torch.randn(len(LRS), 5, 4)).sum().backward()
+    for parameter in stacked.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride()
 
 
 @pytest.mark.parametrize(("dtype", "steps", "tolerance"), [(torch.float64, 100, 1e-10), (torch.float32, 20, 1e-5)])
