@@ -337,3 +337,32 @@ def test_slots_bound_how_many_run_at_a_time_and_two_spellings_are_one_run(spawne
         result = runs.read_result(folder)
         assert result is not None
         assert result["timing"]["threads"] == len(os.sched_getaffinity(0))  # one run at a time has all cores
+
+
+def test_each_sweep_of_a_process_gives_its_runs_threads_of_their_own(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pool, "cpu_count", lambda: 4)
+    for slots in (4, 2, 1):  # the server that runs are forked from is the first one's
+        ended = train("-m", *DIGITS, "max_epochs=1", f"name=slots{slots}", f"hydra.launcher.slots={slots}")
+        assert ended.code == 0, ended.err
+        (path,) = (tmp_path / "outputs" / f"slots{slots}").rglob("result.json")
+        result = runs.read_result(path.parent)
+        assert result is not None
+        assert result["timing"]["threads"] == 4 // slots
+
+
+def test_what_runs_need_is_loaded_while_they_are_composed_and_only_if_one_is_left(
+    train: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(Pool, "get_ready", lambda _, job: begun.append(job.name))
+    sweep = ("-m", *DIGITS, "max_epochs=1", "seed=0,1")
+    assert train(*sweep).code == 0
+    assert len(begun) == 1
+    assert "seed0" in begun[0]
+    assert train(*sweep).code == 0
+    assert len(begun) == 1
+    assert train(*sweep[:-1], "seed=0,1,2").code == 0
+    assert len(begun) == 2
+    assert "seed2" in begun[1]

@@ -39,6 +39,9 @@ class JobLauncher(Launcher):
     def work(self, sweep: Sweep, jobs: list[Job]) -> None:
         """Do jobs, and tell the sweep when each starts and ends."""
 
+    def get_ready(self, job: Job) -> None:
+        """Begin with what the work on jobs will need, as there is at least this one; the others are being composed."""
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take Hydra's context; the jobs are processes, so the task function is not called here."""
         self.hydra_context, self.config = hydra_context, config
@@ -57,12 +60,15 @@ class JobLauncher(Launcher):
         # Hydra takes a tenth of a second to compose a run's settings.
         numbered = list(enumerate(job_overrides, initial_job_idx))
         console = Console(stderr=True)
-        jobs = [
-            self._job(list(overrides), number)
-            for number, overrides in track(
-                numbered, "Composing settings", console=console, transient=True, disable=not console.is_terminal
-            )
-        ]
+        jobs: list[Job] = []
+        ready = False
+        for number, overrides in track(
+            numbered, "Composing settings", console=console, transient=True, disable=not console.is_terminal
+        ):
+            jobs.append(self._job(list(overrides), number))
+            if not ready and not runs.is_done(jobs[-1].folder):
+                self.get_ready(jobs[-1])
+                ready = True
         _write_plans(jobs)
         _share(jobs)
         sweep = Sweep(jobs)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -72,6 +73,12 @@ class Pool:
         gpus = gpu_names() if uses_gpus else []
         return self.slots or len(gpus) or cpu_count(), gpus
 
+    def get_ready(self, job: Job) -> None:
+        """Start the process that runs are forked from, and return while it imports what they need."""
+        count, _ = self.count([job])
+        with _forkserver(_threads(count)):
+            forkserver.ensure_running()
+
     def run(self, sweep: Sweep, loads: Sequence[Load]) -> None:
         """Do jobs; what a stack leaves undone is done one by one. One that was killed is first tried once more.
 
@@ -80,7 +87,7 @@ class Pool:
         """
         count, gpus = self.count([job for load in loads for job in load.jobs])
         free = [gpus[n % len(gpus)] if gpus else "" for n in range(count)]
-        threads = str(max(1, cpu_count() // count))
+        threads = _threads(count)
         queue: deque[Load] = deque()
         for load in loads:
             devices = load.jobs[0].cfg.trainer.devices  # a stack is of one device each
@@ -112,6 +119,11 @@ class Pool:
             except BaseException:
                 _end(running)
                 raise
+
+
+def _threads(count: int) -> str:
+    """Of each of so many runs at a time."""
+    return str(max(1, cpu_count() // count))
 
 
 def _startable(queue: deque[Load], sweep: Sweep, free: list[str]) -> Iterator[Load]:
@@ -219,7 +231,8 @@ def _end(running: Sequence[_Running]) -> None:
 def _forkserver(threads: str) -> Iterator[multiprocessing.context.BaseContext]:
     """A server process that has imported torch and Lightning, and forks a child for each run.
 
-    OMP_NUM_THREADS is read when torch is loaded, so it must stand in the server's environment.
+    OMP_NUM_THREADS is read when torch is loaded, so it must stand in the server's environment. A process has one such
+    server: where it was started for another number of threads, each run sets its own (see `_worker`).
     """
     source = str(Path(runs.__file__).resolve().parent.parent)
     changes = {

@@ -60,7 +60,10 @@ def _begin(log: Path, environment: Mapping[str, str]) -> None:
     with log.open("ab", buffering=0) as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
+    loaded_for, threads = os.environ.get("OMP_NUM_THREADS"), environment["OMP_NUM_THREADS"]
     os.environ.update(environment)
+    if loaded_for != threads and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(threads))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

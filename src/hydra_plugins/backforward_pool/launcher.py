@@ -37,6 +37,10 @@ class PoolLauncher(JobLauncher):
             raise BadInput(f"hydra.launcher.slots={slots}: give 1 or more, or null for one a GPU, else one a core")
         self.slots = slots
 
+    def get_ready(self, job: Job) -> None:
+        """Start the process that runs are forked from: it takes as long to import all as Hydra to compose 40 runs."""
+        Pool(self.slots).get_ready(job)
+
     def work(self, sweep: Sweep, jobs: list[Job]) -> None:
         """Do jobs."""
         Pool(self.slots).run(sweep, [Load((job,)) for job in jobs])
