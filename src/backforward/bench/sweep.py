@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from backforward.runs import read_result
 
 SLOTS = min(2, cpu_count())
 EPOCHS = 10
+LAUNCHERS = ("pool", "stacked")
+STARTS = 5  # of a run alone
 
 
 @dataclass(frozen=True)
@@ -30,18 +35,20 @@ class Case:
         data: The data set.
         batch: Samples in a batch.
         runs: How many.
+        one_by_one: Whether the same runs are also given as a command each.
     """
 
     data: str
     batch: int
     runs: int
+    one_by_one: bool = False
 
 
-CASES = (Case("mnist", 128, 20), Case("digits", 32, 20))
+CASES = (Case("mnist", 128, 60), Case("digits", 32, 20, one_by_one=True))
 
 
 def run(script: Path, root: Path) -> list[dict[str, Any]]:
-    """Time each sweep once: bare loops `SLOTS` at a time, the pool, and stacks.
+    """Time each sweep once: the pool and stacks, with a share of the bare loops before, between and after.
 
     Args:
         script: `train.py`.
@@ -49,14 +56,16 @@ def run(script: Path, root: Path) -> list[dict[str, Any]]:
 
     Returns:
         A row for each case. Seconds of the whole command, starts and imports and evaluations included, those of the
-        bare loops without; their ratios; the median over runs of the seconds from the start of a run's process to its
-        first batch; the floor: multiply-accumulates at the speed of a large matrix product on every slot.
+        bare loops without; their ratios; `single_s`: of the same runs as a command each, `SLOTS` at a time;
+        `start_s`: the median over runs of the seconds from the start of a run's process to its first batch, and of a
+        run by itself; the floor: multiply-accumulates at the speed of a large matrix product on every slot.
     """
     threads = max(1, cpu_count() // SLOTS)
     torch.set_num_threads(threads)
     peak = multiply_accumulates_per_second()
+    alone = _start_alone(script, root, threads)
     return [
-        _row(case, script, root, threads, peak)
+        {**_row(case, script, root, threads, peak), "start_alone_s": alone}
         for case in CASES
         if case.data == "digits" or (root / f"{case.data}.npz").is_file()
     ]
@@ -67,24 +76,36 @@ def _row(case: Case, script: Path, root: Path, threads: int, peak: float) -> dic
     steps = case.runs * EPOCHS * (len(data.train) // case.batch)
     network = MLP_CASE.build(data.shape, data.classes)
     floor = steps * multiply_accumulates(network, "sgd", (case.batch, *data.shape)) / peak / SLOTS
-    bare = _bare(case, root, threads)
-    row: dict[str, Any] = {"case": f"{case.runs} mlp x {EPOCHS} epochs, {case.data}, batch {case.batch}"}
-    row |= {"bare_s": bare}
-    for launcher in ("pool", "stacked"):
+    # In shares around the sweeps, so that a machine that gets slower or faster does so for all.
+    shares = len(LAUNCHERS) + 1
+    loops = math.ceil(case.runs / SLOTS / shares)
+    bare = [_bare(case, loops, root, threads)]
+    found: dict[str, Any] = {}
+    for launcher in LAUNCHERS:
         seconds, starts = _sweep(case, script, root, launcher, threads)
-        row |= {f"{launcher}_s": seconds, f"{launcher}/bare": seconds / bare}
+        bare.append(_bare(case, loops, root, threads))
+        found[f"{launcher}_s"] = seconds
         if launcher == "pool":
-            row["start_s"] = starts[len(starts) // 2] if starts else None
-    row["pool/stacked"] = row["pool_s"] / row["stacked_s"]
-    return {**row, "floor_s": floor, "slots": SLOTS, "threads": threads}
+            found["start_s"] = statistics.median(starts) if starts else None
+    by_hand = sum(bare) * case.runs / (shares * loops * SLOTS)
+    single = _one_by_one(case, script, root, threads) if case.one_by_one else None
+    return {
+        "case": f"{case.runs} mlp x {EPOCHS} epochs, {case.data}, batch {case.batch}",
+        "bare_s": by_hand,
+        "floor_s": floor,
+        "single_s": single,
+        **found,
+        **{f"{launcher}/bare": found[f"{launcher}_s"] / by_hand for launcher in LAUNCHERS},
+        "pool/stacked": found["pool_s"] / found["stacked_s"],
+        "slots": SLOTS,
+        "threads": threads,
+    }
 
 
-def _bare(case: Case, root: Path, threads: int) -> float:
-    """Seconds of the bare loops alone, the longer of the processes: without start, import and data."""
-    code = (
-        f"from backforward.bench import sweep; print(sweep.bare_loops({case.data!r}, {str(root)!r}, {case.batch}, "
-        f"{case.runs // SLOTS}))"
-    )
+def _bare(case: Case, loops: int, root: Path, threads: int) -> float:
+    """Seconds of so many bare loops in each slot, the longer of the processes: without start, import and data."""
+    arguments = f"{case.data!r}, {str(root)!r}, {case.batch}, {loops}"
+    code = f"from backforward.bench import sweep; print(sweep.bare_loops({arguments}))"
     processes = [
         subprocess.Popen(  # noqa: S603
             [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=_environment(root, threads)
@@ -101,20 +122,52 @@ def bare_loops(data: str, root: str, batch: int, count: int) -> float:
 
 
 def _sweep(case: Case, script: Path, root: Path, launcher: str, threads: int) -> tuple[float, list[float]]:
-    """Seconds of the command, and of each run those to its first batch, sorted."""
+    """Seconds of the command, and of each run those to its first batch."""
     seeds = ",".join(str(seed) for seed in range(case.runs))
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(script), "-m", f"seed={seeds}", f"data={case.data}", f"batch_size={case.batch}"]
-        command += [f"lr={LR}", f"max_epochs={EPOCHS}", "trainer.accelerator=cpu"]
+        command = [sys.executable, str(script), "-m", f"seed={seeds}", *_overrides(case)]
         command += [f"hydra/launcher={launcher}", f"hydra.launcher.slots={SLOTS}"]
         started = time.perf_counter()
-        subprocess.run(  # noqa: S603
-            command, cwd=folder, check=True, stdout=subprocess.DEVNULL, env=_environment(root, threads)
-        )
-        seconds = time.perf_counter() - started
-        results = [read_result(path.parent) for path in Path(folder).rglob("result.json")]
+        _done(command, folder, root, threads)
+        return time.perf_counter() - started, _starts(folder)
+
+
+def _one_by_one(case: Case, script: Path, root: Path, threads: int) -> float:
+    """Seconds of the same runs as a command each."""
+
+    def train(seed: int) -> None:
+        _done([sys.executable, str(script), f"seed={seed}", *_overrides(case)], folder, root, threads)
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(SLOTS) as slots:
+        started = time.perf_counter()
+        list(slots.map(train, range(case.runs)))
+        return time.perf_counter() - started
+
+
+def _start_alone(script: Path, root: Path, threads: int) -> float | None:
+    """Seconds from the start of the process of a run by itself to its first batch: the median of some."""
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(STARTS):
+            _done([sys.executable, str(script), f"seed={seed}", "data=digits", "max_epochs=1"], folder, root, threads)
+        return statistics.median(starts) if (starts := _starts(folder)) else None
+
+
+def _overrides(case: Case) -> list[str]:
+    chosen = [f"data={case.data}", f"batch_size={case.batch}", f"lr={LR}", f"max_epochs={EPOCHS}"]
+    return [*chosen, "trainer.accelerator=cpu"]
+
+
+def _done(command: list[str], folder: str, root: Path, threads: int) -> None:
+    subprocess.run(  # noqa: S603
+        command, cwd=folder, check=True, stdout=subprocess.DEVNULL, env=_environment(root, threads)
+    )
+
+
+def _starts(folder: str) -> list[float]:
+    """Of the runs below a folder, where the system tells."""
+    results = [read_result(path.parent) for path in Path(folder).rglob("result.json")]
     starts = [result["timing"]["start_seconds"] for result in results if result is not None]
-    return seconds, sorted(start for start in starts if start is not None)
+    return [start for start in starts if start is not None]
 
 
 def _environment(root: Path, threads: int) -> dict[str, str]:
