@@ -40,7 +40,7 @@ bench: $(VENV)/.core ## Measure speed: medians and ratios in one run (several mi
 	$(PY) src/bench.py
 
 gpu-check: ## Check and measure on a GPU: outputs/gpu_check.json (8 minutes; installs nothing; DRY_RUN=1 on a CPU, ONLY=parts)
-	@$(or $(wildcard $(PY)),$(PYTHON)) src/gpu_check.py $(if $(DRY_RUN),--dry-run) $(if $(ONLY),--only $(ONLY))
+	@$(or $(wildcard $(PY)),$(if $(filter file,$(origin PYTHON)),$(shell command -v python)),$(PYTHON)) src/gpu_check.py $(if $(DRY_RUN),--dry-run) $(if $(ONLY),--only $(ONLY))
 
 tensorboard: $(VENV)/.core ## Serve the curves in outputs/ on http://localhost:6006 (PORT=...)
 	$(VENV)/bin/tensorboard --logdir outputs --port $(PORT)

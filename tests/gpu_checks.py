@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 import math
+import os
 import tempfile
 import time
+from contextlib import redirect_stdout
 from datetime import timedelta
 from functools import partial
 from itertools import product
@@ -28,12 +31,14 @@ from tests.problems import OPTIMIZERS, PROBLEMS, Problem
 from torch import Tensor, nn
 
 from backforward.bench.gpu import RULES, Row, Setting, attempt, precise
-from backforward.capture import WARM_UP, Captured, record_cuda
+from backforward.capture import WARM_UP, Captured, Record, record_cuda
 from backforward.data import DataSplits, EpochLoader, Images
 from backforward.models import MLP, NIN
 from backforward.models.blocks import NORMS
 from backforward.normprop import ACTIVATIONS, NormPropConv2d, NormPropLinear, unit_norm_projection
-from backforward.rules import Backforward
+from backforward.readings import Readings
+from backforward.rules import Backforward, Backprop, Rule
+from backforward.stacking import StackedRule, StackedSGD, StackLoss, stack
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 DRAWS = {"dropout", "transformer", "functional", "opaque", "recurrent"}  # the written-out oracle draws on the host
@@ -194,12 +199,139 @@ def _folded(setting: Setting, kind: str, activation: str, dtype: torch.dtype) ->
 
 
 def capture(setting: Setting, rows: list[Row]) -> str:
-    """Steps replayed from a recording = ordinary ones: losses, outputs and weights, to rounding."""
+    """Steps replayed from a recording = ordinary ones: losses, outputs and weights, to rounding.
+
+    Of single networks and of a stack; by an optimizer that counts its steps; after a rate has moved; and where a step
+    cannot be recorded. And an epoch in which nothing waits for the GPU.
+    """
     networks = [("mlp", "prop"), ("nin", "batch")] if setting.dry_run else [*product(("mlp", "nin"), NORMS)]
     for (name, norm), method, dtype in product(networks, RULES, TOLERANCE):
         labels = {"network": name, "norm": norm, "method": method, "dtype": str(dtype).removeprefix("torch.")}
         attempt(setting, rows, labels, partial(_captured, setting, name, norm, method, dtype))
+    for method in RULES:
+        labels = {"method": method, "dtype": "float64"}
+        attempt(setting, rows, {"network": "mlp, adam", **labels}, partial(_captured_adam, setting, method))
+        attempt(setting, rows, {"network": "stack of mlp", **labels}, partial(_captured_stack, setting, method))
+        attempt(setting, rows, {"network": "nin, no waiting", **labels}, partial(_without_waiting, setting, method))
+    attempt(setting, rows, {"network": "mlp, not to be recorded"}, partial(_not_recorded, setting))
     return of_all(rows)
+
+
+def _recorder(setting: Setting, network: nn.Module, optimizer: torch.optim.Optimizer) -> Record:
+    return record_cuda if setting.device.type == "cuda" else again(network, optimizer)
+
+
+def _compared(captured: Captured, alone: Rule, batches: list[tuple[Tensor, Tensor]]) -> float:
+    """The largest deviation of what steps say."""
+    found = 0.0
+    for batch in batches:
+        ours, theirs = captured.step(*batch), alone.step(*batch)
+        found = max(found, deviation([ours.loss, ours.output], [theirs.loss, theirs.output]))
+    return found
+
+
+def _captured_adam(setting: Setting, method: str) -> Row:
+    networks = [MLP((3, 32, 32), 10, 8, seed=0).to(setting.device, torch.float64) for _ in range(2)]
+    optimizers = [torch.optim.Adam(each.parameters(), lr=0.001) for each in networks]
+    one, other = (
+        RULES[method](each, optimizer, F.cross_entropy) for each, optimizer in zip(networks, optimizers, strict=True)
+    )
+    captured = Captured(one, optimizers[0], _recorder(setting, networks[0], optimizers[0]), must=True)
+    batches = [_images(setting.device, torch.float64, number) for number in range(WARM_UP + 3)]
+    found = _compared(captured, other, batches)
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["lr"] /= 2
+    found = max(found, _compared(captured, other, batches))
+    return {"replayed": captured.replayed} | judged(
+        max(found, deviation(networks[0].state_dict(), networks[1].state_dict())), TOLERANCE[torch.float64]
+    )
+
+
+def _captured_stack(setting: Setting, method: str) -> Row:
+    count, ends, losses, replayed = 3, [], [], 0
+    for recorded in (True, False):
+        networks = [MLP((3, 32, 32), 10, 8, seed=seed).to(setting.device, torch.float64) for seed in range(count)]
+        network, loss = stack(networks), StackLoss()
+        singles = [torch.optim.SGD(each.parameters(), lr=0.01, momentum=0.9) for each in networks]
+        optimizer = StackedSGD(network, [[name for name, _ in networks[0].named_parameters()]], singles)
+        rule: Rule = StackedRule(RULES[method](network, optimizer, loss), loss)
+        if recorded:
+            rule = captured = Captured(rule, optimizer, _recorder(setting, network, optimizer), must=True)
+        for number in range(WARM_UP + 6):
+            if number == WARM_UP + 2:
+                for single in singles:
+                    single.param_groups[0]["lr"] /= 2
+                optimizer.follow()
+            given = [_images(setting.device, torch.float64, count * number + place) for place in range(count)]
+            x, y = (torch.stack(each) for each in zip(*given, strict=True))
+            losses.append(rule.step(x, y).loss.clone())
+        ends.append(network.state_dict())
+        replayed = captured.replayed
+    half = len(losses) // 2
+    found = max(deviation(losses[:half], losses[half:]), deviation(*ends))
+    return {"replayed": replayed} | judged(found, TOLERANCE[torch.float64])
+
+
+def _without_waiting(setting: Setting, method: str) -> Row:
+    """The loader, recorded steps, sums, and looks at them: what a training loop does within an epoch."""
+    size, steps = 8, 8 if setting.dry_run else 60
+    x = torch.randint(256, (size * steps, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    loader = EpochLoader(Images(x, torch.arange(len(x)) % 10), size, augment="flip", device=setting.device)
+    network = NIN((3, 32, 32), 10, 0.03, "batch", seed=0).to(setting.device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    rule = RULES[method](network, optimizer, F.cross_entropy)
+    captured = Captured(rule, optimizer, _recorder(setting, network, optimizer), must=True)
+    sums, seen, given = torch.zeros((), dtype=torch.float64, device=setting.device), Readings(), []
+    try:
+        for number, (images, labels) in enumerate(loader):
+            sums += captured.step(images, labels).loss
+            if number == WARM_UP:  # recorded by now
+                set_waiting(setting.device, allowed=False)
+            if number % 5 == 0:
+                given.append(seen.look(sums, number))
+    finally:
+        set_waiting(setting.device, allowed=True)
+    kept = [each for each in (*given, seen.take()) if each is not None]
+    right = [step for step, _ in kept] == [*range(0, steps, 5)] and all(math.isfinite(value) for _, (value,) in kept)
+    return {"status": "passed" if right else "failed", "looks": len(kept), "replayed": captured.replayed}
+
+
+def _not_recorded(setting: Setting) -> Row:
+    """A loss that waits for the GPU: said once, with the reason, and trained as ever."""
+    networks = [MLP((3, 32, 32), 10, 8, seed=0).to(setting.device, torch.float64) for _ in range(2)]
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.01) for each in networks]
+
+    def waiting(logits: Tensor, y: Tensor) -> Tensor:
+        loss = F.cross_entropy(logits, y)
+        return loss if loss.item() >= 0 else -loss
+
+    def refused(_: Any) -> Any:
+        raise RuntimeError("not permitted when stream is capturing")
+
+    record = record_cuda if setting.device.type == "cuda" else refused
+    one, other = (Backprop(each, held, waiting) for each, held in zip(networks, optimizers, strict=True))
+    captured, said = Captured(one, optimizers[0], record), _Said()
+    logger = logging.getLogger("backforward.capture")
+    logger.addHandler(said)
+    try:
+        found = _compared(captured, other, [_images(setting.device, torch.float64, n) for n in range(WARM_UP + 3)])
+    finally:
+        logger.removeHandler(said)
+    row = judged(max(found, deviation(networks[0].state_dict(), networks[1].state_dict())), TOLERANCE[torch.float64])
+    if len(said.lines) != 1 or "captur" not in said.lines[0] or captured.replayed:
+        row["status"] = "failed"
+    return row | {"said": said.lines}
+
+
+class _Said(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 def _captured(setting: Setting, name: str, norm: str, method: str, dtype: torch.dtype) -> Row:
@@ -213,8 +345,7 @@ def _captured(setting: Setting, name: str, norm: str, method: str, dtype: torch.
     for each in (network, alone):
         optimizer = torch.optim.SGD(each.parameters(), lr=0.01, momentum=0.9)
         held.append((RULES[method](each, optimizer, F.cross_entropy, after_update=projector(each)), optimizer))
-    record = record_cuda if setting.device.type == "cuda" else again(network, held[0][1])
-    captured = Captured(*held[0], record, must=True)
+    captured = Captured(*held[0], _recorder(setting, network, held[0][1]), must=True)
     replays, found = 2 if setting.dry_run else 5, 0.0
     with precise("fp32", setting.device):
         for number in range(WARM_UP + replays):
@@ -235,7 +366,7 @@ def training(setting: Setting, rows: list[Row]) -> str:
 
     Against the update rule alone on the same batches.
     """
-    import backforward.training  # noqa: F401  (where Lightning is missing, this part is skipped)
+    import backforward.fitting  # noqa: F401  (where Lightning is missing, this part is skipped)
 
     for method, captured in product(RULES, (False, True)):
         labels = {"method": method, "captured": captured}
@@ -246,7 +377,10 @@ def training(setting: Setting, rows: list[Row]) -> str:
 def _trained(setting: Setting, method: str, captured: bool) -> Row:
     import backforward._torchvision  # noqa: F401, I001  (before Lightning, which imports torchvision)
     import lightning as L
+    from lightning.pytorch.loggers import CSVLogger
 
+    from backforward.callbacks.record import RunRecord
+    from backforward.fitting import ProgressBar
     from backforward.training import Classification, InMemoryData, quiet_lightning
 
     size, steps, epochs = 8, 12 if setting.dry_run else 60, 2
@@ -278,22 +412,25 @@ def _trained(setting: Setting, method: str, captured: bool) -> Row:
     quiet_lightning()
     watch = NoWaiting()
     module = Classification(network, optimizer, RULES[method], check_every=5, capture="on" if captured else "off")
-    trainer = L.Trainer(
-        accelerator=setting.device.type,
-        devices=1,
-        precision="64-true",
-        max_epochs=epochs,
-        callbacks=[watch],
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    try:
-        trainer.fit(module, InMemoryData(data, size, seed=0, augment="flip"))
-    finally:
-        set_waiting(setting.device, allowed=True)
+    record = RunRecord(None, log_every=5)
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), tempfile.TemporaryDirectory() as folder:
+        trainer = L.Trainer(
+            accelerator=setting.device.type,
+            devices=1,
+            precision="64-true",
+            max_epochs=epochs,
+            num_sanity_val_steps=-1,
+            log_every_n_steps=steps,
+            callbacks=[watch, record, ProgressBar(refresh_rate=5)],
+            use_distributed_sampler=False,
+            logger=CSVLogger(folder),
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+        try:
+            trainer.fit(module, InMemoryData(data, size, seed=0, augment="flip"))
+        finally:
+            set_waiting(setting.device, allowed=True)
     rule = RULES[method](alone, optimizer(alone), F.cross_entropy)
     loader = EpochLoader(images, size, seed=0, augment="flip", device=setting.device)
     for number in range(epochs):
@@ -301,7 +438,9 @@ def _trained(setting: Setting, method: str, captured: bool) -> Row:
         for x, y in loader:
             rule.step(x.double(), y)
     ours, theirs = (each.cpu().state_dict() for each in (network, alone))
-    return {"watched": watch.watched} | judged(deviation(ours, theirs), TOLERANCE[torch.float64])
+    return {"watched": watch.watched, "rows": len(record.rows)} | judged(
+        deviation(ours, theirs), TOLERANCE[torch.float64]
+    )
 
 
 def set_waiting(device: torch.device, *, allowed: bool) -> None:
@@ -325,16 +464,33 @@ def _memory(setting: Setting, method: str, captured: bool) -> Row:
     network = NIN((3, 32, 32), 10, 0.03 if setting.dry_run else 0.25, norm="batch", seed=0).to(setting.device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     rule = RULES[method](network, optimizer, F.cross_entropy)
-    record = record_cuda if setting.device.type == "cuda" else again(network, optimizer)
+    record = _recorder(setting, network, optimizer)
     step = Captured(rule, optimizer, record, must=True).step if captured else rule.step
     batch = _images(setting.device, torch.float32, 0)
-    for _ in range(WARM_UP + 2):
-        step(*batch)
-    before = held_bytes(setting.device)
-    for _ in range(3 if setting.dry_run else 100):
-        step(*batch)
-    after = held_bytes(setting.device)
-    return {"status": "passed" if after <= before else "failed", "bytes_before": before, "bytes_after": after}
+
+    def train(rates: int) -> None:  # each recorded anew
+        for _ in range(rates):
+            optimizer.param_groups[0]["lr"] *= 0.99
+            for _ in range(WARM_UP + 2):
+                step(*batch)
+
+    train(2)
+    before, reserved = held_bytes(setting.device), reserved_bytes(setting.device)
+    train(2 if setting.dry_run else 40)
+    after, growth = held_bytes(setting.device), reserved_bytes(setting.device) - reserved
+    flat = after <= before and growth <= reserved // 2
+    return {
+        "status": "passed" if flat else "failed",
+        "bytes_before": before,
+        "bytes_after": after,
+        "reserved_before": reserved,
+        "reserved_growth": growth,
+    }
+
+
+def reserved_bytes(device: torch.device) -> int:
+    """What torch's allocator has taken of the GPU's memory, whether tensors lie there or not; 0 on a CPU."""
+    return int(torch.cuda.memory_reserved(device)) if device.type == "cuda" else 0
 
 
 def held_bytes(device: torch.device) -> int:

@@ -21,6 +21,7 @@ from backforward.bench import gpu
 from backforward.bench.gpu import Row, Setting
 
 ABSENT = ["pytest", "pydantic", "rich", "filelock", "scipy", "pandas", "hydra", "lightning", "torchvision"]
+WHOLE = ("training", "run")  # parts that need all that runs need
 FIGURES = {
     "ms",
     "ms_spread",
@@ -62,10 +63,11 @@ def test_a_dry_run_takes_every_part_where_little_is_installed(tmp_path: Path) ->
     assert found["dry_run"] is True
     assert found["machine"]["torch"] == torch.__version__
     assert {name: part["status"] for name, part in found["parts"].items()} == {
-        name: "skipped" if name == "training" else "passed" if part.check else "measured"
+        name: "skipped" if name in WHOLE else "passed" if part.check else "measured"
         for name, part in gpu_check.PARTS.items()
     }
-    assert found["parts"]["training"]["reason"].endswith(" is not installed")  # Lightning, or what it imports
+    for name in WHOLE:
+        assert found["parts"][name]["reason"].endswith(" is not installed")  # Lightning, or what it imports
     rows = [row for part in found["parts"].values() for row in part["rows"]]
     assert {row["status"] for row in rows} == {"passed", "measured"}
     assert {key for row in rows for key, value in row.items() if value is None} >= FIGURES
@@ -76,11 +78,16 @@ def test_a_dry_run_takes_every_part_where_little_is_installed(tmp_path: Path) ->
         assert f"\n{name} " in ended.stdout
 
 
-def test_a_dry_run_trains_under_lightning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_trains_as_runs_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "found.json"
-    code, _, _ = checked(capsys, "--dry-run", "--only", "training", "--out", str(out))
-    part = json.loads(out.read_text())["parts"]["training"]
-    assert (code, part["status"]) == (0, "passed")
+    code, _, _ = checked(capsys, "--dry-run", "--only", *WHOLE, "--out", str(out))
+    parts = json.loads(out.read_text())["parts"]
+    part = parts["training"]
+    assert (code, part["status"], parts["run"]["status"]) == (0, "passed", "measured")
+    assert [(row["precision"], row["method"], row["images"]) for row in parts["run"]["rows"]] == [
+        (precision, method, 100) for precision in ("tf32", "fp32") for method in ("sgd", "bfp")
+    ]
+    assert {row["epoch_s"] for row in parts["run"]["rows"]} == {None}
     assert [(row["method"], row["captured"]) for row in part["rows"]] == [
         (method, captured) for method in ("sgd", "bfp") for captured in (False, True)
     ]

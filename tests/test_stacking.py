@@ -11,21 +11,24 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests.oracles.recording import again
 from tests.test_settings import composed
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from backforward import runs
+from backforward import readings, runs
 from backforward.building import Parts
+from backforward.capture import WARM_UP, Captured
 from backforward.data import EpochLoader, Images
 from backforward.data.stacked import StackedBatches
 from backforward.errors import Stopped
 from backforward.models import MLP, weight_decay_groups
 from backforward.normprop import DataNorm, unit_norm_projection
-from backforward.rules import Backforward, Backprop
+from backforward.rules import Backforward, Backprop, Rule
 from backforward.settings import Settings, plain
 from backforward.stack_fitting import Member, _StackTraining, fit_stack
-from backforward.stacking import StackedLayer, StackedSGD, StackLoss, keep_, projection, stack, unstack_
+from backforward.stacking import StackedLayer, StackedRule, StackedSGD, StackLoss, keep_, projection, stack, unstack_
 from train import train
 
 LRS = (0.1, 0.02, 0.3)
@@ -72,10 +75,13 @@ def test_a_stacked_linear_layer_has_the_derivatives_of_the_single_ones(bias: boo
 
 def test_the_optimizer_goes_through_a_gradient_as_it_lies_in_memory() -> None:
     stacked = StackedLayer([nn.Linear(4, 3) for _ in LRS])
-    stacked(torch.randn(len(LRS), 5, 4)).sum().backward()
-    for parameter in stacked.parameters():
-        assert parameter.grad is not None
-        assert parameter.grad.stride() == parameter.stride()
+    for left in (len(LRS), 2):
+        keep_(stacked, torch.arange(left))
+        stacked(torch.randn(left, 5, 4)).sum().backward()
+        for parameter in stacked.parameters():
+            assert parameter.grad is not None
+            assert parameter.grad.stride() == parameter.stride()
+            parameter.grad = None
 
 
 @pytest.mark.parametrize(("dtype", "steps", "tolerance"), [(torch.float64, 100, 1e-10), (torch.float32, 20, 1e-5)])
@@ -115,6 +121,35 @@ def test_a_stack_trains_each_network_as_if_alone(
         unstack_(network, place, stacked)
         for (name, ours), theirs in zip(network.named_parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, msg=lambda text, n=name: n + text)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_stack_whose_steps_are_replayed_trains_as_ever(rule: str) -> None:
+    make, arguments = RULES[rule]
+    xs, ys = batches(12, torch.float64)
+    ends, losses = [], []
+    for captured in (False, True):
+        networks = [MLP((1, 4, 4), 3, hidden=6, seed=seed).double() for seed in range(len(LRS))]
+        stacked, loss = stack(networks), StackLoss()
+        singles = [
+            torch.optim.SGD(each.parameters(), lr=lr, momentum=0.9) for each, lr in zip(networks, LRS, strict=True)
+        ]
+        optimizer = StackedSGD(stacked, [list(dict(networks[0].named_parameters()))], singles)
+        of_all: Rule = StackedRule(make(stacked, optimizer, loss, **arguments), loss)
+        if captured:
+            of_all = recorded = Captured(of_all, optimizer, again(stacked, optimizer), must=True)
+        for number, (x, y) in enumerate(zip(xs, ys, strict=True)):
+            if number == 8:  # a schedule moves
+                for single in singles:
+                    single.param_groups[0]["lr"] /= 2
+                optimizer.follow()
+            out = of_all.step(x, y)
+            assert out.loss.shape == (len(LRS),)
+            losses.append(out.loss.clone())
+        ends.append(dict(stacked.named_parameters()))
+    torch.testing.assert_close(*ends)
+    torch.testing.assert_close(losses[:12], losses[12:])
+    assert recorded.replayed == 12 - 2 * WARM_UP
 
 
 @pytest.mark.parametrize(
@@ -253,7 +288,11 @@ def test_networks_leave_a_stack_of_which_a_graph_is_still_held() -> None:
     assert held.requires_grad
 
 
-def test_a_diverged_run_leaves_the_stack_and_its_record(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lagging", [False, True])
+def test_a_diverged_run_leaves_the_stack_and_its_record(
+    lagging: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readings, "_lags", lambda _: lagging)  # as on a GPU
     lrs = (0.1, 1e30, 0.02)
     overrides = ("trainer.log_every_n_steps=7", "method=bfp")
     results: dict[str, runs.Result] = {}
@@ -265,12 +304,16 @@ def test_a_diverged_run_leaves_the_stack_and_its_record(tmp_path: Path) -> None:
         validation = [each["final"]["accuracy/validation"] for each in (single, results[str(place)])]
         assert validation[0] == pytest.approx(validation[1], abs=0.01)
         assert len(runs.read_metrics(tmp_path / str(place))) == len(runs.read_metrics(tmp_path / f"single{place}"))
+        curves = [EventAccumulator(str(tmp_path / name)).Reload() for name in (str(place), f"single{place}")]
+        points, others = ([event.step for event in curve.Scalars("loss/batch")] for curve in curves)
+        assert points == others
 
 
-@pytest.mark.parametrize("step", [1, 17, 40, 63])
+@pytest.mark.parametrize(("step", "lagging"), [(1, False), (17, False), (40, False), (63, False), (63, True)])
 def test_a_stack_told_to_end_goes_on_as_if_it_had_not_been(
-    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, lagging: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(readings, "_lags", lambda _: lagging)  # as on a GPU
     overrides = ("method=bfp", "optimizer=sgd_momentum", "schedule=cosine", "schedule.interval=step")
     whole: dict[str, runs.Result] = {}
     fit_stack(members(tmp_path / "whole", whole, *overrides, lrs=LRS))

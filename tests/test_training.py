@@ -21,6 +21,7 @@ from backforward.callbacks.checkpoint import Checkpoints, read_checkpoint
 from backforward.callbacks.record import RunRecord
 from backforward.data import EpochLoader, load_data
 from backforward.errors import Stopped
+from backforward.fitting import ProgressBar
 from backforward.hardware import cpu_model
 from backforward.models import MLP
 from backforward.normprop import DataNorm
@@ -163,14 +164,50 @@ def points(folder: Path) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars("loss/batch")]
 
 
-def test_looks_that_lag_write_the_same_curves(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_looks_that_lag_write_the_same_curves(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = ("max_epochs=2", "trainer.log_every_n_steps=7", "trainer.progress_bar=true")
+    shown: list[dict[str, Any]] = []
+    get_metrics = ProgressBar.get_metrics
+    monkeypatch.setattr(ProgressBar, "get_metrics", lambda *given: shown.append(get_metrics(*given)) or shown[-1])
     trained(tmp_path / "at once", *settings)
     request.getfixturevalue("lagging")
     trained(tmp_path / "late", *settings)
     assert points(tmp_path / "late") == points(tmp_path / "at once")
     assert [step for step, _ in points(tmp_path / "late")] == list(range(7, 81, 7))
+    *_, last = runs.read_metrics(tmp_path / "late")
+    bar = [each for each in shown if each]
+    assert bar[-1] == {"loss": f"{last['loss/train']:.3f}", "accuracy": f"{last['accuracy/train']:.3f}"}
     assert (tmp_path / "late" / "metrics.csv").read_bytes() == (tmp_path / "at once" / "metrics.csv").read_bytes()
+
+
+def test_a_checkpoint_leaves_no_point_of_a_curve_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def look(_: RunRecord, trainer: L.Trainer, *__: Any) -> None:
+        if trainer.global_step == 23:  # a checkpoint after every batch; a process killed now would write no more
+            found.append(points(tmp_path))
+
+    monkeypatch.setattr(RunRecord, "before_batch", look)
+    trained(tmp_path, "max_epochs=1", "trainer.log_every_n_steps=5", "trainer.checkpoint_minutes=1e-9")
+    assert [[step for step, _ in each] for each in found] == [[5, 10, 15, 20]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (("trainer.capture=auto",), "this run is on a CPU"),
+        (("trainer.capture=auto", "diagnostics=cheap", "diagnostics.samples=32"), "diagnostics look into them"),
+        ((), None),
+    ],
+)
+def test_why_steps_are_not_replayed_is_said_in_a_line(
+    overrides: tuple[str, ...], reason: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(tmp_path, *overrides, "max_epochs=1")
+    said = [line for line in caplog.messages if "CUDA graph" in line]
+    assert said == ([] if reason is None else [f"steps are not replayed from a CUDA graph: {reason}"])
 
 
 class CutOff(Exception):

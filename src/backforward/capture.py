@@ -4,21 +4,23 @@ A small network on a GPU is bound by launches. The whole step of an update rule,
 captured after a few ordinary steps, and again whenever something changes that a recording holds fast: the learning
 rate, the size of a batch, the rule of the epoch.
 
-Depends on torch and `errors` only.
+Depends on torch, `rules` and `errors` only.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from backforward.errors import BadInput
-from backforward.rules import Result
+from backforward.rules import Result, Rule
 
+T = TypeVar("T")
 Replay = Callable[[], None]
 Record = Callable[[Callable[[], Result]], tuple[Replay, Result]]
 
@@ -26,24 +28,21 @@ WARM_UP = 3  # ordinary steps before a recording: they make what is made once, s
 PATIENCE = 20  # changes of what a recording holds fast, one after the other with no recording between, that are borne
 
 
-class Rule(Protocol):
-    """What is needed of an update rule."""
-
-    def step(self, x: Tensor, y: Tensor) -> Result:
-        """Change the weights by one mini-batch."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins."""
-
-    def prepare(self, x: Tensor) -> None:
-        """Plan the passes."""
-
-
 def record_cuda(step: Callable[[], Result]) -> tuple[Replay, Result]:
-    """Record a step without taking it; what it returns lies where every replay leaves its own result."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = step()
+    """Record a step without taking it; what it returns lies where every replay leaves its own result.
+
+    On the stream that is current, if it is not the default one.
+
+    Raises:
+        RuntimeError: The step cannot be recorded.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, stream=stream if stream != torch.cuda.default_stream() else None):
+            out = step()
+    except RuntimeError:
+        torch.cuda.set_stream(stream)  # torch leaves its own current where the end of a recording fails too
+        raise
     return graph.replay, out
 
 
@@ -70,10 +69,12 @@ class Captured:
         self._record = record
         self._must = must
         self._given_up = False
+        make_capturable(optimizer)
         self._key: Any = None
         self._ordinary = 0  # steps since the key has changed
         self._changes = 0  # of the key since the last recording
         self._batch: tuple[Tensor, Tensor] | None = None
+        self._side: torch.cuda.Stream | None = None
         self._recording: tuple[Replay, Result] | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -102,7 +103,7 @@ class Captured:
         if self._recording is None:
             if self._ordinary < WARM_UP:
                 self._ordinary += 1
-                return self._aside(x, y)
+                return self._on_the_side(lambda: self.rule.step(x, y), x.device)
             if not self._captured(x, y):
                 return self.rule.step(x, y)
         assert self._recording is not None
@@ -115,34 +116,62 @@ class Captured:
         return out
 
     def _rates(self) -> list[Any]:
-        return [group["lr"] for group in self._optimizer.param_groups]
+        """Those that are part of a recording; one in a tensor on the GPU is read by each replay."""
+        rates = (group["lr"] for group in self._optimizer.param_groups)
+        plain = (lr.tolist() if isinstance(lr, Tensor) and not lr.is_cuda else lr for lr in rates)
+        return [lr for lr in plain if not isinstance(lr, Tensor)]
 
-    def _aside(self, x: Tensor, y: Tensor) -> Result:
-        """An ordinary step on a stream of its own, as a recording is: autograd remembers the stream of first use."""
-        if x.device.type != "cuda":
-            return self.rule.step(x, y)
-        side, now = torch.cuda.Stream(x.device), torch.cuda.current_stream(x.device)
-        side.wait_stream(now)
-        with torch.cuda.stream(side):
-            out = self.rule.step(x, y)
-        now.wait_stream(side)
-        return out
+    def _on_the_side(self, work: Callable[[], T], device: torch.device) -> T:
+        """Ordinary steps and recordings on one stream, not the default one: autograd remembers that of first use.
+
+        One for good: the memory that is kept for a stream stays taken.
+        """
+        if device.type != "cuda":
+            return work()
+        self._side = self._side or torch.cuda.Stream(device)
+        now = torch.cuda.current_stream(device)
+        self._side.wait_stream(now)
+        with torch.cuda.stream(self._side):
+            found = work()
+        now.wait_stream(self._side)
+        return found
 
     def _captured(self, x: Tensor, y: Tensor) -> bool:
         """Record a step; give up for good where it cannot be."""
-        self._batch = x.clone(), y.clone()
+        batch = self._batch = x.clone(), y.clone()
         try:
-            self._recording = self._record(lambda: self.rule.step(*self._batch))  # type: ignore[misc]
+            self._recording = self._on_the_side(lambda: self._record(lambda: self.rule.step(*batch)), x.device)
             self._changes = 0
         except RuntimeError as error:
-            self._give_up(str(error).strip().split("\n")[0], error)
+            cause: BaseException = error
+            while cause.__context__ is not None:  # what first went wrong; others are that the recording did not end
+                cause = cause.__context__
+            self._give_up(str(cause).strip().split("\n")[0], cause)
         return not self._given_up
 
-    def _give_up(self, reason: str, cause: Exception | None = None) -> None:
+    def _give_up(self, reason: str, cause: BaseException | None = None) -> None:
         if self._must:
             raise BadInput(
                 f"trainer.capture=on: a step cannot be recorded as a CUDA graph ({reason});"
                 " give trainer.capture=auto or off"
             ) from cause
         self._given_up = True
-        warnings.warn(f"steps are not replayed from a CUDA graph: {reason}", stacklevel=2)
+        say_ordinary(reason)
+
+
+def say_ordinary(reason: str) -> None:
+    """Log in one line why steps are not replayed."""
+    logging.getLogger(__name__).warning("steps are not replayed from a CUDA graph: %s", reason)
+
+
+def make_capturable(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer on a GPU that counts its steps on the host, as Adam does, count them there: torch's switch."""
+    for group in optimizer.param_groups:
+        if "capturable" in group and any(parameter.is_cuda for parameter in group["params"]):
+            group["capturable"] = True
+            for parameter in group["params"]:
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor):
+                        optimizer.state[parameter][key] = value.to(parameter.device)
+            # Of the ordinary steps before a recording.
+            warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")

@@ -25,6 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from backforward.callbacks.checkpoint import Checkpoints, WholeFileIO
 from backforward.callbacks.diagnostics import Diagnostics
 from backforward.callbacks.record import RunRecord
+from backforward.capture import say_ordinary
 from backforward.precision import set_matmul_precision
 from backforward.processes import made_by_slurm, rank
 from backforward.readings import Readings
@@ -66,6 +67,8 @@ def fit(
     set_matmul_precision(settings.trainer.matmul_precision)
     started = time.perf_counter()
     devices = settings.trainer.devices
+    if settings.capture != settings.trainer.capture and rank(devices) == 0:
+        say_ordinary("diagnostics look into them")
     record = RunRecord(folder, settings.trainer.log_every_n_steps)
     diagnostics = Diagnostics(settings.diagnostics.when(), settings.diagnostics.samples, folder)
     # Before the record, so that the run's time includes their price.

@@ -50,7 +50,7 @@ from backforward.stages import (
     tensors_in,
 )
 
-__all__ = ["Backforward", "Backprop", "Group", "Result", "Switch", "UpdateRule"]
+__all__ = ["Backforward", "Backprop", "Group", "Result", "Rule", "Switch", "UpdateRule"]
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 Reduce: TypeAlias = Callable[[Tensor], Tensor]
@@ -78,6 +78,20 @@ class Pass(NamedTuple):
     output: Any
     loss: Tensor
     gradients: Sequence[Tensor | None]
+
+
+class Rule(Protocol):
+    """What a training loop needs of an update rule."""
+
+    def prepare(self, x: Any) -> None:
+        """Refuse, before anything starts, a network or groups that the rule cannot work with."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins (from 0)."""
+
+    def step(self, x: Any, y: Any) -> Result:
+        """Change the weights by one mini-batch."""
+        ...
 
 
 class Engine(Protocol):

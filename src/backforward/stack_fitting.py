@@ -9,6 +9,7 @@ from __future__ import annotations
 import backforward._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 
 # isort: split
+import math
 import signal
 import threading
 import time
@@ -25,16 +26,28 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from backforward.callbacks.checkpoint import WholeFileIO, read_checkpoint
 from backforward.callbacks.record import RunRecord
+from backforward.capture import Captured, say_ordinary
 from backforward.data import Images
 from backforward.data.stacked import StackedBatches
 from backforward.errors import Stopped
 from backforward.fitting import close_logger, opened_logger
 from backforward.hardware import process_age
 from backforward.precision import set_matmul_precision
+from backforward.readings import Reading, Readings
 from backforward.results import assembled
+from backforward.rules import Rule
 from backforward.runs import Result
 from backforward.settings import Settings, fingerprint
-from backforward.stacking import StackedSGD, StackLoss, keep_, projection, stack, stack_losses, unstack_
+from backforward.stacking import (
+    StackedRule,
+    StackedSGD,
+    StackLoss,
+    keep_,
+    projection,
+    stack,
+    stack_losses,
+    unstack_,
+)
 from backforward.studying import place as place_of
 from backforward.training import (
     EVALUATION_BATCH,
@@ -148,9 +161,16 @@ class _StackTraining:
         self.optimizer = StackedSGD(self.network, groups, optimizers)
         make_schedule = first.module.make_schedule
         self.schedules: list[LRScheduler] = [make_schedule(each) for each in optimizers] if make_schedule else []
-        self.loss = StackLoss()
+        loss = StackLoss()
         after_update = projection(self.network) if first.module.after_update is not None else None
-        self.rule = first.module.make_rule(self.network, self.optimizer, self.loss, after_update=after_update)
+        self.rule: Rule = StackedRule(
+            first.module.make_rule(self.network, self.optimizer, loss, after_update=after_update), loss
+        )
+        if self.settings.capture != "off":
+            if self.device.type == "cuda":
+                self.rule = Captured(self.rule, self.optimizer, must=self.settings.capture == "on")
+            else:
+                say_ordinary("these runs are on a CPU")
         self.data = first.loaders.data
         self.batches = StackedBatches([member.loaders.train_loader() for member in members], self.device)
         self.evaluated_on = {
@@ -161,6 +181,7 @@ class _StackTraining:
         # For each network (sum of losses, correct, samples), as in `Classification`.
         self.sums = torch.zeros(len(members), 3, dtype=torch.float64, device=self.device)
         self.joint = torch.zeros_like(self.sums)
+        self._points, self._sums_seen = Readings(), Readings()
         if saved is not None:
             self._load(saved)
         for member in members:
@@ -196,19 +217,24 @@ class _StackTraining:
             self._finish(member, "finished", metrics)
 
     def _train_on(self, x: Tensor, y: Tensor) -> None:
-        self.loss.seen.clear()
         out = self.rule.step(x, y)
-        _add(self.sums, self.loss.seen[0], out.output, y)
+        _add(self.sums, out.loss, out.output, y)
         if out.joint_loss is not None:
-            self.joint[:, 0] += self.loss.seen[-1] * y.shape[1]
+            self.joint[:, 0] += out.joint_loss * y.shape[1]
             self.joint[:, 2] += y.shape[1]
         if self.settings.schedule.interval == "step":
             self._move_schedules()
         self.place, self.step = self.place + 1, self.step + 1
         if self.step % self.settings.trainer.log_every_n_steps == 0:
-            for member, value in zip(self.members, self.loss.seen[0].tolist(), strict=True):
+            self._log(self._points.look(out.loss, self.step))
+
+    def _log(self, point: Reading | None) -> None:
+        """A point of the loss within the epoch, of each member."""
+        if point is not None:
+            step, losses = point
+            for member, loss in zip(self.members, losses, strict=True):
                 if member.logger is not None:
-                    member.logger.log_metrics({"loss/batch": value}, step=self.step)
+                    member.logger.log_metrics({"loss/batch": loss}, step=step)
 
     def _move_schedules(self) -> None:
         for optimizer, schedule in zip(self.optimizer.optimizers, self.schedules, strict=False):
@@ -218,8 +244,10 @@ class _StackTraining:
             self.optimizer.follow()
 
     def _end_epoch(self) -> None:
+        self._log(self._points.take())
+        self._sums_seen.take()
         self._record(self.members, epoch=self.epoch + 1)
-        diverged = self._diverged()
+        diverged = _not_finite(self.sums[:, 0].tolist())
         if self.settings.schedule.interval == "epoch":
             self._move_schedules()
         self.epoch, self.place = self.epoch + 1, 0
@@ -243,12 +271,10 @@ class _StackTraining:
 
     # --- those that diverge ------------------------------------------------------------------------------------------
 
-    def _diverged(self) -> list[int]:
-        return torch.isfinite(self.sums[:, 0]).logical_not().nonzero().flatten().tolist()
-
     def _drop_diverged(self) -> None:
         """Within an epoch: a run alone would end here, with a last row."""
-        if diverged := self._diverged():
+        seen = self._sums_seen.look(self.sums[:, 0])
+        if seen is not None and (diverged := _not_finite(seen[1])):
             self._record([self.members[place] for place in diverged], epoch=self.epoch + 1)
             self._leave_out(diverged)
 
@@ -256,6 +282,8 @@ class _StackTraining:
         """Finish diverged members; go on with the others."""
         if not places:
             return
+        self._log(self._points.take())
+        pending = self._sums_seen.take()
         for place in places:
             self._finish(self.members[place], "diverged", {})
         left = [place for place in range(len(self.members)) if place not in places]
@@ -267,6 +295,8 @@ class _StackTraining:
             self.optimizer.keep_(kept)
             self.batches.keep_(left)
             self.sums, self.joint = self.sums[kept], self.joint[kept]
+            if pending is not None:
+                self._sums_seen.restore((pending[0], [pending[1][place] for place in left]))
 
     # --- records -----------------------------------------------------------------------------------------------------
 
@@ -341,6 +371,10 @@ class _StackTraining:
         self._set_due()
         if self.checkpoint is None:
             return
+        self._log(self._points.take())  # a stack that goes on from here would not write it
+        for member in self.members:
+            if member.logger is not None:
+                member.logger.save()
         state = {
             "state_dict": self.network.state_dict(),
             "momentum": [
@@ -356,6 +390,7 @@ class _StackTraining:
             "step": self.step,
             "sums": self.sums,
             "joint": self.joint,
+            "sums_seen": self._sums_seen.pending,
         }
         WholeFileIO().save_checkpoint(state, self.checkpoint)
 
@@ -378,6 +413,13 @@ class _StackTraining:
         self.optimizer.follow()
         self.epoch, self.place, self.step = saved["epoch"], saved["place"], saved["step"]
         self.sums, self.joint = (saved[key][chosen].to(self.device) for key in ("sums", "joint"))
+        if (seen := saved.get("sums_seen")) is not None:
+            self._sums_seen.restore((seen[0], [seen[1][place] for place in places]))
+
+
+def _not_finite(losses: Sequence[float]) -> list[int]:
+    """The places of those that have diverged."""
+    return [place for place, loss in enumerate(losses) if not math.isfinite(loss)]
 
 
 def _add(sums: Tensor, losses: Tensor, logits: Tensor, y: Tensor) -> None:

@@ -3,13 +3,13 @@
     network = stack([one, other, ...])     # x [R, B, ...] -> logits [R, B, classes], one batch for each of R networks
     loss = StackLoss()                     # the sum of the networks' losses
     optimizer = StackedSGD(network, optimizers_of_the_single_ones)
-    rule = Backforward(network, optimizer, loss)
+    rule = StackedRule(Backforward(network, optimizer, loss), loss)
 
 The networks share nothing, so that the gradient of the sum of their losses is each one's own gradient: an update rule
 needs no word of this. What it saves is everything that costs the same for one network as for many: Python, launches,
 processes. The products themselves are as many as before.
 
-Depends on torch and `normprop` only.
+Depends on torch, `normprop` and `rules` only.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from backforward.normprop import DataNorm, NormPropLinear, project_unit_norm_
+from backforward.rules import Result, Rule
 
 _LAYERS = (nn.Linear, NormPropLinear, nn.Flatten)  # further ones that act on each sample alone
 _ELEMENTWISE = "torch.nn.modules.activation"  # where activations live
@@ -39,13 +40,19 @@ class StackedLayer(nn.Module):
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
-        parameters, buffers = stack_module_state(list(layers))
-        for name, value in parameters.items():
-            self.register_parameter(name, nn.Parameter(value.detach()))
-        for name, value in buffers.items():
-            self.register_buffer(name, value)
         # In a list, so that its parameters are none of this layer's.
         self._one = [copy.deepcopy(layers[0]).to("meta")]
+        parameters, buffers = stack_module_state(list(layers))
+        for name, value in parameters.items():
+            self.register_parameter(name, nn.Parameter(self.laid_out(name, value.detach())))
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+
+    def laid_out(self, name: str, value: Tensor) -> Tensor:
+        """Lay a parameter out in memory as its gradient will be: across that, an update takes half a product's time."""
+        if isinstance(self._one[0], nn.Linear) and name == "weight":  # `forward` has weights [R, in, out]
+            return value.transpose(1, 2).contiguous().transpose(1, 2)
+        return value
 
     @property
     def projected(self) -> bool:
@@ -57,7 +64,8 @@ class StackedLayer(nn.Module):
         if isinstance(self._one[0], nn.Linear) and x.dim() == 3:  # what vmap comes to, in one call
             weight, bias = self._parameters["weight"], self._parameters.get("bias")
             assert weight is not None
-            return cast(Tensor, _Linear.apply(x, weight, bias))
+            by_input = weight.transpose(1, 2)
+            return x @ by_input if bias is None else torch.baddbmm(bias[:, None], x, by_input)
 
         def one(state: dict[str, Tensor], inputs: Tensor) -> Any:
             return functional_call(self._one[0], state, (inputs,))
@@ -70,30 +78,6 @@ class StackedLayer(nn.Module):
     def extra_repr(self) -> str:
         """The layer that it stands for."""
         return repr(self._one[0])
-
-
-class _Linear(torch.autograd.Function):
-    """`nn.Linear` of each network: x [R, B, in], weight [R, out, in], bias [R, out] or None, to [R, B, out].
-
-    Autograd's own gradient of such a product is the transposed of a tensor that lies in memory as [R, in, out]: the
-    optimizer, going through it across its rows, then takes half as long as the product.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        by_input = weight.transpose(1, 2)
-        return torch.bmm(x, by_input) if bias is None else torch.baddbmm(bias[:, None], x, by_input)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        return (
-            torch.bmm(upstream, weight) if of_x else None,
-            torch.bmm(upstream.transpose(1, 2), x) if of_weight else None,
-            upstream.sum(1) if of_bias else None,
-        )
 
 
 def stack(networks: Sequence[nn.Module]) -> nn.Module:
@@ -131,9 +115,9 @@ def keep_(stacked: nn.Module, places: Tensor) -> None:
     for layer in stacked.modules():
         if isinstance(layer, StackedLayer):
             for held in (layer._parameters, layer._buffers):
-                for value in held.values():
+                for name, value in held.items():
                     if value is not None:
-                        kept = value.data[places]
+                        kept = layer.laid_out(name, value.data[places])
                         # Where a graph of the whole stack is still held, autograd would go on to ask for gradients of
                         # its shape. A change of type makes it forget; one of the shape alone does not.
                         value.data = kept.new_empty(0, dtype=torch.half if kept.dtype != torch.half else torch.float)
@@ -166,6 +150,38 @@ class StackLoss:
         losses = stack_losses(logits, y)
         self.seen.append(losses.detach())
         return losses.sum()
+
+
+class StackedRule:
+    """An update rule of a stack, whose result has the loss of each network in the place of their sum.
+
+    Args:
+        rule: Made with the stack, its optimizer, and `loss`.
+        loss: The stack's.
+    """
+
+    def __init__(self, rule: Rule, loss: StackLoss) -> None:
+        self.rule, self.loss = rule, loss
+
+    @property
+    def active(self) -> Rule:
+        """The rule of this epoch."""
+        return getattr(self.rule, "active", self.rule)
+
+    def prepare(self, x: Tensor) -> None:
+        """Plan the passes for batches such as x [R, B, ...]."""
+        self.rule.prepare(x)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins (from 0)."""
+        self.rule.set_epoch(epoch)
+
+    def step(self, x: Tensor, y: Tensor) -> Result:
+        """Let a mini-batch of each network, x [R, B, ...] and y [R, B], change its weights; losses are [R]."""
+        self.loss.seen.clear()
+        out = self.rule.step(x, y)
+        seen = self.loss.seen
+        return Result(seen[0], out.output, None if out.joint_loss is None else seen[-1])
 
 
 def stack_losses(logits: Tensor, y: Tensor) -> Tensor:
@@ -206,11 +222,17 @@ class StackedSGD(torch.optim.Optimizer):
         self.follow()
 
     def follow(self) -> None:
-        """Take the learning rates of the single networks' optimizers."""
+        """Take the learning rates of the single networks' optimizers.
+
+        Into the same memory, from which a recorded step reads them.
+        """
         for place, group in enumerate(self.param_groups):
-            of_each = [optimizer.param_groups[place]["lr"] for optimizer in self.optimizers]
+            rates = [float(optimizer.param_groups[place]["lr"]) for optimizer in self.optimizers]
+            of_each = torch.tensor(rates, dtype=torch.float64)
             parameter = group["params"][0]
-            group["lr"] = torch.tensor(of_each, dtype=parameter.dtype, device=parameter.device)
+            if "lr" not in group or group["lr"].shape != of_each.shape:
+                group["lr"] = torch.empty_like(of_each, dtype=parameter.dtype, device=parameter.device)
+            group["lr"].copy_(of_each, non_blocking=True)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

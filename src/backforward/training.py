@@ -21,29 +21,16 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
-from backforward.capture import Captured
+from backforward.capture import Captured, say_ordinary
 from backforward.data import DataSplits, EpochLoader, Images
 from backforward.readings import Reading, Readings
-from backforward.rules import Result, Switch, UpdateRule
+from backforward.rules import Result, Rule, Switch, UpdateRule
 
 Metrics = dict[str, float]
 Batch = tuple[Tensor, Tensor]
 Arithmetic = list[dict[str, float | None]]
 
 EVALUATION_BATCH = 500  # samples; of no effect on the result but for rounding
-
-
-class Rule(Protocol):
-    """What a training loop needs of an update rule."""
-
-    def step(self, x: Tensor, y: Tensor) -> Result:
-        """Change the weights by one mini-batch."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins, counted from 0."""
-
-    def prepare(self, x: Tensor) -> None:
-        """Refuse, before anything starts, a network or groups that the rule cannot work with."""
 
 
 @runtime_checkable
@@ -205,8 +192,11 @@ class Classification(L.LightningModule):
             reduce=(lambda flat: strategy.reduce(flat, reduce_op="mean")) if self.trainer.world_size > 1 else None,
             after_update=self.after_update,
         )
-        if self.capture != "off" and self.device.type == "cuda" and self.trainer.world_size == 1:
-            self.rule = Captured(self.rule, optimizer, must=self.capture == "on")
+        if self.capture != "off":
+            if self.device.type == "cuda" and self.trainer.world_size == 1:
+                self.rule = Captured(self.rule, optimizer, must=self.capture == "on")
+            elif self.global_rank == 0:
+                say_ordinary("this run is on a CPU" if self.device.type == "cpu" else "this run is on several devices")
         self.rule.set_epoch(self.current_epoch)
         self._each_batch = [callback for callback in self.trainer.callbacks if isinstance(callback, EachBatch)]  # type: ignore[attr-defined]
         if self._of_ranks is None:
@@ -272,7 +262,10 @@ class Classification(L.LightningModule):
             self.lr_schedulers().step()  # type: ignore[union-attr]
 
     def _check_finite(self, sums: Reading | None) -> None:
-        if not self.diverged and sums is not None and not math.isfinite(sums[1][0]):
+        if sums is None:
+            return
+        _, (loss, *_) = sums
+        if not self.diverged and not math.isfinite(loss):
             self.diverged = True
             self.trainer.should_stop = True
 

@@ -25,6 +25,8 @@ def again(network: nn.Module, optimizer: torch.optim.Optimizer) -> Record:
             new = step()
             out.loss.copy_(new.loss)
             out.output.copy_(new.output)
+            if out.joint_loss is not None and new.joint_loss is not None:
+                out.joint_loss.copy_(new.joint_loss)
 
         return replay, out
 

@@ -1,19 +1,22 @@
-"""What a GPU makes of training: images/s and the share of its peak, an epoch as in the paper, stacked runs.
+"""What a GPU makes of training: images/s and share of its peak, an epoch as in the paper, a whole run, stacked runs.
 
 Each benchmark appends rows to a list as it goes, so that what was measured stays if it is cut off. A dry run takes the
 same way on any device at toy size, and leaves every figure out.
 
-Depends on torch, numpy and the library alone, so that it runs where little else is installed.
+Depends on torch, numpy and the library alone, so that it runs where little else is installed; only a whole run needs
+all that runs need.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import statistics
+import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -31,8 +34,8 @@ from backforward.models import MLP, NIN, weight_decay_groups
 from backforward.models.blocks import NORMS
 from backforward.normprop import DataNorm, NormPropConv2d, unit_norm_projection
 from backforward.precision import set_matmul_precision
-from backforward.rules import Backforward, Backprop, Result
-from backforward.stacking import StackedSGD, StackLoss, stack
+from backforward.rules import Backforward, Backprop, Result, Rule
+from backforward.stacking import StackedRule, StackedSGD, StackLoss, stack
 from backforward.timing import Arm, Timing, interleaved
 
 Row = dict[str, Any]
@@ -40,7 +43,9 @@ Step = Callable[[Tensor, Tensor], Result]
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 RULES: dict[str, type[Backprop | Backforward]] = {"sgd": Backprop, "bfp": Backforward}
+CONF = Path(__file__).resolve().parents[3] / "conf"
 CIFAR = (3, 32, 32)
+LAYOUTS = ("channels last", "contiguous")  # of filters and activations; the first is NIN's own
 EPOCH_IMAGES = 45_000
 PAPER_RATIO = 0.875  # Arpit et al., section 5.6: an epoch of 84 s against BatchNorm's 96 s
 FEW = 2  # images of the step whose arithmetic is counted
@@ -147,11 +152,15 @@ def _steps(setting: Setting, precision: str, batch: int, method: str, peak: floa
     arms: dict[str, Arm] = {}
     rows: dict[str, Row] = {}
     with precise(precision, setting.device):
-        for norm, captured in product(NORMS, (False, True)):
-            name = f"{norm}, {'captured' if captured else 'eager'}"
-            rows[name] = {"norm": norm, "captured": captured}
+        for layout, norm, captured in product(LAYOUTS, NORMS, (False, True)):
+            if layout != LAYOUTS[0] and (norm, method) != ("none", "sgd"):
+                continue
+            name = f"{norm}, {layout}, {'captured' if captured else 'eager'}"
+            rows[name] = {"norm": norm, "captured": captured, "layout": layout}
             try:
                 network = nin(setting, norm)
+                if layout == "contiguous":
+                    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
                 flops = counted(network, method, x[:FEW]) * batch / FEW
                 step = stepper(network, method, captured, setting.device)
                 arms[name] = warmed(partial(step, x, y))
@@ -241,7 +250,7 @@ def epoch(setting: Setting, rows: list[Row]) -> str | None:
     found = [
         f"{row['precision']} {row['prop_s']:.2f} s, prop/batch {row['ratio']:.3f}, bfp/sgd {row['bfp_ratio']:.2f}"
         for row in rows
-        if row.get("ratio") is not None
+        if row.get("ratio") is not None and row.get("bfp_ratio") is not None
     ]
     return f"eager, then captured: {'; '.join(found)} (paper's prop/batch {PAPER_RATIO})" if found else None
 
@@ -281,8 +290,10 @@ def _epochs(setting: Setting, images: Images, precision: str) -> list[Row]:
         for number in range(1 if setting.dry_run else 3):
             if number and setting.late:
                 break
-            times = interleaved({name: arms[key] for name, key in names.items()}, 1, 0, setting.device, calls=1)
-            for name, key in names.items():
+            # Backforward's epochs are long; one is enough for a ratio of three.
+            timed = {name: key for name, key in names.items() if key[0] != "bfp" or not number}
+            times = interleaved({name: arms[key] for name, key in timed.items()}, 1, 0, setting.device, calls=1)
+            for name, key in timed.items():
                 rounds[key] += times[name].rounds
     rows: list[Row] = []
     for captured in (False, True):
@@ -292,22 +303,73 @@ def _epochs(setting: Setting, images: Images, precision: str) -> list[Row]:
                 row |= {"status": "failed", "error": errors[name, captured]}
             else:
                 row[f"{name}_s"] = setting.figure(statistics.median(rounds[name, captured]) / 1000)
-        if "error" not in row:
-            prop, batch, bfp = (Timing(tuple(rounds[name, captured])) for name in ("prop", "batch", "bfp"))
-            row["ratio"] = setting.figure(prop.ratio(batch))
-            row["bfp_ratio"] = setting.figure(bfp.ratio(prop))
+        times_of = {name: Timing(tuple(rounds.get((name, captured), ()))) for name in EPOCHS_OF}
+        for ratio, ours, theirs in (("ratio", "prop", "batch"), ("bfp_ratio", "bfp", "prop")):
+            if (count := len(times_of[ours].rounds)) and times_of[theirs].rounds:
+                row[ratio] = setting.figure(times_of[ours].ratio(Timing(times_of[theirs].rounds[:count])))
         rows.append({**row, "paper_ratio": PAPER_RATIO})
     return rows
+
+
+# --- a whole run -----------------------------------------------------------------------------------------------------
+
+
+def run(setting: Setting, rows: list[Row]) -> str | None:
+    """An epoch of a run as the command line gives it: NIN with NormProp, batch 50, TensorBoard, bar and record on.
+
+    Needs all that a run needs, Lightning and Hydra too. Digits enlarged stand in where CIFAR-10 is missing.
+    """
+    import hydra  # noqa: F401  (where it is missing, this part is skipped)
+    import lightning  # noqa: F401
+
+    for precision, method in product(("tf32", "fp32"), RULES):
+        attempt(setting, rows, {"precision": precision, "method": method}, partial(_run, setting, precision, method))
+    found = [
+        f"{row['precision']} {row['method']} {row['epoch_s']:.2f} s"
+        for row in rows
+        if row.get("epoch_s") is not None and row["data"] == "cifar10"
+    ]
+    return f"an epoch of 45,000 images: {', '.join(found)}" if found else None
+
+
+def _run(setting: Setting, precision: str, method: str) -> Row:
+    from hydra import compose, initialize_config_dir
+
+    from train import train
+
+    have = not setting.dry_run and (setting.root / "cifar10.npz").is_file()
+    chosen = ["data=cifar10", f"data.root={setting.root}"] if have else ["data=digits", "data.size=32"]
+    if setting.device.type == "cuda":
+        chosen.append("trainer=gpu_tf32" if precision == "tf32" else "trainer=gpu")
+    if setting.dry_run:
+        chosen += ["model.width=0.02", "data.train_images=100", "data.evaluation_images=20"]
+    epochs = 2
+    chosen += ["model=nin", "norm=prop", "optimizer=sgd_momentum", "weight_decay=5e-4", "lr=0.01", "batch_size=50"]
+    chosen += [f"method={method}", f"max_epochs={epochs}", "trainer.capture=auto", "trainer.progress_bar=true"]
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), tempfile.TemporaryDirectory() as folder:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("train", overrides=chosen)
+        result = train(cfg, Path(folder))
+    return {
+        "data": result["data"]["name"],
+        "images": result["data"]["train"],
+        "epoch_s": setting.figure(result["timing"]["training_seconds"] / epochs),
+        "start_s": setting.figure(result["timing"]["start_seconds"] or 0.0),
+    }
 
 
 # --- a sweep ---------------------------------------------------------------------------------------------------------
 
 
 def sweep(setting: Setting, rows: list[Row]) -> str | None:
-    """A step of each of 20 MLPs 784-256-10 at batch 128: one after the other, eager and captured, and as a stack."""
+    """A step of each of 20 MLPs 784-256-10 at batch 128: one after the other and as a stack, eager and captured."""
     for method in RULES:
         attempt(setting, rows, {"method": method}, partial(_sweep, setting, method))
-    found = [f"{row['method']} {row['ratio']:.1f}" for row in rows if row.get("ratio") is not None]
+    found = [
+        f"{row['method']} {row['ratio']:.1f}, captured {row['ratio_captured']:.1f}"
+        for row in rows
+        if row.get("ratio") is not None
+    ]
     return f"stacked, times as fast as single: {', '.join(found)}" if found else None
 
 
@@ -334,20 +396,23 @@ def _sweep(setting: Setting, method: str) -> Row:
 
         return step
 
-    def stacked() -> Arm:
+    def stacked(captured: bool) -> Arm:
         of_each = networks()
         network, loss = stack(of_each), StackLoss()
         optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in of_each]
         names = [[name for name, _ in of_each[0].named_parameters()]]
-        rule = RULES[method](network, StackedSGD(network, names, optimizers), loss)
+        optimizer = StackedSGD(network, names, optimizers)
+        rule: Rule = StackedRule(RULES[method](network, optimizer, loss), loss)
+        if captured:
+            rule = Captured(rule, optimizer, recording(setting.device), must=True)
+        return partial(rule.step, x, y)
 
-        def step() -> None:
-            loss.seen.clear()
-            rule.step(x, y)
-
-        return step
-
-    arms = {"single": one_after_the_other(False), "captured": one_after_the_other(True), "stacked": stacked()}
+    arms = {
+        "single": one_after_the_other(False),
+        "single_captured": one_after_the_other(True),
+        "stacked": stacked(False),
+        "stacked_captured": stacked(True),
+    }
     with precise("fp32", setting.device):
         times = interleaved({name: warmed(arm) for name, arm in arms.items()}, *_repeats(setting), setting.device)
     return {
@@ -355,5 +420,5 @@ def _sweep(setting: Setting, method: str) -> Row:
         "batch": batch,
         **{f"{name}_ms": setting.figure(timing.median) for name, timing in times.items()},
         "ratio": setting.figure(times["single"].ratio(times["stacked"])),
-        "ratio_to_captured": setting.figure(times["captured"].ratio(times["stacked"])),
+        "ratio_captured": setting.figure(times["single_captured"].ratio(times["stacked_captured"])),
     }

@@ -148,7 +148,8 @@ def _start_alone(script: Path, root: Path, threads: int) -> float | None:
     """Seconds from the start of the process of a run by itself to its first batch: the median of some."""
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(STARTS):
-            _done([sys.executable, str(script), f"seed={seed}", "data=digits", "max_epochs=1"], folder, root, threads)
+            chosen = [f"seed={seed}", "data=digits", "max_epochs=1", "trainer.accelerator=cpu"]
+            _done([sys.executable, str(script), *chosen], folder, root, threads)
         return statistics.median(starts) if (starts := _starts(folder)) else None
 
 

@@ -65,8 +65,8 @@ MLP_CASE = Case("mlp", MLP, "mnist", 28, 128, ())
 CASES = (
     replace(MLP_CASE, batch=64),
     MLP_CASE,
-    _nin(0.25, steps=20, rounds=3),
-    _nin(1, steps=5, rounds=2),
+    _nin(0.25, steps=20, rounds=5),
+    _nin(1, steps=5, rounds=3),
 )
 
 

@@ -94,8 +94,10 @@ class RunRecord(L.Callback):
         self._add(trainer, metrics, epoch=epoch)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write the last point, which a run that goes on from here would not."""
+        """Write out all points so far, which a run that goes on from here would not."""
         self._log(trainer, self._points.take())
+        if trainer.logger is not None:
+            trainer.logger.save()
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and times so far."""

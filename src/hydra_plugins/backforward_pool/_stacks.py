@@ -38,7 +38,6 @@ def why_alone(settings: Settings) -> str | None:
         "bfloat16 rounds too much to be the same": settings.trainer.precision == "bf16-mixed",
         "max_grad_norm is of a single network": settings.max_grad_norm is not None,
         f"{settings.optimizer.target} is not SGD": settings.optimizer.target != "torch.optim.SGD",
-        "trainer.capture=on records a single network's steps": settings.trainer.capture == "on",
         "engine=shortcut": "shortcut" in given.values(),
         f"{settings.model.target} is no MLP": settings.model.target != "backforward.models.MLP",
         "norm=batch has running statistics": settings.norm.kind == "batch",
