@@ -340,12 +340,12 @@ def _run(setting: Setting, precision: str, method: str) -> Row:
     have = not setting.dry_run and (setting.root / "cifar10.npz").is_file()
     chosen = ["data=cifar10", f"data.root={setting.root}"] if have else ["data=digits", "data.size=32"]
     if setting.device.type == "cuda":
-        chosen.append("trainer=gpu_tf32" if precision == "tf32" else "trainer=gpu")
+        chosen += ["trainer=gpu_tf32" if precision == "tf32" else "trainer=gpu", "trainer.capture=auto"]
     if setting.dry_run:
         chosen += ["model.width=0.02", "data.train_images=100", "data.evaluation_images=20"]
     epochs = 2
     chosen += ["model=nin", "norm=prop", "optimizer=sgd_momentum", "weight_decay=5e-4", "lr=0.01", "batch_size=50"]
-    chosen += [f"method={method}", f"max_epochs={epochs}", "trainer.capture=auto", "trainer.progress_bar=true"]
+    chosen += [f"method={method}", f"max_epochs={epochs}", "trainer.progress_bar=true"]
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), tempfile.TemporaryDirectory() as folder:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("train", overrides=chosen)
