@@ -36,7 +36,7 @@ check: $(VENV)/.dev ## Lint, format, types, direction of dependencies
 torture: $(VENV)/.dev ## Kill sweeps on MNIST 40 times at random; compare to the bit with one left alone (15 minutes)
 	OMP_NUM_THREADS=1 PYTHONPATH=src $(PY) -m tests.torture --kills 40 --epochs 16
 
-bench: $(VENV)/.core ## Measure speed: medians and ratios in one run (several minutes, on a quiet machine)
+bench: $(VENV)/.core ## Measure speed: medians and ratios in one run (half an hour, on a quiet machine)
 	$(PY) src/bench.py
 
 gpu-check: ## Check and measure on a GPU: outputs/gpu_check.json (8 minutes; installs nothing; DRY_RUN=1 on a CPU, ONLY=parts)

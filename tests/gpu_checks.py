@@ -42,6 +42,11 @@ from backforward.stacking import StackedRule, StackedSGD, StackLoss, stack
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 DRAWS = {"dropout", "transformer", "functional", "opaque", "recurrent"}  # the written-out oracle draws on the host
+FORMS = RULES | {  # update rules whose steps are recorded
+    "sgd_repeat": partial(Backprop, repeats=2),
+    "bfp_poster": partial(Backforward, joint_pass=True),
+    "bfp_naive": partial(Backforward, engine="naive"),
+}
 TOY = {"mlp", "residual", "dropout", "two-inputs", "recurrent"}  # of a dry run
 ON_THE_HOST = {"functional", "opaque"}  # their own forward makes a tensor there
 
@@ -208,6 +213,9 @@ def capture(setting: Setting, rows: list[Row]) -> str:
     for (name, norm), method, dtype in product(networks, RULES, TOLERANCE):
         labels = {"network": name, "norm": norm, "method": method, "dtype": str(dtype).removeprefix("torch.")}
         attempt(setting, rows, labels, partial(_captured, setting, name, norm, method, dtype))
+    for method in [name for name in FORMS if name not in RULES]:
+        labels = {"network": "mlp", "norm": "prop", "method": method, "dtype": "float64"}
+        attempt(setting, rows, labels, partial(_captured, setting, "mlp", "prop", method, torch.float64))
     for method in RULES:
         labels = {"method": method, "dtype": "float64"}
         attempt(setting, rows, {"network": "mlp, adam", **labels}, partial(_captured_adam, setting, method))
@@ -344,7 +352,7 @@ def _captured(setting: Setting, name: str, norm: str, method: str, dtype: torch.
     held = []
     for each in (network, alone):
         optimizer = torch.optim.SGD(each.parameters(), lr=0.01, momentum=0.9)
-        held.append((RULES[method](each, optimizer, F.cross_entropy, after_update=projector(each)), optimizer))
+        held.append((FORMS[method](each, optimizer, F.cross_entropy, after_update=projector(each)), optimizer))
     captured = Captured(*held[0], _recorder(setting, network, held[0][1]), must=True)
     replays, found = 2 if setting.dry_run else 5, 0.0
     with precise("fp32", setting.device):

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from tests.problems import CLASSES, PROBLEMS, Problem
 from torch import Tensor, nn
 
+from backforward.models import MLP, NIN
+from backforward.normprop import DataNorm
 from backforward.rules import Backforward
 from backforward.stages import (
     Cut,
@@ -334,6 +336,11 @@ def test_statistics_move_in_their_pass_and_every_pass_starts_alike() -> None:
     assert int(model[0].num_batches_tracked) == 2
 
 
+def hooked(layer: nn.Module) -> nn.Module:
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
 @pytest.mark.parametrize(
     ("called", "draws"),
     [
@@ -344,6 +351,10 @@ def test_statistics_move_in_their_pass_and_every_pass_starts_alike() -> None:
         (nn.RReLU(), True),
         (nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU(), nn.MaxPool2d(2)), False),
         (nn.CrossEntropyLoss(), False),
+        (NIN((3, 32, 32), 10, 0.02, "prop"), False),
+        (nn.Sequential(DataNorm("batch", shape=(1, 4, 4)), MLP((1, 4, 4), 3, hidden=2)), False),
+        (MLP((1, 4, 4), 3, hidden=2, dropout=0.5), True),
+        (hooked(nn.Linear(2, 2)), True),
         (Hidden(), True),
         (F.dropout, True),
         (torch.rand_like, True),

@@ -443,7 +443,7 @@ class Naive:
         place = {id(p): i for i, p in enumerate(self._every)}
         self._places = [[place[id(p)] for p in group.parameters] for group in passes]
         self._statistics = statistics
-        self._generators = Generators.of(model)
+        self._generators = Generators.of(model) if may_draw(model) or may_draw(loss_fn) else Generators.none()
 
     def run(self, inputs: Sequence[Any], target: Any) -> Generator[Pass, None, None]:
         """See `Engine`."""

@@ -83,6 +83,13 @@ class Generators:
         """Those that a network may draw from."""
         return cls(tensor.device for tensor in chain(model.parameters(), model.buffers()))
 
+    @classmethod
+    def none(cls) -> Generators:
+        """Those of a network that draws nothing."""
+        generators = cls(())
+        generators._get, generators._set = [], []
+        return generators
+
     def save(self) -> list[Tensor]:
         """The present states, to be handed to `restore`."""
         return [get() for get in self._get]
@@ -914,11 +921,14 @@ _QUIET_HOMES = {"torch", "_operator", "operator", "math", "builtins", "backforwa
 def may_draw(called: Any) -> bool:
     """Whether a module, a function or the name of a tensor method may draw random numbers.
 
-    True where it cannot be known: the only price is saving and restoring a generator's state.
+    True where it cannot be known: the price is saving and restoring a generator's state, which cannot be part of a
+    recorded step (see `capture`).
     """
     if isinstance(called, nn.Module):
         return any(
-            _RANDOM.search(type(m).__name__) is not None or not type(m).__module__.startswith("torch.nn.modules")
+            _RANDOM.search(type(m).__name__) is not None
+            or not type(m).__module__.startswith(("torch.nn.modules.", "backforward."))
+            or bool(m._forward_hooks or m._forward_pre_hooks)
             for m in called.modules()
         )
     if isinstance(called, str):

@@ -319,8 +319,9 @@ def run(setting: Setting, rows: list[Row]) -> str | None:
 
     Needs all that a run needs, Lightning and Hydra too. Digits enlarged stand in where CIFAR-10 is missing.
     """
-    import hydra  # noqa: F401  (where it is missing, this part is skipped)
-    import lightning  # noqa: F401
+    import hydra  # noqa: F401  (where one of these is missing, this part is skipped)
+
+    import backforward.fitting  # noqa: F401
 
     for precision, method in product(("tf32", "fp32"), RULES):
         attempt(setting, rows, {"precision": precision, "method": method}, partial(_run, setting, precision, method))
