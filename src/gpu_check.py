@@ -59,9 +59,9 @@ PARTS = {
     "training": Part("tests.gpu_checks", 30, check=True),
     "ddp": Part("tests.gpu_checks", 30, check=True),
     "epoch": Part("backforward.bench.gpu", 60, check=False),
-    "run": Part("backforward.bench.gpu", 40, check=False),
     "sweep": Part("backforward.bench.gpu", 20, check=False),
     "steps": Part("backforward.bench.gpu", 30, check=False),
+    "run": Part("backforward.bench.gpu", 40, check=False),
 }
 
 

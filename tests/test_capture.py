@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from tests.oracles.recording import again
 from torch import Tensor, nn
 
-from backforward.capture import PATIENCE, WARM_UP, Captured, Replay, record_cuda
+from backforward.capture import (
+    PATIENCE,
+    WARM_UP,
+    Captured,
+    Replay,
+    counts_on_host,
+    record_cuda,
+    set_capturable,
+)
 from backforward.errors import BadInput
 from backforward.models import MLP
 from backforward.rules import Backforward, Backprop, Result, Switch
@@ -68,7 +76,7 @@ def refuse(_: Callable[[], Result]) -> tuple[Replay, Result]:
         raise RuntimeError("operation failed due to a previous error during capture")
 
 
-def test_what_cannot_be_recorded_is_said_once_and_trained_as_ever(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_recorded_is_said_once_and_trained_as_ever(capsys: pytest.CaptureFixture[str]) -> None:
     network = MLP((1, 4, 4), 3, hidden=6, seed=0)
     alone = copy.deepcopy(network)
     optimizer, other = (torch.optim.SGD(each.parameters(), lr=0.1) for each in (network, alone))
@@ -76,9 +84,8 @@ def test_what_cannot_be_recorded_is_said_once_and_trained_as_ever(caplog: pytest
     for x, y in batches(8, "cpu"):
         captured.step(x, y)
         ordinary.step(x, y)
-    assert caplog.messages == [
-        "steps are not replayed from a CUDA graph: operation not permitted when stream is capturing"
-    ]
+    said = "steps are not replayed from a CUDA graph: operation not permitted when stream is capturing\n"
+    assert capsys.readouterr().err == said
     assert captured.replayed == 0
     torch.testing.assert_close(dict(network.named_parameters()), dict(alone.named_parameters()))
 
@@ -95,7 +102,7 @@ def test_what_must_be_recorded_and_cannot_ends_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("must", [False, True])
-def test_a_learning_rate_that_never_rests_is_said_once(must: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_learning_rate_that_never_rests_is_said_once(must: bool, capsys: pytest.CaptureFixture[str]) -> None:
     network = MLP((1, 4, 4), 3, hidden=6, seed=0)
     alone = copy.deepcopy(network)
     optimizer, other = (torch.optim.SGD(each.parameters(), lr=0.1) for each in (network, alone))
@@ -114,7 +121,7 @@ def test_a_learning_rate_that_never_rests_is_said_once(must: bool, caplog: pytes
             train()
     else:
         train()
-        (said,) = caplog.messages
+        (said,) = capsys.readouterr().err.splitlines()
         assert "changes again and again" in said
         torch.testing.assert_close(dict(network.named_parameters()), dict(alone.named_parameters()))
     assert captured.replayed == 0
@@ -145,3 +152,32 @@ def test_a_rate_in_a_tensor_is_part_of_a_recording_too() -> None:
             ordinary.step(x, y)
     torch.testing.assert_close(dict(network.named_parameters()), dict(alone.named_parameters()))
     assert captured.replayed == 2 * 2
+
+
+def test_an_optimizer_that_counted_on_a_gpu_counts_on_the_host_again() -> None:
+    network = MLP((1, 4, 4), 3, hidden=6, seed=0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    rule = Backprop(network, optimizer, F.cross_entropy)
+    (batch,) = batches(1, "cpu")
+    rule.step(*batch)
+    (group,) = optimizer.param_groups
+    set_capturable(optimizer, [group], True)
+    assert not group["capturable"]  # it is on the host
+    group["capturable"] = True  # as a checkpoint from a GPU has it
+    with pytest.raises(AssertionError, match="capturable"):
+        rule.step(*batch)
+    set_capturable(optimizer, [group], False)
+    rule.step(*batch)
+    assert {float(state["step"]) for state in optimizer.state.values()} == {2.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts"), [(torch.optim.SGD, False), (torch.optim.Adagrad, True), (torch.optim.Adam, True)]
+)
+def test_numbers_that_an_optimizer_keeps_on_the_host_are_seen(kind: type[torch.optim.Optimizer], counts: bool) -> None:
+    layer = nn.Linear(2, 2)
+    optimizer = kind(layer.parameters(), lr=0.1)  # type: ignore[call-arg]
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert counts_on_host(optimizer, torch.device("cuda")) is counts
+    assert not counts_on_host(optimizer, torch.device("cpu"))

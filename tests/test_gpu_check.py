@@ -85,8 +85,11 @@ def test_a_dry_run_trains_as_runs_do(tmp_path: Path, capsys: pytest.CaptureFixtu
     part = parts["training"]
     assert (code, part["status"], parts["run"]["status"]) == (0, "passed", "measured")
     assert [(row["precision"], row["method"], row["images"]) for row in parts["run"]["rows"]] == [
-        (precision, method, 100) for precision in ("tf32", "fp32") for method in ("sgd", "bfp")
+        ("tf32", "sgd", 100),
+        ("tf32", "bfp", 100),
+        ("fp32", "sgd", 100),
     ]
+    assert {tuple(row["observers"]) for row in part["rows"]} == {("RunRecord", "ProgressBar")}
     assert {row["epoch_s"] for row in parts["run"]["rows"]} == {None}
     assert [(row["method"], row["captured"]) for row in part["rows"]] == [
         (method, captured) for method in ("sgd", "bfp") for captured in (False, True)

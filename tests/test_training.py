@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests.conftest import Command
 from tests.test_settings import composed
 from torch import nn
 
@@ -26,13 +27,13 @@ from backforward.hardware import cpu_model
 from backforward.models import MLP
 from backforward.normprop import DataNorm
 from backforward.runs import Result
-from train import train
+from train import train as train_alone
 
 SMALL = ("data=digits", "batch_size=32", "model.hidden=16", "trainer.accelerator=cpu")
 
 
 def trained(folder: Path | None, *overrides: str) -> Result:
-    return train(composed(*SMALL, *overrides), folder)
+    return train_alone(composed(*SMALL, *overrides), folder)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -203,10 +204,11 @@ def test_a_checkpoint_leaves_no_point_of_a_curve_behind(tmp_path: Path, monkeypa
     ],
 )
 def test_why_steps_are_not_replayed_is_said_in_a_line(
-    overrides: tuple[str, ...], reason: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    overrides: tuple[str, ...], reason: str | None, train: Command
 ) -> None:
-    trained(tmp_path, *overrides, "max_epochs=1")
-    said = [line for line in caplog.messages if "CUDA graph" in line]
+    ended = train(*SMALL, *overrides, "max_epochs=1")  # by the command, as Hydra has a say in what is logged
+    assert ended.code == 0
+    said = [line for line in ended.err.splitlines() if "CUDA graph" in line]
     assert said == ([] if reason is None else [f"steps are not replayed from a CUDA graph: {reason}"])
 
 

@@ -2,16 +2,16 @@
 
 A small network on a GPU is bound by launches. The whole step of an update rule, all its passes and optimizer steps, is
 captured after a few ordinary steps, and again whenever something changes that a recording holds fast: the learning
-rate, the size of a batch, the rule of the epoch.
+rate (but for one in a tensor on the GPU), the size of a batch, the rule of the epoch.
 
 Depends on torch, `rules` and `errors` only.
 """
 
 from __future__ import annotations
 
-import logging
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -52,7 +52,7 @@ class Captured:
     Args:
         rule: The rule. What it calls in Python (`after_update`, say) runs when a step is recorded, not when it is
             replayed; what that did on the device is part of the recording.
-        optimizer: The rule's, whose learning rates are part of a recording.
+        optimizer: The rule's, whose learning rates are part of a recording unless they are tensors on the GPU.
         record: Records a step.
         must: Whether a step that cannot be recorded ends the training; else it is said once, and steps are ordinary.
 
@@ -69,7 +69,8 @@ class Captured:
         self._record = record
         self._must = must
         self._given_up = False
-        make_capturable(optimizer)
+        self._counts_on_host = [group for group in optimizer.param_groups if group.get("capturable") is False]
+        set_capturable(optimizer, optimizer.param_groups, True)
         self._key: Any = None
         self._ordinary = 0  # steps since the key has changed
         self._changes = 0  # of the key since the last recording
@@ -103,7 +104,7 @@ class Captured:
         if self._recording is None:
             if self._ordinary < WARM_UP:
                 self._ordinary += 1
-                return self._on_the_side(lambda: self.rule.step(x, y), x.device)
+                return self._on_the_side(lambda: self._ordinary_step(x, y), x.device)
             if not self._captured(x, y):
                 return self.rule.step(x, y)
         assert self._recording is not None
@@ -136,6 +137,24 @@ class Captured:
         now.wait_stream(self._side)
         return found
 
+    def _ordinary_step(self, x: Tensor, y: Tensor) -> Result:
+        """The last one before a recording is watched: what it cannot be part of must not begin to be recorded."""
+        if self._ordinary < WARM_UP or x.device.type != "cuda":
+            return self.rule.step(x, y)
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                out = self.rule.step(x, y)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        if any("synchronizing CUDA operation" in str(warning.message) for warning in said):
+            self._give_up("within a step the host waits for the GPU")
+        elif counts_on_host(self._optimizer, x.device):
+            self._give_up("its optimizer counts steps on the host")
+        return out
+
     def _captured(self, x: Tensor, y: Tensor) -> bool:
         """Record a step; give up for good where it cannot be."""
         batch = self._batch = x.clone(), y.clone()
@@ -156,22 +175,38 @@ class Captured:
                 " give trainer.capture=auto or off"
             ) from cause
         self._given_up = True
+        set_capturable(self._optimizer, self._counts_on_host, False)
         say_ordinary(reason)
 
 
 def say_ordinary(reason: str) -> None:
-    """Log in one line why steps are not replayed."""
-    logging.getLogger(__name__).warning("steps are not replayed from a CUDA graph: %s", reason)
+    """Say in one line why steps are not replayed."""
+    print(f"steps are not replayed from a CUDA graph: {reason}", file=sys.stderr, flush=True)
 
 
-def make_capturable(optimizer: torch.optim.Optimizer) -> None:
-    """Let an optimizer on a GPU that counts its steps on the host, as Adam does, count them there: torch's switch."""
-    for group in optimizer.param_groups:
-        if "capturable" in group and any(parameter.is_cuda for parameter in group["params"]):
-            group["capturable"] = True
-            for parameter in group["params"]:
-                for key, value in optimizer.state.get(parameter, {}).items():
-                    if isinstance(value, Tensor):
-                        optimizer.state[parameter][key] = value.to(parameter.device)
-            # Of the ordinary steps before a recording.
-            warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
+def set_capturable(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, Any]], on: bool) -> None:
+    """Let an optimizer that counts its steps, as Adam does, count them on the GPU, or on the host: torch's own switch.
+
+    Nothing happens to groups that have no such switch, or are not on a GPU and are to be switched on.
+    """
+    for group in groups:
+        if "capturable" not in group or group["capturable"] is on:
+            continue
+        if on and not all(parameter.is_cuda for parameter in group["params"]):
+            continue
+        group["capturable"] = on
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and not value.dim():  # the count, and what depends on it alone
+                    state[key] = value.to(parameter.device if on or group.get("fused") else "cpu")
+    optimizer._warned_capturable_if_run_uncaptured = True  # by ordinary steps in between
+
+
+def counts_on_host(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
+    """Whether an optimizer's state has numbers on the host, which a recording on the device would hold fast."""
+    return any(
+        isinstance(value, int | float) or (isinstance(value, Tensor) and value.device.type != device.type)
+        for state in optimizer.state.values()
+        for value in state.values()
+    )

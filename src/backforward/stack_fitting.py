@@ -404,7 +404,9 @@ class _StackTraining:
         for group, buffers in zip(self.optimizer.param_groups, saved["momentum"], strict=True):
             for parameter, buffer in zip(group["params"], buffers, strict=True):
                 if buffer is not None:
-                    self.optimizer.state[parameter]["momentum_buffer"] = buffer[chosen].to(self.device)
+                    self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(
+                        buffer[chosen]
+                    )
         for here, place in enumerate(places):
             self.optimizer.optimizers[here].load_state_dict(saved["optimizers"][place])
             if self.schedules:

@@ -2,7 +2,7 @@
 
     network = stack([one, other, ...])     # x [R, B, ...] -> logits [R, B, classes], one batch for each of R networks
     loss = StackLoss()                     # the sum of the networks' losses
-    optimizer = StackedSGD(network, optimizers_of_the_single_ones)
+    optimizer = StackedSGD(network, names_of_the_parameters_by_group, optimizers_of_the_single_ones)
     rule = StackedRule(Backforward(network, optimizer, loss), loss)
 
 The networks share nothing, so that the gradient of the sum of their losses is each one's own gradient: an update rule
@@ -49,7 +49,7 @@ class StackedLayer(nn.Module):
             self.register_buffer(name, value)
 
     def laid_out(self, name: str, value: Tensor) -> Tensor:
-        """Lay a parameter out in memory as its gradient will be: across that, an update takes half a product's time."""
+        """Lay a parameter out in memory as its gradient will be: going across it would cost half a product's time."""
         if isinstance(self._one[0], nn.Linear) and name == "weight":  # `forward` has weights [R, in, out]
             return value.transpose(1, 2).contiguous().transpose(1, 2)
         return value
@@ -261,8 +261,8 @@ class StackedSGD(torch.optim.Optimizer):
     def keep_(self, places: Tensor) -> None:
         """Leave only the networks at these places, after `stacking.keep_` of the network."""
         self.optimizers = [self.optimizers[place] for place in places.tolist()]
-        for state in self.state.values():
-            state["momentum_buffer"] = state["momentum_buffer"][places]
+        for parameter, state in self.state.items():
+            state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"][places])
         self.follow()
 
 

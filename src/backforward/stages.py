@@ -929,6 +929,7 @@ def may_draw(called: Any) -> bool:
             _RANDOM.search(type(m).__name__) is not None
             or not type(m).__module__.startswith(("torch.nn.modules.", "backforward."))
             or bool(m._forward_hooks or m._forward_pre_hooks)
+            or (callable(act := getattr(m, "activation", None)) and not isinstance(act, nn.Module) and may_draw(act))
             for m in called.modules()
         )
     if isinstance(called, str):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
-from backforward.capture import Captured, say_ordinary
+from backforward.capture import Captured, say_ordinary, set_capturable
 from backforward.data import DataSplits, EpochLoader, Images
 from backforward.readings import Reading, Readings
 from backforward.rules import Result, Rule, Switch, UpdateRule
@@ -197,6 +197,8 @@ class Classification(L.LightningModule):
                 self.rule = Captured(self.rule, optimizer, must=self.capture == "on")
             elif self.global_rank == 0:
                 say_ordinary("this run is on a CPU" if self.device.type == "cpu" else "this run is on several devices")
+        if self.device.type == "cpu":  # its checkpoint may come from a GPU
+            set_capturable(optimizer, optimizer.param_groups, False)
         self.rule.set_epoch(self.current_epoch)
         self._each_batch = [callback for callback in self.trainer.callbacks if isinstance(callback, EachBatch)]  # type: ignore[attr-defined]
         if self._of_ranks is None:

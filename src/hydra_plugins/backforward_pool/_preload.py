@@ -8,13 +8,13 @@ import signal
 # Ctrl-C in the terminal reaches this process too. Once it has imported all, Python has it ignore that; before, a sweep
 # that is interrupted would print where in its imports this process was.
 _before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+try:
+    import torch.utils.tensorboard  # noqa: F401
 
-import torch.utils.tensorboard  # noqa: E402, F401
-
-import backforward.fitting  # noqa: E402
-import backforward.models  # noqa: E402
-import backforward.normprop  # noqa: E402
-import backforward.rules  # noqa: E402
-import backforward.stack_fitting  # noqa: E402, F401
-
-signal.signal(signal.SIGINT, _before)
+    import backforward.fitting
+    import backforward.models
+    import backforward.normprop
+    import backforward.rules
+    import backforward.stack_fitting  # noqa: F401
+finally:
+    signal.signal(signal.SIGINT, _before)
