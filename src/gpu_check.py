@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return refused(f"{error.name} is not installed, and nothing here goes without it")
     if not given.dry_run and not torch.cuda.is_available():
         return refused("torch sees no CUDA device here; give --dry-run to go through all of it on the CPU")
-    out = given.out or default_out()
+    out = given.out or default_out(given.dry_run)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -99,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with whole(out) as file:  # after each part: what was found stays if this is cut off
             json.dump(found, file, indent=1)
     show(found["parts"])
+    if given.dry_run:
+        print("a dry run on the CPU at toy size: it tells that all of it runs, nothing of a GPU")
     print(f"written to {out}")
     return int(any(part["status"] == "failed" for part in found["parts"].values()))
 
@@ -128,10 +130,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
-def default_out() -> Path:
+def default_out(dry_run: bool = False) -> Path:
     """Where results go unless told: $OUT may be a folder, as where jobs are given one, or the file itself."""
     if not os.environ.get("OUT"):
-        return REPOSITORY / "outputs" / "gpu_check.json"
+        return REPOSITORY / "outputs" / ("gpu_check_dry_run.json" if dry_run else "gpu_check.json")
     place = Path(os.environ["OUT"])
     return place if place.suffix == ".json" else place / "gpu_check.json"
 

@@ -295,6 +295,26 @@ def test_a_diverged_run_whose_looks_lag_ends_a_look_later_cut_off_or_not(
     assert steps == [5, 10]
 
 
+def test_ctrl_c_while_training_is_said_in_a_line_and_goes_on(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: RunRecord, trainer: L.Trainer, *__: Any) -> None:
+        if trainer.global_step == 45:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    settings = (*SMALL, "max_epochs=2")
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecord, "before_batch", interrupt)
+        ended = train(*settings)
+    assert ended.code == 130
+    assert ended.err.splitlines()[-1] == "error: interrupted; the same command goes on from here"
+    assert signal.getsignal(signal.SIGINT) is before
+    again = train(*settings)
+    assert again.code == 0
+    assert "goes on from step 40" in again.out
+
+
 def test_double_precision_reaches_the_images(tmp_path: Path) -> None:
     trained(tmp_path, "trainer.precision=64-true", "data_norm=none", "max_epochs=1")
     assert {value.dtype for value in weights(tmp_path).values()} == {torch.float64}

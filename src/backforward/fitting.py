@@ -7,9 +7,12 @@ import backforward._torchvision  # noqa: F401  (before Lightning, which imports 
 # isort: split
 import math
 import os
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +112,12 @@ def fit(
             enable_model_summary=False,
             default_root_dir=nowhere if folder is None else folder,
         )
-        trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
-        final = dict(record.rows[-1])
-        if not module.diverged:
-            trainer.test(module, loaders, verbose=False)
-            final |= module.evaluated
+        with _interruptible():
+            trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
+            final = dict(record.rows[-1])
+            if not module.diverged:
+                trainer.test(module, loaders, verbose=False)
+                final |= module.evaluated
     if logger is not None:
         close_logger(logger, asked, choices or {}, final, trainer.global_step)
     return assembled(
@@ -138,6 +142,21 @@ def fit(
         },
         devices=trainer.world_size,
     )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be what it is: Lightning makes of it an exit with code 1, and has the process ignore a second one."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def opened_logger(

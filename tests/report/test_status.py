@@ -50,6 +50,16 @@ def test_every_state(sweep: Path) -> None:
     assert state_of(sweep / "by-hand").note == "ended before its first checkpoint"  # its lock goes with its process
 
 
+def test_runs_of_a_stack_that_was_cut_off_have_stopped(sweep: Path) -> None:
+    (sweep / ".stack-0123456789abcdef.ckpt").touch()
+    (sweep / "stacked").mkdir()
+    (sweep / "stacked" / runs.LOCK).touch()
+    assert state_of(sweep / "stacked").state == "failed"  # it had not begun to train
+    runs.write_metrics(sweep / "stacked", [{"epoch": 0}, {"epoch": 1}])
+    state = state_of(sweep / "stacked")
+    assert (state.state, state.epoch, state.note) == ("stopped", 1, "goes on from the last checkpoint of its stack")
+
+
 def test_what_is_shown(sweep: Path) -> None:
     console = Console(file=io.StringIO(), width=100)
     console.print(sweep_status(sweep))

@@ -54,6 +54,9 @@ def state_of(folder: Path) -> State:  # noqa: PLR0911
         return State(folder.name, "failed", epoch, str(result.get("cause", "")), lines)
     if (folder / "last.ckpt").exists():
         return State(folder.name, "stopped", epoch, "goes on from its last checkpoint", lines[-1:])
+    # The runs of a stack have no checkpoints of their own.
+    if any(folder.parent.glob(".stack-*.ckpt")) and runs.read_metrics(folder):
+        return State(folder.name, "stopped", epoch, "goes on from the last checkpoint of its stack")
     if (folder / runs.LOCK).exists():  # it began, and left neither a checkpoint nor a word
         return State(folder.name, "failed", epoch, "ended before its first checkpoint", lines)
     return State(folder.name, "missing", epoch, "not begun")
