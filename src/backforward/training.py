@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backforward.capture import Captured, say_ordinary, set_capturable
 from backforward.data import DataSplits, EpochLoader, Images
-from backforward.readings import Reading, Readings
+from backforward.readings import Readings
 from backforward.rules import Result, Rule, Switch, UpdateRule
 
 Metrics = dict[str, float]
@@ -229,7 +229,8 @@ class Classification(L.LightningModule):
             turn_over = self._train_on(batch, step)
             step += 1
             if place % self.check_every == 0:
-                self._check_finite(self._sums_seen.look(self._reduced(self.train_sums)))
+                if (seen := self._sums_seen.look(self._reduced(self.train_sums))) is not None:
+                    self._check_finite(seen[1])
                 break
             if turn_over or self.trainer.world_size > 1:  # several processes must take turns of the same length
                 break
@@ -259,14 +260,12 @@ class Classification(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Move the schedule, once the epoch's record stands."""
-        self._check_finite((0, self._reduced(self.train_sums).tolist()))
+        self._check_finite(self._reduced(self.train_sums).tolist())
         if self.make_schedule is not None and self.schedule_interval == "epoch":
             self.lr_schedulers().step()  # type: ignore[union-attr]
 
-    def _check_finite(self, sums: Reading | None) -> None:
-        if sums is None:
-            return
-        _, (loss, *_) = sums
+    def _check_finite(self, sums: Sequence[float]) -> None:
+        loss, *_ = sums
         if not self.diverged and not math.isfinite(loss):
             self.diverged = True
             self.trainer.should_stop = True

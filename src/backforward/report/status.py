@@ -38,7 +38,8 @@ class State:
 
 def state_of(folder: Path) -> State:  # noqa: PLR0911
     """Look at a run's folder, which need not exist."""
-    epoch = max(0, len(runs.read_metrics(folder)) - 1)
+    rows = runs.read_metrics(folder)
+    epoch = max(0, len(rows) - 1)
     try:
         result = runs.read_result(folder)
     except BadInput as error:
@@ -55,7 +56,7 @@ def state_of(folder: Path) -> State:  # noqa: PLR0911
     if (folder / "last.ckpt").exists():
         return State(folder.name, "stopped", epoch, "goes on from its last checkpoint", lines[-1:])
     # The runs of a stack have no checkpoints of their own.
-    if any(folder.parent.glob(".stack-*.ckpt")) and runs.read_metrics(folder):
+    if rows and any(folder.parent.glob(".stack-*.ckpt")):
         return State(folder.name, "stopped", epoch, "goes on from the last checkpoint of its stack")
     if (folder / runs.LOCK).exists():  # it began, and left neither a checkpoint nor a word
         return State(folder.name, "failed", epoch, "ended before its first checkpoint", lines)
