@@ -46,6 +46,12 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
+# What a hash of settings calls our own classes, whatever module they live in: the paths under which results were first
+# committed. A class that moves gets a line here, so that finished runs and committed results stay valid. A new class
+# needs none: its first path is its public name.
+PUBLIC_NAMES: dict[str, str] = {}
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -259,8 +265,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide a result, flat: dotted key -> value."""
-    return {key: value for key, value in flatten(values) if key not in WITHOUT_EFFECT}
+    """The settings that decide a result, flat: dotted key -> value; our own classes by their public names."""
+    return {
+        key: PUBLIC_NAMES.get(value, value) if key.rpartition(".")[2] == "_target_" else value
+        for key, value in flatten(values)
+        if key not in WITHOUT_EFFECT
+    }
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ markers.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -231,7 +232,15 @@ def encode(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
     file = io.BytesIO()
     metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     figure.savefig(file, format=kind, metadata=metadata)
-    return file.getvalue()
+    return _numbered_ids(file.getvalue()) if kind == "svg" else file.getvalue()
+
+
+def _numbered_ids(svg: bytes) -> bytes:
+    """Number the ids that matplotlib hashes: it hashes unrounded floats, whose last bit differs between machines."""
+    hashed = re.findall(rb'id="([a-z][0-9a-f]{10})"', svg)
+    # A reference may come before what it refers to; the order of definitions is the same everywhere.
+    numbers = {old: b"i%d" % number for number, old in enumerate(dict.fromkeys(hashed), start=1)}
+    return re.sub(rb'(id="|#)([a-z][0-9a-f]{10})\b', lambda found: found[1] + numbers.get(found[2], found[2]), svg)
 
 
 def epochs(axes: Axes) -> None:
