@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers.commands import REPOSITORY
 
-SRC = str(Path(__file__).parents[1] / "src")
+SRC = str(REPOSITORY / "src")
 
 
 def python(code: str) -> str:

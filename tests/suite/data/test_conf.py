@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from tests.helpers.commands import REPOSITORY
 
 from backforward_suite.data import AUGMENTATIONS, KNOWN, PROTOCOLS, load_data
 
-CONF = Path(__file__).parents[2] / "conf" / "data"
+CONF = REPOSITORY / "conf" / "data"
 
 
 def test_there_is_one_for_each_data_set_and_one_for_ones_own() -> None:
