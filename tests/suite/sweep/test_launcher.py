@@ -61,7 +61,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         (
             ["experiment=quickstart", "lr=0.1", "seed=0", "method.joint_pass=true"],  # the experiment sweeps the method
             ["bfp-joint_pass_True-lr0.1-seed0", "sgd-lr0.1-seed0"],
-            ["method.joint_pass=true does not reach 1 of 2 runs: no such key with method=sgd"],
+            ["method.joint_pass=True does not reach 1 of 2 runs: no such key with method=sgd"],
         ),
         (["method.engine=naive,replay", "method=bfp"], ["bfp-engine_naive", "bfp-engine_replay"], []),
     ],
