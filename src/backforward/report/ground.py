@@ -10,9 +10,9 @@ cannot be judged, do not count into m.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from backforward.report.claims import Claim
+from backforward.report.claims import Claim, claims_of
 from backforward.report.finding import State
 from backforward.report.reading import Run, planned_and_not_done
 from backforward.report.statistics import LEVEL
@@ -42,6 +42,18 @@ class Ground:
         failed = tuple(f"{run.name} (failed: {run.result.get('cause', 'no cause')})" for run in runs if not _done(run))
         there = tuple(run for run in runs if _done(run))
         return cls(scale, there, (*missing, *failed), planned_and_not_done(runs))
+
+    def of_data(self, claim: Claim) -> Ground:
+        """Less the runs on data that the claim is not about.
+
+        Where all are, they stand in for its own, unless another claim of the experiment is about them.
+        """
+        if not claim.data:
+            return self
+        theirs = {data for other in claims_of(claim.experiment).values() for data in other.data}
+        beside = any(run.data in theirs for run in self.runs)
+        own = tuple(run for run in self.runs if run.data in claim.data)
+        return replace(self, runs=own if own or beside else self.runs)
 
     def stands_in(self, claim: Claim) -> str:
         """Name of the data set that stands in for the claim's; empty where none does."""

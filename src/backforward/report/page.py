@@ -114,7 +114,7 @@ def _examine(name: str, runs: Sequence[Run], claims: Sequence[Claim], scale: str
     except Exception as error:
         fault = f"could not be examined: {folders.cause_of(error)}"
         verdicts = tuple(Verdict(claim, "inconclusive", "", fault) for claim in claims)
-        return Examined(Finding(name, experiment.QUESTION, verdicts, (), (), tuple(runs), scale, ""), fault=fault)
+        return Examined(Finding(name, experiment.question, verdicts, (), (), tuple(runs), scale, ""), fault=fault)
 
 
 def stamp_of(finding: Finding) -> str:

@@ -138,6 +138,11 @@ def not_run(claim: Claim, scale: str, missing: Sequence[str] = ()) -> Verdict:
     return Verdict(claim, "not run", "nothing", why)
 
 
+def too_short(claim: Claim, ground: Ground, ours: str, seen: int) -> Verdict:
+    """Say that runs ended before the paper's first data point."""
+    return _grounded(claim, "open", ours, _seen_too_little(claim, seen), (), ground, any_scale=True)
+
+
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -199,8 +204,9 @@ def _denied(read: _Read, equal: float, band: tuple[float, float], sign: int) -> 
 def _no_difference(read: _Read, _: float, band: tuple[float, float], __: int) -> Said:
     if _within(read.equal, *band):
         return "for", f"no difference: {_spanned(band)}"
-    outside = _beyond(read.counter, band[1], 1) or _beyond(read.counter, band[0], -1)
-    return ("against", f"a difference: not {_spanned(band)}") if outside else ("open", f"may or may not be {_spanned(band)}")  # fmt: skip
+    if _beyond(read.counter, band[1], 1) or _beyond(read.counter, band[0], -1):
+        return "against", f"a difference: not {_spanned(band)}"
+    return "open", f"may or may not be {_spanned(band)}"
 
 
 def _beyond(found: Estimate, bound: float, side: int) -> bool:
@@ -312,6 +318,8 @@ def _judged(
     if not judged or verdict.kind == "not run":
         return verdict
     low, high = _holds(together, claim.tolerance, turns)
+    if verdict.kind == "inconclusive" and (low, high) == (0.0, math.inf):
+        return verdict
     return replace(verdict, holds=_range(claim, low, high, any(effect.ratio for effect in effects)))
 
 
@@ -322,11 +330,15 @@ def _why_open(claim: Claim, effect: Effect, ground: Ground) -> str:
     if len(effect.values) == 1 and not effect.exact:
         return "one pair of runs: no interval" if claim.rule == "direction" else "one run: no interval"
     if effect.images is not None and effect.images < claim.least_images:
-        return f"its runs saw {effect.images:,} images, fewer than the paper's first data point, {claim.least_images:,}"
+        return _seen_too_little(claim, effect.images)
     wants_protocol = claim.rule == "value" or claim.arguments.get("protocol")
     if wants_protocol and ground.scale != "paper" and not effect.protocol:
         return "not run under the paper's whole protocol, which a published number is compared at"
     return ""
+
+
+def _seen_too_little(claim: Claim, seen: int) -> str:
+    return f"its runs saw {seen:,} images, fewer than at the paper's first data point ({claim.least_images:,})"
 
 
 def _absent(claim: Claim, rows: Sequence[Effect] | Sequence[Row]) -> list[str]:
@@ -348,7 +360,7 @@ def _together(
     ground = replace(ground, missing=(*ground.missing, *absent))
     # A row without a number may still have a reason why there is none; that is an open row, not a missing run.
     if not ground.runs or not any(row.estimate.value is not None or row.why != NOTHING for row in asked):
-        return _or_stand_in(not_run(claim, ground.scale, ground.missing), ground)
+        return or_stand_in(not_run(claim, ground.scale, ground.missing), ground)
     state = family.together([row.state for row in asked], complete=not absent)
     reasons = [_reasons(asked), notes]
     if ground.awaited:
@@ -379,7 +391,8 @@ def _grounded(
     return Verdict(claim, kind, ours, why, rows)
 
 
-def _or_stand_in(verdict: Verdict, ground: Ground) -> Verdict:
+def or_stand_in(verdict: Verdict, ground: Ground) -> Verdict:
+    """A verdict for want of runs, marked where what there is stands in for other data."""
     other = ground.stands_in(verdict.claim)
     if not other:
         return verdict
