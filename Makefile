@@ -34,7 +34,7 @@ check: $(VENV)/.dev ## Lint, format, types, direction of dependencies
 	$(VENV)/bin/lint-imports
 
 torture: $(VENV)/.dev ## Kill sweeps on MNIST 40 times at random; compare to the bit with one left alone (15 minutes)
-	OMP_NUM_THREADS=1 PYTHONPATH=src $(PY) -m tests.torture --kills 40 --epochs 16
+	OMP_NUM_THREADS=1 PYTHONPATH=src $(PY) -m tests.helpers.torture --kills 40 --epochs 16
 
 bench: $(VENV)/.core ## Measure speed: medians and ratios in one run (half an hour, on a quiet machine)
 	$(PY) src/bench.py
@@ -60,7 +60,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	@[ ! -e $@ ] || [ "$$(cat $@)" = "$(HERE)" ] || { echo "$(VENV) was made elsewhere; making it anew"; rm -rf $(VENV); }
 	@$(PY) -c '' 2>/dev/null || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	@echo "Installing into $(VENV) (once, about a minute) ..."
-	@$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e .
+	@$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[suite]'
 	@echo "$(HERE)" > $@
 
 $(VENV)/.dev: $(VENV)/.core

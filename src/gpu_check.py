@@ -52,16 +52,15 @@ class Part:
 
 # The most telling first.
 PARTS = {
-    "capture": Part("tests.gpu_checks", 20, check=True),
-    "rules": Part("tests.gpu_checks", 20, check=True),
-    "normprop": Part("tests.gpu_checks", 10, check=True),
-    "memory": Part("tests.gpu_checks", 10, check=True),
-    "training": Part("tests.gpu_checks", 30, check=True),
-    "ddp": Part("tests.gpu_checks", 30, check=True),
-    "epoch": Part("backforward.bench.gpu", 60, check=False),
-    "sweep": Part("backforward.bench.gpu", 20, check=False),
-    "steps": Part("backforward.bench.gpu", 30, check=False),
-    "run": Part("backforward.bench.gpu", 40, check=False),
+    "capture": Part("tests.helpers.gpu_checks", 20, check=True),
+    "rules": Part("tests.helpers.gpu_checks", 20, check=True),
+    "normprop": Part("tests.helpers.gpu_checks", 10, check=True),
+    "memory": Part("tests.helpers.gpu_checks", 10, check=True),
+    "training": Part("tests.helpers.gpu_checks", 30, check=True),
+    "ddp": Part("tests.helpers.gpu_checks", 30, check=True),
+    "epoch": Part("backforward_suite.bench.gpu", 60, check=False),
+    "steps": Part("backforward_suite.bench.gpu", 30, check=False),
+    "run": Part("backforward_suite.bench.gpu", 40, check=False),
 }
 
 
@@ -71,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         import torch
 
-        from backforward.bench.gpu import Setting
-        from backforward.files import whole
+        from backforward_suite.atomic import whole
+        from backforward_suite.bench.gpu import Setting
     except ModuleNotFoundError as error:
         return refused(f"{error.name} is not installed, and nothing here goes without it")
     if not given.dry_run and not torch.cuda.is_available():
@@ -140,7 +139,7 @@ def default_out(dry_run: bool = False) -> Path:
 
 def run(name: str, part: Part, setting: Any) -> dict[str, Any]:
     """A part's status, what it came to, and its rows; whatever it raises is in it."""
-    from backforward.bench.gpu import last_line
+    from backforward_suite.bench.gpu import last_line
 
     rows: list[Row] = []
     began = time.monotonic()
@@ -207,7 +206,7 @@ def machine() -> dict[str, Any]:
     """Where the numbers come from."""
     import torch
 
-    from backforward.hardware import cpu_count, cpu_model
+    from backforward_suite.hardware import cpu_count, cpu_model
 
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {
