@@ -61,7 +61,7 @@ STYLE: Any = {
     "svg.fonttype": "path",  # the page shows its figures without any font of its own
     "path.simplify": True,
 }
-PANEL = (3.6, 2.8)  # inches, of one panel
+PANEL = (2.8, 2.3)  # inches, of one panel: two of them can still be read on a phone
 STAMP_SIZE = 6.5  # points
 
 Dash = str | tuple[float, tuple[float, ...]]

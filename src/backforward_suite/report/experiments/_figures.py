@@ -11,7 +11,6 @@ import matplotlib.figure
 import numpy as np
 import pandas as pd
 import scipy.stats
-from matplotlib.ticker import NullFormatter
 
 from backforward_suite.report import statistics, style
 from backforward_suite.report.experiments._experiment import Cell, Data
@@ -192,9 +191,16 @@ def over(key: str, xlabel: str, ylabel: str, source: int = 0) -> Draw:
         others = {cell.label: tuple(value for name, value in cell.row.items() if name != key) for cell in data.cells}
         lines = list(dict.fromkeys(others.values()))
         found = {(others[cell.label], float(cell.row[key])): cells.get(cell.label) for cell in data.cells}
+        imputed = {
+            (others[cell.label], float(cell.row[key]))
+            for cell in data.cells
+            if any(run.status == "diverged" for runs in cell.arms.values() for run in runs)
+        }
         values = [estimate.value for estimate in found.values() if estimate is not None and estimate.value is not None]
         split = bool(values) and max(values) > 3 * min(values)
-        figure, axes = style.canvas(2 if split else 1, 1, sharex=True, panel=(style.PANEL[0], 2.0 if split else 2.8))
+        figure, axes = style.canvas(
+            2 if split else 1, 1, sharex=True, panel=(style.PANEL[0], 2.0 if split else style.PANEL[1])
+        )
         claim = data.claim(source)
         near = [value for value in values if value < 2]
         for number, panel in enumerate(reversed(axes[:, 0])):
@@ -206,12 +212,17 @@ def over(key: str, xlabel: str, ylabel: str, source: int = 0) -> Draw:
                 of = replace(look, label=f"lr {line[0]:g}" if line else "")
                 row = [found.get((line, place)) for place in places]
                 style.points(panel, of, places, row)
+                guessed = [(place, each.value) for place, each in zip(places, row, strict=True)
+                           if each is not None and each.value is not None and (line, place) in imputed]  # fmt: skip
+                if guessed:
+                    name = "with diverged runs, imputed"
+                    style.published(panel, of, [at for at, _ in guessed], [value for _, value in guessed], name)
             style.at_values(panel, places)
             panel.set_ylabel(ylabel)
             if split and number == 1:
                 panel.set(yscale="log", ylim=(1.5, 1.3 * max(values)))
                 panel.yaxis.set_major_formatter("{x:g}")
-                panel.yaxis.set_minor_formatter(NullFormatter())
+                panel.yaxis.set_minor_formatter("{x:g}")
             elif split and near:
                 ends = [end for each in found.values() if each is not None for end in (each.low, each.high)
                         if end is not None and end < 2]  # fmt: skip

@@ -17,6 +17,7 @@ from backforward_suite.report.statistics import Currency, Effect
 from backforward_suite.runs.files import DONE
 
 Runs = Sequence[Run]
+PERCENT = (0.0, 100.0)
 Read = Callable[[Run], float | None]
 # Fixed beforehand, so that the level at which arms are compared is nobody's choice.
 LOSS_LEVELS = tuple(lead * 10.0**power for power in range(0, -7, -1) for lead in (7, 5, 3, 2, 1))
@@ -32,6 +33,7 @@ class Measure:
         unit: Of its mean over seeds.
         ratio: Whether arms are compared by ratio; else by difference.
         points: Unit of that difference, where it is not `unit`.
+        bounds: Between which it lies; an interval goes no further.
         versus: Compares two arms where the numbers alone do not: at a loss that both reach, at their largest rate.
     """
 
@@ -40,12 +42,16 @@ class Measure:
     unit: str = ""
     ratio: bool = False
     points: str = ""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
     versus: Callable[[Runs, Runs, str], Effect] | None = None
 
     def mean(self, runs: Runs) -> Estimate:
         """Over seeds, with its interval."""
         found = statistics.by_seed(runs, self.read).values()
-        return statistics.mean([value for value in found if value is not None], self.unit)
+        mean = statistics.mean([value for value in found if value is not None], self.unit)
+        if mean.low is None or mean.high is None:
+            return mean
+        return replace(mean, low=max(mean.low, self.bounds[0]), high=min(mean.high, self.bounds[1]))
 
     def sample(self, runs: Runs, label: str) -> Effect:
         """The number itself, a value a seed."""
@@ -247,8 +253,8 @@ def _macs(run: Run) -> float | None:
 # --- what most experiments measure -----------------------------------------------------------------------------------
 
 LOSS = Measure("training loss after the last epoch", final("loss/train"), ratio=True)
-TEST = Measure("test accuracy, %", final("accuracy/test", 100), points="points")
-VALIDATION = Measure("validation accuracy, %", final("accuracy/validation", 100), points="points")
+TEST = Measure("test accuracy, %", final("accuracy/test", 100), points="points", bounds=PERCENT)
+VALIDATION = Measure("validation accuracy, %", final("accuracy/validation", 100), points="points", bounds=PERCENT)
 EPOCHS, ARITHMETIC, TIME = cost("epochs", "epochs"), cost("macs", "multiply-accumulates"), cost("seconds", "seconds")
 UPDATES = cost("updates", "updates of a weight")
 SPENT = Measure("multiply-accumulates of all training", _macs, ratio=True)

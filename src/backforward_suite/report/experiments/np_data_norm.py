@@ -8,7 +8,7 @@ from backforward_suite.report import style
 from backforward_suite.report.claims import claims_of
 from backforward_suite.report.experiments._experiment import Cell, Compare, Drawing, Experiment, Part, Sample, layout
 from backforward_suite.report.experiments._figures import curves
-from backforward_suite.report.experiments._measures import VALIDATION, Measure, curve_of
+from backforward_suite.report.experiments._measures import PERCENT, VALIDATION, Measure, curve_of
 from backforward_suite.report.reading import Run
 
 
@@ -37,7 +37,7 @@ def mark_best(panel: matplotlib.axes.Axes, cell: Cell) -> None:
         style.mark_published(panel, number, f"published: {number:g} %")
 
 
-BEST = Measure("best validation accuracy, %", best_accuracy, points="points")
+BEST = Measure("best validation accuracy, %", best_accuracy, points="points", bounds=PERCENT)
 GAP = Measure("gap, test less training loss", gap, "nats", points="nats")
 EXPERIMENT = Experiment(
     "np_data_norm",

@@ -20,7 +20,16 @@ from backforward_suite.report.experiments._experiment import (
     layout,
 )
 from backforward_suite.report.experiments._figures import curves
-from backforward_suite.report.experiments._measures import VALIDATION, Measure, Runs, curve_of, done, images, settled
+from backforward_suite.report.experiments._measures import (
+    PERCENT,
+    VALIDATION,
+    Measure,
+    Runs,
+    curve_of,
+    done,
+    images,
+    settled,
+)
 from backforward_suite.report.experiments.np_data_norm import paper
 from backforward_suite.report.ground import Ground
 from backforward_suite.report.reading import Run
@@ -68,7 +77,9 @@ def diverging(runs: Runs, claims: Mapping[str, Claim], scale: str) -> Found:
     return Found([verdicts.share(claim, {"lr 0.05": (gone, len(plain))}, ground, what="share of seeds that diverge")])
 
 
-EARLY = Measure("validation accuracy in the first quarter of the epochs, %", accuracy_early, points="points")
+EARLY = Measure(
+    "validation accuracy in the first quarter of the epochs, %", accuracy_early, points="points", bounds=PERCENT
+)
 UNREST = Measure("validation accuracy off its trend, points", unrest, ratio=True)
 CONVERGED = Measure("epochs until converged", converged)
 EXPERIMENT = Experiment(

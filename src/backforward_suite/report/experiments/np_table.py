@@ -16,7 +16,7 @@ from backforward_suite.report.experiments._experiment import (
     layout,
 )
 from backforward_suite.report.experiments._figures import forest, reached
-from backforward_suite.report.experiments._measures import Measure
+from backforward_suite.report.experiments._measures import PERCENT, Measure
 from backforward_suite.report.reading import Run
 from backforward_suite.report.statistics import Effect
 
@@ -59,7 +59,7 @@ def below_listed(cells: Sequence[Cell]) -> list[Effect]:
     return rows
 
 
-ERROR = Measure("test error, %", test_error, points="points")
+ERROR = Measure("test error, %", test_error, points="points", bounds=PERCENT)
 EXPERIMENT = Experiment(
     "np_table",
     "Is NormProp's test error below BatchNorm's on the data sets of Table 1, and on MNIST?",
