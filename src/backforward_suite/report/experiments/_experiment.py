@@ -306,12 +306,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure to be: the end of its name, title, what to see in it, and what draws it."""
+    """A figure to be: the end of its name, title, what to see in it, what draws it, and whether there is anything."""
 
     name: str
     title: str
     caption: str
     draw: Callable[[Data], matplotlib.figure.Figure]
+    when: Callable[[Data], bool] = lambda data: bool(data.cells)
 
 
 @dataclass(frozen=True)
@@ -361,7 +362,7 @@ class Part:
         ]
         data = Data(cells, effects, self.names, claims, answers)
         figures = [Figure(f"{experiment}_{drawing.name}", drawing.title, drawing.caption, partial(drawing.draw, data))
-                   for drawing in self.drawings if cells]  # fmt: skip
+                   for drawing in self.drawings if drawing.when(data)]  # fmt: skip
         return Found(judged, [*self._comparisons(data), *self._arms(cells), *self.tables(cells)], figures)
 
     def _verdict(

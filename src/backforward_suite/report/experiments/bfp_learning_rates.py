@@ -304,6 +304,7 @@ def _cost_drawing(lr: float) -> Drawing:
         "its update, in every arm. If the gain were that of removing the shift, exact Backforward would lie below SGD "
         "by epochs; if it is that of twice the updates, the published loop meets SGD by updates.",
         partial(draw_costs, lr),
+        lambda data: any(cell.row["lr"] == lr for cell in data.cells),
     )
 
 
