@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backforward.models.init import generator
+from backforward.rules import Rule
 from backforward_suite.errors import BadInput
-from backforward_suite.studies.study import Findings, Row, Rule, Setting
+from backforward_suite.studies.study import Findings, Row, Setting
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 

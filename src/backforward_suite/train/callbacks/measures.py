@@ -305,7 +305,7 @@ class InputDistribution(Diagnostic):
         self._then = {name: UnitMoments(*moments) for name, moments in state.items()}
 
 
-class Gaussianity(Diagnostic):
+class PreActivations(Diagnostic):
     """How near to normal each unit's pre-activations are, over held-out images, in evaluation mode."""
 
     needs = frozenset({"images"})
@@ -437,7 +437,7 @@ DIAGNOSTICS: dict[str, type[Diagnostic]] = {
     "shift": CovariateShift,
     "update": UpdateSize,
     "inputs": InputDistribution,
-    "gaussianity": Gaussianity,
+    "gaussianity": PreActivations,
     "histograms": Histograms,
     "jacobian": LayerJacobian,
     "proposition1": Proposition1,
