@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from backforward.models.init import generator, initialise_, undisturbed_generator
-from backforward.normprop import ACTIVATIONS, NormPropConv2d, NormPropLinear, gaussian_moments, make_activation
-from backforward.shift import RunningMoments, gaussianity, incoherence, layer_jacobian, spectrum
+from backforward.moments import ACTIVATIONS, gaussian_moments, make_activation
+from backforward.normprop import NormPropConv2d, NormPropLinear
+from backforward.probes import RunningMoments, gaussianity, incoherence, layer_jacobian, spectrum
 from backforward_suite.errors import BadInput
 from backforward_suite.studies.study import Findings, Row, Setting
 
