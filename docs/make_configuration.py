@@ -1,6 +1,6 @@
 """Write docs/configuration.md from the commented configs.
 
-    python docs/make_configuration.py
+python docs/make_configuration.py
 """
 
 from __future__ import annotations
