@@ -79,10 +79,15 @@ class _WithNorms(torch.autograd.Function):
         return norms / length * (grad - along * weight / length), along
 
 
+def _plain_operations_only() -> bool:
+    """Whether an `autograd.Function` cannot serve: `torch.func` refuses it, `torch.jit.trace` cannot save it."""
+    return torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
+
+
 @torch.fx.wrap
 def _with_norms(weight: Tensor, norms: Tensor) -> Tensor:
     """``norms * W / ||W||`` in the memory layout of W."""
-    if weight.device.type not in ("cpu", "cuda") or torch._C._are_functorch_transforms_active():
+    if weight.device.type not in ("cpu", "cuda") or _plain_operations_only():
         return norms * weight / _lengths(weight)
     out: Tensor
     if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
@@ -122,7 +127,7 @@ class _Clamp(torch.autograd.Function):
 @torch.fx.wrap
 def _clamp(z: Tensor, floor: float) -> Tensor:
     """``max(z, floor)``; z may be overwritten."""
-    if torch._C._are_functorch_transforms_active():
+    if _plain_operations_only():
         return F.threshold(z, floor, floor)
     out: Tensor = _Clamp.apply(z, floor)
     return out

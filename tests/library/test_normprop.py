@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -295,6 +296,24 @@ def test_copies_compute_the_same(how: str):
     ours = {name.removeprefix("_orig_mod."): p.grad for name, p in other.named_parameters()}
     assert all(torch.equal(ours.pop(name), p.grad) for name, p in net.named_parameters())
     assert not ours
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is not supported in Python 3.14:DeprecationWarning")
+@pytest.mark.parametrize("how", ["trace", "export"])
+def test_a_deployed_network_computes_the_same_for_any_batch_size(how: str, tmp_path: Path):
+    net = network().eval()
+    x = torch.randn(2, 3, 8, 8)
+    if how == "trace":
+        torch.jit.save(torch.jit.trace(net, x), tmp_path / "net.pt")
+        deployed = torch.jit.load(tmp_path / "net.pt")
+    else:
+        any_size = ({0: torch.export.Dim("batch", min=1, max=64)},)
+        torch.export.save(torch.export.export(net, (x,), dynamic_shapes=any_size), tmp_path / "net.pt2")
+        deployed = torch.export.load(tmp_path / "net.pt2").module()
+    for samples in (2, 5):
+        x = torch.randn(samples, 3, 8, 8)
+        torch.testing.assert_close(deployed(x), net(x), rtol=1e-6, atol=1e-6)
 
 
 def test_torch_func_gives_gradients_per_sample():
