@@ -348,7 +348,7 @@ def test_state_of_the_other_groups_does_not_move() -> None:
     ("make", "flags"),
     [
         (Backforward, [False, False, True]),
-        (partial(Backforward, joint_pass=True), [False, False, False, True]),
+        (partial(Backforward, joint_pass=True), [False, False, False, False, False, True]),
         (partial(Backforward, engine="shortcut"), [True]),
         (Backprop, [True]),
         (partial(Backprop, repeats=2), [False, True]),
