@@ -561,6 +561,13 @@ def test_refused_in_one_line(make: Callable[..., Optimizer], message: str) -> No
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("lr", [0.0, 1e38, float("inf")])
+def test_a_learning_rate_that_diverges_is_no_reason_to_refuse(lr: float) -> None:
+    model = network()
+    rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9), F.cross_entropy)
+    assert rule.step(*batches()[0]).loss.isfinite()
+
+
 def test_refuses_hooks_that_would_never_run() -> None:
     model = network()
     model[0].weight.register_post_accumulate_grad_hook(lambda p: None)

@@ -570,7 +570,8 @@ def test_gradients_left_from_before_move_nothing(rule: type[UpdateRule]) -> None
 def test_parameters_added_to_the_optimizer_are_trained_from_then_on() -> None:
     model = BY_ID["mlp"].model()
     optimizer = torch.optim.SGD(model[5].parameters(), lr=0.1)
-    rule = Backforward(model, optimizer, F.cross_entropy)
+    with pytest.warns(UserWarning, match="no optimizer has 1.weight"):
+        rule = Backforward(model, optimizer, F.cross_entropy)
     rule.step(*BY_ID["mlp"].batch())
     assert [name for name, _ in rule.groups] == ["5"]
     before = model[1].weight.clone()

@@ -50,15 +50,15 @@ class _Share(NamedTuple):
     Attributes:
         key: The places of the parameters among all that the optimizer has.
         lists: For each param group that has any: its index, the parameters, the place of the first.
-        whole: Whether they are all that the optimizer trains.
         mine: The parameters.
+        others: What else the optimizer has.
         given: The group as given: as long as it lives, no other has its identity.
     """
 
     key: tuple[int, ...]
     lists: list[tuple[int, list[nn.Parameter], int]]
-    whole: bool
     mine: list[nn.Parameter]
+    others: list[nn.Parameter]
     given: Sequence[nn.Parameter]
 
 
@@ -96,7 +96,7 @@ class OnePerGroup:
         """
         optimizer, share = self.optimizer, self._share(parameters)
         real = optimizer.param_groups
-        if share.whole:
+        if not any(p.requires_grad for p in share.others):
             self._step_whole(share, take_step)
             return
         shown: dict[int, dict[str, Any]] = {i: {**real[i], "params": mine} for i, mine, _ in share.lists}
@@ -142,20 +142,18 @@ class OnePerGroup:
         share = self._shares.get(id(parameters))
         if share is None:
             ids, place = {id(p) for p in parameters}, 0
-            key: list[int] = []
+            mine: dict[int, nn.Parameter] = {}
             lists = []
             for i, group in enumerate(self.optimizer.param_groups):
-                mine = {place + j: p for j, p in enumerate(group["params"]) if id(p) in ids}
+                part = {place + j: p for j, p in enumerate(group["params"]) if id(p) in ids}
                 place += len(group["params"])
-                if mine:
-                    key += mine
-                    lists.append((i, list(mine.values()), next(iter(mine))))
-            whole = all(id(p) in ids for p in parameters_of(self.optimizer) if p.requires_grad)
+                if part:
+                    mine |= part
+                    lists.append((i, list(part.values()), next(iter(part))))
+            others = [p for p in parameters_of(self.optimizer) if id(p) not in ids]
             if len(self._shares) > 10_000:  # groups of plans given up long ago
                 self._shares.clear()
-            share = self._shares[id(parameters)] = _Share(
-                tuple(key), lists, whole, [p for _, mine, _ in lists for p in mine], parameters
-            )
+            share = self._shares[id(parameters)] = _Share(tuple(mine), lists, list(mine.values()), others, parameters)
         return share
 
     def _show(self, share: _Share, shown: dict[int, dict[str, Any]], before: Holders) -> None:
@@ -277,7 +275,7 @@ def one_per_group(
     taken: set[int] = set()
     for optimizer in several:
         ids = {id(p) for p in parameters_of(optimizer)}
-        if twice := [names.get(p, "a parameter") for p in taken & ids]:
+        if twice := [name for p, name in names.items() if p in taken & ids]:
             raise ValueError(f"{rule}: {twice[0]} is in two optimizers; give each parameter one")
         taken |= ids
     if left := [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in taken]:

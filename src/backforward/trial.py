@@ -204,7 +204,8 @@ def same(ours: Any, theirs: Any, seen: frozenset[int] = frozenset()) -> bool:
     if type(ours) is not type(theirs):
         return False
     if isinstance(ours, Tensor):
-        return ours.shape == theirs.shape and torch.equal(ours.detach(), theirs.detach())
+        alike = ours.shape == theirs.shape and ((ours == theirs) | ((ours != ours) & (theirs != theirs))).all()  # noqa: PLR0124
+        return bool(alike)
     if isinstance(ours, dict):
         pairs: Any = (list(ours), list(ours.values())), (list(theirs), list(theirs.values()))
     elif isinstance(ours, list | tuple | deque):
