@@ -442,6 +442,10 @@ def test_a_step_sees_its_group_alone_and_hooks_run_once_each() -> None:
 
 
 def test_torchs_own_keep_nothing() -> None:
+    everyone = {c for c in vars(torch.optim).values() if isinstance(c, type) and issubclass(c, Optimizer)}
+    tested = {type(make(split(list(network().parameters())))) for make in TORCH.values()}
+    elsewhere = {torch.optim.Muon, torch.optim.SparseAdam, torch.optim.LBFGS}  # tested below: lists, sparse, refused
+    assert everyone - {Optimizer} == tested | elsewhere
     for make in TORCH.values():
         model = network()
         optimizer = make(split(list(model.parameters())))

@@ -29,7 +29,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import is_
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -42,6 +42,8 @@ __all__ = ["OnePerGroup", "clip_grad_norm_", "one_per_group", "parameters_of", "
 Place: TypeAlias = int | str  # the index of a param group, "attribute" or "state"
 Counters: TypeAlias = dict[tuple[Place, str], tuple[Any, Any]]  # a group's value; the optimizer's at that time
 Holders: TypeAlias = dict[Place, dict[Any, Any]]
+
+_requires_grad = attrgetter("requires_grad")
 
 
 class _Share(NamedTuple):
@@ -79,6 +81,8 @@ class OnePerGroup:
         # setting (a learning rate that a scheduler fills, and a CUDA graph reads) unless a trial step has changed it.
         self._moving = examine(optimizer)
         self._mutable = {n for n, v in vars(optimizer).items() if n not in OF_TORCH and is_mutable(v) and is_plain(v)}
+        # Torch's own (all of them are tested) keep everything by parameter: nothing has to be watched or put back.
+        self._counts = not type(optimizer).__module__.startswith("torch.optim.")
         self._shares: dict[int, _Share] = {}
         self._entries = -1  # of `optimizer.state`, when it was last searched for entries that belong to no parameter
         self._counts_in_state = False
@@ -96,10 +100,10 @@ class OnePerGroup:
         """
         optimizer, share = self.optimizer, self._share(parameters)
         real = optimizer.param_groups
-        if not any(p.requires_grad for p in share.others):
-            self._step_whole(share, take_step)
+        if not (self._counts and any(map(_requires_grad, share.others))):
+            self._step_itself(share, take_step)
             return
-        shown: dict[int, dict[str, Any]] = {i: {**real[i], "params": mine} for i, mine, _ in share.lists}
+        shown = {i: {**real[i], "params": mine} for i, mine, _ in share.lists}
         before: Holders = {"attribute": vars(optimizer).copy()}
         plain = not (self._moving or self._mutable or KEY in real[0] or self._state_counts())
         if not plain:
@@ -111,16 +115,12 @@ class OnePerGroup:
             optimizer.param_groups = real
             for i, group in shown.items():
                 group["params"] = real[i]["params"]
-            if (
-                not plain
-                or len(optimizer.state) != self._entries
-                or not _identical(vars(optimizer), before["attribute"])
-                or not all(_identical(shown[i], real[i]) for i, _, _ in share.lists)
-            ):
+                plain = plain and _alike(group, real[i])
+            if not (plain and len(optimizer.state) == self._entries and _alike(vars(optimizer), before["attribute"])):
                 self._keep(share, shown, before)
 
-    def _step_whole(self, share: _Share, take_step: Callable[[], Any]) -> None:
-        """An ordinary step. Groups that had counters of their own first give them back to the optimizer."""
+    def _step_itself(self, share: _Share, take_step: Callable[[], Any]) -> None:
+        """A step that may change the optimizer. Groups that had counters of their own first give them back to it."""
         real = self.optimizer.param_groups
         if KEY in real[0]:
             own = self._recall(share)
@@ -246,9 +246,12 @@ def _regrouped(kept: Mapping[tuple[int, ...], Counters], share: _Share) -> dict[
 _ONCE = ("attribute", "state")
 
 
-def _identical(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether one mapping, made as a copy of the other, still has the same objects."""
-    return len(ours) == len(theirs) and all(map(is_, ours.values(), theirs.values()))
+def _alike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether two mappings have the same or equal objects; quick where they are the same."""
+    try:
+        return ours == theirs
+    except (RuntimeError, ValueError):  # of two tensors, or arrays
+        return False
 
 
 def one_per_group(
