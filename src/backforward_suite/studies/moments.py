@@ -318,7 +318,7 @@ def _number(value: float | Tensor) -> float:
 
 def _check_count(name: str, value: object) -> None:
     if not isinstance(value, int) or value < 1:
-        raise ValueError(f"study.{name}: a whole number from 1 up is right, not {value!r}")
+        raise ValueError(f"study.{name}={value!r}: must be an integer >= 1")
 
 
 def _factors(activation: str) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ class Held:
 
 
 class Scene:
-    """What there is to be measured at one time; what is dear is made when first asked for, once.
+    """What diagnostics can measure at one moment. Expensive values are computed lazily and cached.
 
     Args:
         replica: The copy of the network, at the present weights and in evaluation mode (a diagnostic of the batch may
@@ -189,7 +189,7 @@ class Diagnostic(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (most remember nothing)
-        """Take it up again."""
+        """Restore it."""
 
 
 class CovariateShift(Diagnostic):
@@ -267,8 +267,7 @@ class UpdateSize(Diagnostic):
 class InputDistribution(Diagnostic):
     """What arrives at each layer, over held-out images, in evaluation mode.
 
-    One unit of each layer, chosen at random once and for all, is what Normalization Propagation shows in its figure 2;
-    beside it all units.
+    One unit of each layer, drawn once, is what figure 2 of Normalization Propagation shows; all units are measured too.
     """
 
     needs = frozenset({"images"})
@@ -301,7 +300,7 @@ class InputDistribution(Diagnostic):
         return {name: tuple(moments) for name, moments in self._then.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Restore them."""
         self._then = {name: UnitMoments(*moments) for name, moments in state.items()}
 
 
