@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from backforward_suite import cli
 from backforward_suite.build import Parts
 from backforward_suite.config import Request, deciding
 from backforward_suite.data import DataSplits
+from backforward_suite.errors import BadInput, cause_of
 from backforward_suite.precision import set_matmul_precision
 from backforward_suite.processes import made_by_slurm, rank
 from backforward_suite.results import assembled, shows_progress
@@ -115,6 +116,8 @@ def fit(
     settings = request.settings
     quiet_lightning()
     set_matmul_precision(settings.trainer.matmul_precision)
+    if settings.trainer.precision == "64-true":
+        module.double()  # Lightning converts it after it has restored a checkpoint, whose lower bits would be lost
     started = time.perf_counter()
     devices = settings.trainer.devices
     if settings.capture != settings.trainer.capture and rank(devices) == 0:
@@ -132,7 +135,7 @@ def fit(
         callbacks.append(last)
         step = None
         if last.path.exists():
-            resume, step = last.path, last.step_to_resume()
+            resume, step = last.path, last.step_to_resume(module)
             if rank(devices) == 0:
                 print(f"goes on from step {step}, where its last checkpoint was written", flush=True)
         logger = opened_logger(folder, request, step)
@@ -160,7 +163,8 @@ def fit(
             default_root_dir=nowhere if folder is None else folder,
         )
         with _interruptible():
-            trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
+            with nullcontext() if resume is None else _fitting(last):
+                trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
             final = dict(record.rows[-1])
             if not module.diverged:
                 trainer.test(module, loaders, verbose=False)
@@ -188,6 +192,17 @@ def fit(
         },
         devices=trainer.world_size,
     )
+
+
+@contextmanager
+def _fitting(last: Checkpoints) -> Iterator[None]:
+    """Say in one line that a checkpoint does not fit: what Lightning raises while it restores one."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if last.restored or isinstance(error, BadInput | torch.OutOfMemoryError):
+            raise
+        raise last.does_not_fit(cause_of(error)) from None
 
 
 @contextmanager
