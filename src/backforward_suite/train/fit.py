@@ -34,6 +34,7 @@ from backforward_suite.precision import set_matmul_precision
 from backforward_suite.processes import made_by_slurm, rank
 from backforward_suite.results import assembled, shows_progress
 from backforward_suite.runs.files import Result
+from backforward_suite.runs.identity import own_sources
 from backforward_suite.train.callbacks.checkpoint import Checkpoints, WholeFileIO
 from backforward_suite.train.callbacks.diagnostics import Diagnostics
 from backforward_suite.train.callbacks.record import RunRecord
@@ -111,13 +112,14 @@ def fit(
         The content of `result.json`.
 
     Raises:
-        BadInput: The folder holds a damaged checkpoint, or one of other settings.
+        BadInput: The folder holds a damaged checkpoint, or one of other settings, data or source.
     """
     settings = request.settings
     quiet_lightning()
     set_matmul_precision(settings.trainer.matmul_precision)
     if settings.trainer.precision == "64-true":
         module.double()  # Lightning converts it after it has restored a checkpoint, whose lower bits would be lost
+    own = own_sources(request.values)
     started = time.perf_counter()
     devices = settings.trainer.devices
     if settings.capture != settings.trainer.capture and rank(devices) == 0:
@@ -130,7 +132,10 @@ def fit(
     logger: TensorBoardLogger | None = None
     if folder is not None:
         last = Checkpoints(
-            folder, request.values, settings.trainer.checkpoint_minutes, agree_every=settings.trainer.log_every_n_steps
+            folder,
+            request,
+            {"data": loaders.data.fingerprint, "own": own},
+            agree_every=settings.trainer.log_every_n_steps,
         )
         callbacks.append(last)
         step = None
@@ -190,6 +195,7 @@ def fit(
             "diagnostics_times": diagnostics.times,
             "samples_per_second": record.samples / record.seconds if record.seconds else None,
         },
+        own,
         devices=trainer.world_size,
     )
 

@@ -132,12 +132,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_report_replaces_the_one_before(report: Path, tmp_path: Path) -> None:
+def test_a_report_replaces_the_one_before_and_nothing_else(report: Path, tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "of_yesterday.svg").write_text("<svg/>")
+    (tmp_path / "figures" / "of_mine.svg").write_text("<svg/>")
+    (tmp_path / "report.md").write_text("![x](figures/of_yesterday.svg) and ![y](figures/../../index.svg)")
     page.write(findings(report), tmp_path, "small")
     names = {f"bfp_learning_rates_{figure}.{kind}" for figure in ("curves", "forest") for kind in ("svg", "png")}
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == names
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == names | {"of_mine.svg"}
 
 
 def test_nothing_is_written_where_a_page_cannot_be_made(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from backforward.rules import Result
 from backforward_suite.atomic import whole
-from backforward_suite.config import differing, fingerprint
-from backforward_suite.errors import BadInput, Stopped
+from backforward_suite.config import Request, differing, fingerprint
+from backforward_suite.errors import BadInput, Refused, Stopped
+from backforward_suite.runs.identity import changed_sources
 from backforward_suite.train.module import Batch, Classification
 
 
@@ -106,7 +107,7 @@ def _check(checkpoint: object) -> None:
         raise ValueError("its content does not match its checksum")
     for key, kind in _PARTS.items():
         if not isinstance(checkpoint.get(key), kind):
-            raise ValueError(f"no {key} in it")
+            raise ValueError(f"no {key} in it")  # noqa: TRY004
     if not all(isinstance(value, torch.Tensor) for value in checkpoint["state_dict"].values()):
         raise ValueError("weights that are no tensors")
     if "epoch_progress" not in checkpoint["loops"].get("fit_loop", {}):
@@ -167,8 +168,8 @@ class Checkpoints(Checkpoint):
 
     Args:
         folder: The run's folder.
-        settings: What the run was asked for; a checkpoint of other settings is refused.
-        minutes: Time between two checkpoints within an epoch.
+        request: What the run was asked for; a checkpoint of other settings is refused.
+        stands_on: SHA-256 of what else decides the run: `data`, and by module `own` source. Likewise.
         agree_every: With several processes, batches between two looks at whether one of them wants a checkpoint: they
             save together or not at all, and asking costs a round of messages.
 
@@ -176,10 +177,11 @@ class Checkpoints(Checkpoint):
         restored: Whether training has begun: a checkpoint to go on from, if there was one, has been taken up.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], minutes: float, agree_every: int = 50) -> None:
+    def __init__(self, folder: Path, request: Request, stands_on: dict[str, Any], agree_every: int = 50) -> None:
         self.path = folder / "last.ckpt"
-        self.settings = settings
-        self.seconds = 60 * minutes
+        self.request = request
+        self.stands_on = stands_on
+        self.seconds = 60 * request.settings.trainer.checkpoint_minutes
         self.agree_every = agree_every
         self._due = time.monotonic() + self.seconds
         self._best = -1.0
@@ -272,8 +274,9 @@ class Checkpoints(Checkpoint):
         return [count > 0 for count in trainer.strategy.reduce(votes, reduce_op="sum").tolist()]
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write the settings into the checkpoint."""
-        checkpoint["settings"] = self.settings
+        """Write into the checkpoint what its run is."""
+        checkpoint["settings"] = self.request.values
+        checkpoint["stands_on"] = self.stands_on
 
     def step_to_resume(self, module: Classification) -> int:
         """Look at an existing checkpoint before a run goes on from it.
@@ -285,13 +288,20 @@ class Checkpoints(Checkpoint):
             The checkpoint's global step.
 
         Raises:
-            BadInput: It is damaged, of other settings than those asked for, or does not fit the network.
+            BadInput: It is damaged, of other settings, data or source than asked for, or does not fit the network.
         """
         checkpoint = read_checkpoint(self.path)
         found = checkpoint["settings"]
-        if fingerprint(found) != fingerprint(self.settings):
-            keys = differing(self.settings, found)
-            raise BadInput(f"{self.path} is of other settings: {keys}; give another name=... to keep both")
+        if fingerprint(found) != self.request.hash:
+            keys = differing(self.request.values, found)
+            raise Refused(f"{self.path} is of other settings: {keys}; give another name=... to keep both")
+        there = checkpoint.get("stands_on", {})  # an older version did not keep it
+        other = "its data have changed" if there.get("data", self.stands_on["data"]) != self.stands_on["data"] else ""
+        if other := other or changed_sources(self.request, there.get("own")):
+            raise Refused(
+                f"{self.path} cannot be gone on from: {other} since it was written; "
+                "give another name=... to keep it, or delete it to have this run start anew"
+            )
         if misfit := _misfit(checkpoint["state_dict"], module.state_dict()):
             raise self.does_not_fit(misfit)
         for own in checkpoint["ranks"]:
