@@ -19,7 +19,7 @@ if [ -n "$$(ls -A "$(VENV)" 2>/dev/null)" ] && [ ! -e "$(VENV)/pyvenv.cfg" ] && 
 fi; rm -rf -- "$(VENV)"
 endef
 
-.PHONY: help setup quickstart reproduce test check torture bench gpu-check tensorboard clean
+.PHONY: help setup quickstart reproduce test test-all check torture bench gpu-check tensorboard clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +34,10 @@ quickstart: $(VENV)/.core ## Sweep Backforward and SGD over learning rates on sm
 reproduce: $(VENV)/.core ## Judge both papers' claims: outputs/report (SCALE=smoke|small|paper ONLY=names STAND_IN=1 FROM=outputs/reference)
 	@$(PY) src/reproduce.py $(if $(SCALE),--scale $(SCALE)) $(if $(ONLY),--only $(ONLY)) $(if $(STAND_IN),--stand-in) $(if $(FROM),--go-on-from $(FROM)) $(OVERRIDES)
 
-test: $(VENV)/.dev ## Run the whole test suite
+test: $(VENV)/.dev ## Run the tests, but for those that take long and rarely break
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.dev ## Run all tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 check: $(VENV)/.dev ## Lint, format, types, direction of dependencies

@@ -32,9 +32,10 @@ from torch import Tensor, nn
 
 from backforward.models import MLP, NIN
 from backforward.models.blocks import NORMS
-from backforward.normprop import ACTIVATIONS, NormPropConv2d, NormPropLinear, unit_norm_projection
+from backforward.moments import ACTIVATIONS
+from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
 from backforward.rules import Backforward, Backprop, Rule
-from backforward_suite.bench.gpu import RULES, Row, Setting, attempt, precise
+from backforward_suite.bench.gpu import RULES, Conditions, Row, attempt, precise
 from backforward_suite.data import DataSplits, EpochLoader, Images
 from backforward_suite.train.capture import WARM_UP, Captured, Record, record_cuda, set_capturable
 from backforward_suite.train.readings import Readings
@@ -91,7 +92,7 @@ def projector(network: nn.Module) -> Any:
 # --- update rules ----------------------------------------------------------------------------------------------------
 
 
-def rules(setting: Setting, rows: list[Row]) -> str:
+def rules(setting: Conditions, rows: list[Row]) -> str:
     """Replay = naive = Backforward Propagation written out, on the table of test problems; and on NIN in float32."""
     optimizers = ("nesterov",) if setting.dry_run else ("sgd", "nesterov", "adam")
     for norm in NORMS[-1:] if setting.dry_run else NORMS:
@@ -104,7 +105,7 @@ def rules(setting: Setting, rows: list[Row]) -> str:
     return of_all(rows)
 
 
-def _engines(setting: Setting, problem: Problem, optimizer: str) -> Row:
+def _engines(setting: Conditions, problem: Problem, optimizer: str) -> Row:
     batches = [moved(problem.batch(i), setting.device) for i in range(3)]
 
     def trained(engine: str) -> nn.Module:
@@ -134,7 +135,7 @@ def _engines(setting: Setting, problem: Problem, optimizer: str) -> Row:
     return row | judged(found, TOLERANCE[torch.float64])
 
 
-def _nin(setting: Setting, norm: str) -> Row:
+def _nin(setting: Conditions, norm: str) -> Row:
     ends = []
     x, y = _images(setting.device, torch.float32, 0)
     with precise("fp32", setting.device):
@@ -157,7 +158,7 @@ def _images(device: torch.device, dtype: torch.dtype, seed: int, count: int = 8)
 # --- NormProp --------------------------------------------------------------------------------------------------------
 
 
-def normprop(setting: Setting, rows: list[Row]) -> str:
+def normprop(setting: Conditions, rows: list[Row]) -> str:
     """Folded = literal: outputs and gradients of a linear layer and of a convolution, with every activation."""
     activations = ("relu", "prelu") if setting.dry_run else tuple(ACTIVATIONS)
     for dtype, kind, activation in product(TOLERANCE, ("linear", "conv"), activations):
@@ -166,7 +167,7 @@ def normprop(setting: Setting, rows: list[Row]) -> str:
     return of_all(rows)
 
 
-def _folded(setting: Setting, kind: str, activation: str, dtype: torch.dtype) -> Row:
+def _folded(setting: Conditions, kind: str, activation: str, dtype: torch.dtype) -> Row:
     generator = torch.Generator().manual_seed(1)
 
     def noise(*shape: int) -> Tensor:
@@ -202,7 +203,7 @@ def _folded(setting: Setting, kind: str, activation: str, dtype: torch.dtype) ->
 # --- recorded steps --------------------------------------------------------------------------------------------------
 
 
-def capture(setting: Setting, rows: list[Row]) -> str:
+def capture(setting: Conditions, rows: list[Row]) -> str:
     """Steps replayed from a recording = ordinary ones: losses, outputs and weights, to rounding.
 
     By an optimizer that counts its steps; after a rate has moved; and where a step
@@ -223,7 +224,7 @@ def capture(setting: Setting, rows: list[Row]) -> str:
     return of_all(rows)
 
 
-def _recorder(setting: Setting, network: nn.Module, optimizer: torch.optim.Optimizer) -> Record:
+def _recorder(setting: Conditions, network: nn.Module, optimizer: torch.optim.Optimizer) -> Record:
     return record_cuda if setting.device.type == "cuda" else again(network, optimizer)
 
 
@@ -236,7 +237,7 @@ def _compared(captured: Captured, alone: Rule, batches: list[tuple[Tensor, Tenso
     return found
 
 
-def _captured_adam(setting: Setting, method: str) -> Row:
+def _captured_adam(setting: Conditions, method: str) -> Row:
     networks = [MLP((3, 32, 32), 10, 8, seed=0).to(setting.device, torch.float64) for _ in range(2)]
     optimizers = [torch.optim.Adam(each.parameters(), lr=0.001) for each in networks]
     one, other = (
@@ -264,7 +265,7 @@ def replays(captured: Captured, expected: int) -> Row:
     return {"replayed": captured.replayed}
 
 
-def _without_waiting(setting: Setting, method: str) -> Row:
+def _without_waiting(setting: Conditions, method: str) -> Row:
     """The loader, recorded steps, sums, and looks at them: what a training loop does within an epoch."""
     size, steps = 8, 8 if setting.dry_run else 60
     x = torch.randint(256, (size * steps, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -288,7 +289,7 @@ def _without_waiting(setting: Setting, method: str) -> Row:
     return {"status": "passed" if right else "failed", "looks": len(kept)} | replays(captured, steps - WARM_UP)
 
 
-def _not_recorded(setting: Setting) -> Row:
+def _not_recorded(setting: Conditions) -> Row:
     """A loss that waits for the GPU: said once, with the reason, and trained as ever."""
     networks = [MLP((3, 32, 32), 10, 8, seed=0).to(setting.device, torch.float64) for _ in range(2)]
     optimizers = [torch.optim.SGD(each.parameters(), lr=0.01) for each in networks]
@@ -312,7 +313,7 @@ def _not_recorded(setting: Setting) -> Row:
     return row | {"said": lines} | replays(captured, 0)
 
 
-def _captured(setting: Setting, name: str, norm: str, method: str, dtype: torch.dtype) -> Row:
+def _captured(setting: Conditions, name: str, norm: str, method: str, dtype: torch.dtype) -> Row:
     shape = (3, 32, 32)
     network: nn.Module = (
         MLP(shape, 10, 8, norm=norm, seed=0) if name == "mlp" else NIN(shape, 10, 0.03, norm=norm, seed=0)
@@ -337,7 +338,7 @@ def _captured(setting: Setting, name: str, norm: str, method: str, dtype: torch.
 # --- a training under Lightning --------------------------------------------------------------------------------------
 
 
-def training(setting: Setting, rows: list[Row]) -> str:
+def training(setting: Conditions, rows: list[Row]) -> str:
     """Under Lightning, steps recorded or not: nothing within an epoch waits for the GPU, and what is learnt is learnt.
 
     Against the update rule alone on the same batches.
@@ -350,7 +351,7 @@ def training(setting: Setting, rows: list[Row]) -> str:
     return of_all(rows)
 
 
-def _trained(setting: Setting, method: str, captured: bool) -> Row:
+def _trained(setting: Conditions, method: str, captured: bool) -> Row:
     import backforward_suite._torchvision  # noqa: F401, I001  (before Lightning, which imports torchvision)
     import lightning as L
     from lightning.pytorch.loggers import CSVLogger
@@ -437,7 +438,7 @@ def set_waiting(device: torch.device, *, allowed: bool) -> None:
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def memory(setting: Setting, rows: list[Row]) -> str:
+def memory(setting: Conditions, rows: list[Row]) -> str:
     """What is held after a step does not grow with the steps."""
     for method, captured in product(RULES, (False, True)):
         labels = {"method": method, "captured": captured}
@@ -445,7 +446,7 @@ def memory(setting: Setting, rows: list[Row]) -> str:
     return of_all(rows)
 
 
-def _memory(setting: Setting, method: str, captured: bool) -> Row:
+def _memory(setting: Conditions, method: str, captured: bool) -> Row:
     network = NIN((3, 32, 32), 10, 0.03 if setting.dry_run else 0.25, norm="batch", seed=0).to(setting.device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     rule = RULES[method](network, optimizer, F.cross_entropy)
@@ -491,7 +492,7 @@ def held_bytes(device: torch.device) -> int:
 # --- several GPUs ----------------------------------------------------------------------------------------------------
 
 
-def ddp(setting: Setting, rows: list[Row]) -> str:
+def ddp(setting: Conditions, rows: list[Row]) -> str:
     """One process a GPU, gradients averaged by nccl (two by gloo on a CPU): bitwise equal, and as one on the batch."""
     ranks = torch.cuda.device_count() if setting.device.type == "cuda" else 2
     backend = "nccl" if setting.device.type == "cuda" else "gloo"
@@ -499,7 +500,7 @@ def ddp(setting: Setting, rows: list[Row]) -> str:
     return of_all(rows)
 
 
-def _ddp(setting: Setting, ranks: int, backend: str) -> list[Row]:
+def _ddp(setting: Conditions, ranks: int, backend: str) -> list[Row]:
     kind = setting.device.type
     with tempfile.TemporaryDirectory() as folder:
         context = torch.multiprocessing.spawn(train_as_rank, (ranks, backend, kind, folder), ranks, join=False)

@@ -16,7 +16,7 @@ BUNDLES = ("cheap", "full")
 Train = Callable[[list[str], Path], Result]  # overrides, folder -> result
 
 
-class Case(NamedTuple):
+class DiagnosticsCase(NamedTuple):
     """A network on a data set, with the defaults of `conf/train.yaml` in all else.
 
     Attributes:
@@ -37,9 +37,11 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "mlp": Case(["model=mlp"], "mnist", ["data=digits", "data.size=28"], 128, 400, 5),
-    "nin, width 0.25": Case(["model=nin", "model.width=0.25"], "cifar10", ["data=digits", "data.size=32"], 50, 64, 3),
-    "nin": Case(["model=nin"], "cifar10", ["data=digits", "data.size=32"], 50, 16, 1),
+    "mlp": DiagnosticsCase(["model=mlp"], "mnist", ["data=digits", "data.size=28"], 128, 400, 5),
+    "nin, width 0.25": DiagnosticsCase(
+        ["model=nin", "model.width=0.25"], "cifar10", ["data=digits", "data.size=32"], 50, 64, 3
+    ),
+    "nin": DiagnosticsCase(["model=nin"], "cifar10", ["data=digits", "data.size=32"], 50, 16, 1),
 }
 EPOCHS = 10  # the default schedule, on all of the training set:
 IMAGES = {"mnist": 55_000, "cifar10": 45_000}
@@ -49,7 +51,7 @@ EVALUATED = 2000  # images of validation and test set: enough for each bundle
 def run(
     train: Train, root: Path, cases: Iterable[str] = tuple(CASES), bundles: Sequence[str] = BUNDLES
 ) -> list[dict[str, Any]]:
-    """Train with each bundle in turn; plain SGD, against which everything is dearest.
+    """Train with each bundle in turn. Plain SGD is the cheapest rule, so the relative price is highest.
 
     Args:
         train: Trains one run from overrides in a folder.

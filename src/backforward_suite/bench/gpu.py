@@ -29,9 +29,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from backforward.data_norm import DataNorm
 from backforward.models import NIN, weight_decay_groups
 from backforward.models.blocks import NORMS
-from backforward.normprop import DataNorm, NormPropConv2d, unit_norm_projection
+from backforward.normprop import NormPropConv2d, unit_norm_projection
 from backforward.rules import Backforward, Backprop, Result
 from backforward_suite.data import EpochLoader, Images, load_data
 from backforward_suite.precision import set_matmul_precision
@@ -52,7 +53,7 @@ FEW = 2  # images of the step whose arithmetic is counted
 
 
 @dataclass(frozen=True)
-class Setting:
+class Conditions:
     """Where and how much.
 
     Attributes:
@@ -77,7 +78,7 @@ class Setting:
         return time.monotonic() >= self.due
 
 
-def attempt(setting: Setting, rows: list[Row], labels: Row, body: Callable[[], Row | list[Row]]) -> None:
+def attempt(setting: Conditions, rows: list[Row], labels: Row, body: Callable[[], Row | list[Row]]) -> None:
     """Append the row or rows that `body` gives, after `labels`; if it fails, a row that says so; if late, one too."""
     if setting.late:
         rows.append({**labels, "status": "not run"})
@@ -114,7 +115,7 @@ def precise(precision: str, device: torch.device) -> Iterator[None]:
 # --- images/s and the share of the peak ------------------------------------------------------------------------------
 
 
-def steps(setting: Setting, rows: list[Row]) -> str | None:
+def steps(setting: Conditions, rows: list[Row]) -> str | None:
     """A training step of NIN: norm x rule x batch x precision, eager and captured, against the device's own peak.
 
     Momentum, weight decay and NormProp's projection included, images on the device. `mfu` is the step's floating-point
@@ -136,7 +137,7 @@ def steps(setting: Setting, rows: list[Row]) -> str | None:
     return None if best is None else f"best share of the peak: {best:.2f}"
 
 
-def peak(setting: Setting, precision: str) -> float:
+def peak(setting: Conditions, precision: str) -> float:
     """Floating-point operations a second of one large matrix product."""
     size = 64 if setting.dry_run else 8192
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -146,7 +147,7 @@ def peak(setting: Setting, precision: str) -> float:
     return 2 * size**3 / (min(timing["product"].rounds) / 1000)
 
 
-def _steps(setting: Setting, precision: str, batch: int, method: str, peak: float) -> list[Row]:
+def _steps(setting: Conditions, precision: str, batch: int, method: str, peak: float) -> list[Row]:
     x = torch.randn(batch, *CIFAR, generator=torch.Generator().manual_seed(0)).to(setting.device)
     y = (torch.arange(batch) % 10).to(setting.device)
     arms: dict[str, Arm] = {}
@@ -180,7 +181,7 @@ def _steps(setting: Setting, precision: str, batch: int, method: str, peak: floa
     return list(rows.values())
 
 
-def nin(setting: Setting, norm: str, data_norm: nn.Module | None = None) -> nn.Module:
+def nin(setting: Conditions, norm: str, data_norm: nn.Module | None = None) -> nn.Module:
     """The Network in Network on the device; with a data norm in front if there is one."""
     network: nn.Module = NIN(CIFAR, 10, 0.02 if setting.dry_run else 1.0, norm, seed=0)
     if data_norm is not None:
@@ -226,7 +227,7 @@ def warmed(arm: Arm) -> Arm:
     return arm
 
 
-def _repeats(setting: Setting) -> tuple[int, float]:
+def _repeats(setting: Conditions) -> tuple[int, float]:
     """Rounds, and seconds of a turn."""
     return (1, 0.0) if setting.dry_run else (5, 0.1)
 
@@ -237,7 +238,7 @@ def _repeats(setting: Setting) -> tuple[int, float]:
 EPOCHS_OF = {"prop": ("prop", "sgd"), "batch": ("batch", "sgd"), "bfp": ("prop", "bfp")}  # norm, update rule
 
 
-def epoch(setting: Setting, rows: list[Row]) -> str | None:
+def epoch(setting: Conditions, rows: list[Row]) -> str | None:
     """An epoch of 45,000 images at batch 50, data norm and loader included: NormProp, BatchNorm, and BFP, in turn.
 
     The paper's ratio of NormProp to BatchNorm, both under SGD, is .875; `bfp` is NormProp under BFP. Images are
@@ -255,7 +256,7 @@ def epoch(setting: Setting, rows: list[Row]) -> str | None:
     return f"eager, then captured: {'; '.join(found)} (paper's prop/batch {PAPER_RATIO})" if found else None
 
 
-def epoch_images(setting: Setting) -> tuple[Images, str]:
+def epoch_images(setting: Conditions) -> tuple[Images, str]:
     """What an epoch runs over, on the device, and whence."""
     if not setting.dry_run and (setting.root / "cifar10.npz").is_file():
         return load_data("cifar10", setting.root).train.to(setting.device), "cifar10"
@@ -264,7 +265,7 @@ def epoch_images(setting: Setting) -> tuple[Images, str]:
     return Images(x, torch.arange(count) % 10).to(setting.device), "random"
 
 
-def _epochs(setting: Setting, images: Images, precision: str) -> list[Row]:
+def _epochs(setting: Conditions, images: Images, precision: str) -> list[Row]:
     size = 2 if setting.dry_run else 50
     loader = EpochLoader(images, size, device=setting.device)
 
@@ -314,7 +315,7 @@ def _epochs(setting: Setting, images: Images, precision: str) -> list[Row]:
 # --- a whole run -----------------------------------------------------------------------------------------------------
 
 
-def run(setting: Setting, rows: list[Row]) -> str | None:
+def run(setting: Conditions, rows: list[Row]) -> str | None:
     """An epoch of a run as the command line gives it: NIN with NormProp, batch 50, TensorBoard, bar and record on.
 
     Needs all that a run needs. Digits enlarged stand in where CIFAR-10 is missing.
@@ -332,7 +333,7 @@ def run(setting: Setting, rows: list[Row]) -> str | None:
     return f"an epoch of 45,000 images: {', '.join(found)}" if found else None
 
 
-def _run(setting: Setting, precision: str, method: str) -> Row:
+def _run(setting: Conditions, precision: str, method: str) -> Row:
     """What two epochs add to one, halved: without what is made once, the recording of steps among it."""
     have = not setting.dry_run and (setting.root / "cifar10.npz").is_file()
     chosen = ["data=cifar10", f"data.root={setting.root}"] if have else ["data=digits", "data.size=32"]

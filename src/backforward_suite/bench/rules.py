@@ -21,7 +21,7 @@ LR = 0.01
 
 
 @dataclass(frozen=True)
-class Case:
+class RulesCase:
     """A network and a batch size.
 
     Attributes:
@@ -43,12 +43,12 @@ class Case:
     by_hand: bool = False
 
 
-def _mlp(batch: int, depth: int = 1) -> Case:
+def _mlp(batch: int, depth: int = 1) -> RulesCase:
     def build() -> nn.Module:
         return MLP((1, 28, 28), 10, hidden=256, depth=depth, seed=0)
 
     name = f"mlp 784-256-10, batch {batch}" if depth == 1 else f"mlp of {depth} hidden layers, batch {batch}"
-    return Case(name, build, (1, 28, 28), batch, engines=("naive", "replay", "shortcut"), by_hand=True)
+    return RulesCase(name, build, (1, 28, 28), batch, engines=("naive", "replay", "shortcut"), by_hand=True)
 
 
 CASES = (
@@ -56,12 +56,14 @@ CASES = (
     _mlp(64),
     _mlp(256),
     _mlp(64, depth=8),
-    Case("nin, batch 50", lambda: NIN((3, 32, 32), 10, norm="none", seed=0), (3, 32, 32), 50, rounds=5),
-    Case("resnet-20, batch 50", lambda: Residual((3, 32, 32), 10, norm="batch", seed=0), (3, 32, 32), 50, rounds=5),
+    RulesCase("nin, batch 50", lambda: NIN((3, 32, 32), 10, norm="none", seed=0), (3, 32, 32), 50, rounds=5),
+    RulesCase(
+        "resnet-20, batch 50", lambda: Residual((3, 32, 32), 10, norm="batch", seed=0), (3, 32, 32), 50, rounds=5
+    ),
 )
 
 
-def run(cases: Iterable[Case] = CASES, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
+def run(cases: Iterable[RulesCase] = CASES, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
     """Measure all cases; one row for each case and engine, each case timed in one go.
 
     Returns:
@@ -72,7 +74,7 @@ def run(cases: Iterable[Case] = CASES, device: torch.device | str = "cpu") -> li
     return [row for case in cases for row in measure(case, device)]
 
 
-def measure(case: Case, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
+def measure(case: RulesCase, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
     """The rows of one case."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(case.batch, *case.shape, generator=generator).to(device)
@@ -100,7 +102,7 @@ def measure(case: Case, device: torch.device | str = "cpu") -> list[dict[str, An
     return rows
 
 
-def _arms(case: Case, x: Tensor, y: Tensor) -> tuple[dict[str, Arm], dict[str, float]]:
+def _arms(case: RulesCase, x: Tensor, y: Tensor) -> tuple[dict[str, Arm], dict[str, float]]:
     """What is timed, and what each must cost at least, as a multiple of SGD's multiply-accumulates."""
 
     def fresh(**options: Any) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -33,7 +33,7 @@ STARTS = 5  # of a run alone
 
 
 @dataclass(frozen=True)
-class Case:
+class SweepCase:
     """A sweep over seeds.
 
     Attributes:
@@ -49,7 +49,7 @@ class Case:
     one_by_one: bool = False
 
 
-CASES = (Case("mnist", 128, 60), Case("digits", 32, 20, one_by_one=True))
+CASES = (SweepCase("mnist", 128, 60), SweepCase("digits", 32, 20, one_by_one=True))
 
 
 def run(script: Path, root: Path) -> list[dict[str, Any]]:
@@ -76,7 +76,7 @@ def run(script: Path, root: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _row(case: Case, script: Path, root: Path, threads: int, peak: float) -> dict[str, Any]:
+def _row(case: SweepCase, script: Path, root: Path, threads: int, peak: float) -> dict[str, Any]:
     data = load_data(case.data, root)
     steps = case.runs * EPOCHS * (len(data.train) // case.batch)
     network = MLP_CASE.build(data.shape, data.classes)
@@ -100,7 +100,7 @@ def _row(case: Case, script: Path, root: Path, threads: int, peak: float) -> dic
     }
 
 
-def _bare(case: Case, loops: int, root: Path, threads: int) -> float:
+def _bare(case: SweepCase, loops: int, root: Path, threads: int) -> float:
     """Seconds of so many bare loops in each slot, the longer of the processes: without start, import and data."""
     arguments = f"{case.data!r}, {str(root)!r}, {case.batch}, {loops}"
     code = f"from backforward_suite.bench import sweep; print(sweep.bare_loops({arguments}))"
@@ -119,7 +119,7 @@ def bare_loops(data: str, root: str, batch: int, count: int) -> float:
     return sum(bare_epochs(MLP_CASE.build, "sgd", images, batch, EPOCHS) for _ in range(count))
 
 
-def _sweep(case: Case, script: Path, root: Path, threads: int) -> tuple[float, list[float]]:
+def _sweep(case: SweepCase, script: Path, root: Path, threads: int) -> tuple[float, list[float]]:
     """Seconds of the command, and of each run those to its first batch."""
     seeds = ",".join(str(seed) for seed in range(case.runs))
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +130,7 @@ def _sweep(case: Case, script: Path, root: Path, threads: int) -> tuple[float, l
         return time.perf_counter() - started, _starts(folder)
 
 
-def _one_by_one(case: Case, script: Path, root: Path, threads: int) -> float:
+def _one_by_one(case: SweepCase, script: Path, root: Path, threads: int) -> float:
     """Seconds of the same runs as a command each."""
 
     def train(seed: int) -> None:
@@ -151,7 +151,7 @@ def _start_alone(script: Path, root: Path, threads: int) -> float | None:
         return statistics.median(starts) if (starts := _starts(folder)) else None
 
 
-def _overrides(case: Case) -> list[str]:
+def _overrides(case: SweepCase) -> list[str]:
     chosen = [f"data={case.data}", f"batch_size={case.batch}", f"lr={LR}", f"max_epochs={EPOCHS}"]
     return [*chosen, "trainer.accelerator=cpu"]
 

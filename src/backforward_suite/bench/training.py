@@ -32,7 +32,7 @@ METHODS = ("sgd", "bfp")
 
 
 @dataclass(frozen=True)
-class Case:
+class TrainingCase:
     """A network on a data set.
 
     Attributes:
@@ -56,12 +56,14 @@ class Case:
     rounds: int = 5
 
 
-def _nin(width: float, steps: int, rounds: int) -> Case:
+def _nin(width: float, steps: int, rounds: int) -> TrainingCase:
     name, overrides = f"nin, width {width:g}", ("model=nin", f"model.width={width:g}", "data_norm=channel")
-    return Case(name, lambda shape, classes: NIN(shape, classes, width), "cifar10", 32, 128, overrides, steps, rounds)
+    return TrainingCase(
+        name, lambda shape, classes: NIN(shape, classes, width), "cifar10", 32, 128, overrides, steps, rounds
+    )
 
 
-MLP_CASE = Case("mlp", MLP, "mnist", 28, 128, ())
+MLP_CASE = TrainingCase("mlp", MLP, "mnist", 28, 128, ())
 CASES = (
     replace(MLP_CASE, batch=64),
     MLP_CASE,
@@ -70,7 +72,7 @@ CASES = (
 )
 
 
-def run(train: Train, root: Path, cases: Iterable[Case] = CASES) -> list[dict[str, Any]]:
+def run(train: Train, root: Path, cases: Iterable[TrainingCase] = CASES) -> list[dict[str, Any]]:
     """Time an epoch of SGD and of BFP, by hand and through `train`, in turn.
 
     Args:
@@ -86,7 +88,7 @@ def run(train: Train, root: Path, cases: Iterable[Case] = CASES) -> list[dict[st
     return [_row(train, root, case, method, peak) for case in cases for method in METHODS]
 
 
-def _row(train: Train, root: Path, case: Case, method: str, peak: float) -> dict[str, Any]:
+def _row(train: Train, root: Path, case: TrainingCase, method: str, peak: float) -> dict[str, Any]:
     have = (root / f"{case.data}.npz").is_file()
     choice = [f"data={case.data}", f"data.root={root}"] if have else ["data=digits", f"data.size={case.size}"]
     limits: dict[str, Any] = {}
@@ -190,7 +192,7 @@ def multiply_accumulates(network: nn.Sequential, method: str, shape: tuple[int, 
 
 
 def multiply_accumulates_per_second(size: int = 1024, rounds: int = 15) -> float:
-    """The speed of one large product of float32 matrices on as many threads as training has: the peak to be had."""
+    """Speed of one large float32 matrix product on the threads that training has: the attainable peak."""
     a, b = (torch.randn(size, size, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     out = torch.empty(size, size)
     timing = interleaved({"product": lambda: torch.mm(a, b, out=out)}, rounds)["product"]

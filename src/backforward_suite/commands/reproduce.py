@@ -41,12 +41,12 @@ NEEDS = {
 }
 # Sweeps into the same folder, by the data set that they need besides.
 MORE = {"bfp_norm": {"cifar10": "bfp_norm_nin"}, "np_table": {"svhn": "np_table_svhn"}}
-# Digits in the place of every data set; NIN needs larger images than theirs.
+# Digits instead of every data set, enlarged for NIN.
 DIGITS = ("data=digits", "data.size=32", "data.train_images=1000", "data.evaluation_images=250")
 
 
 @dataclass(frozen=True)
-class Sweep:
+class ExperimentSweep:
     """What `experiment=name` runs, and the data sets that it needs."""
 
     name: str
@@ -92,10 +92,10 @@ def main() -> None:
         raise cli.RunsFailed(f"runs failed in {', '.join(failed)}; the same command runs them again")
 
 
-def _sweeps(name: str) -> list[Sweep]:
+def _sweeps(name: str) -> list[ExperimentSweep]:
     needs = next(data for start, data in NEEDS.items() if name.startswith(start))
-    more = [Sweep(other, name, (data,)) for data, other in MORE.get(name, {}).items()]
-    return [Sweep(name, name, needs), *more]
+    more = [ExperimentSweep(other, name, (data,)) for data, other in MORE.get(name, {}).items()]
+    return [ExperimentSweep(name, name, needs), *more]
 
 
 def _lacking(names: Iterable[str]) -> dict[str, str]:
@@ -113,7 +113,7 @@ def _lacking(names: Iterable[str]) -> dict[str, str]:
 
 
 def _run(arguments: Sequence[str]) -> bool:
-    """Sweep in a process of its own; return whether all of its runs are done.
+    """ExperimentSweep in a process of its own; return whether all of its runs are done.
 
     Raises:
         KeyboardInterrupt, Stopped: It was told to end; then nothing further is to be started.
@@ -133,7 +133,7 @@ def _run(arguments: Sequence[str]) -> bool:
     return code == 0
 
 
-def _announce(sweeps: Sequence[Sweep], lacking: Mapping[str, str], scale: str, outputs: Path) -> None:
+def _announce(sweeps: Sequence[ExperimentSweep], lacking: Mapping[str, str], scale: str, outputs: Path) -> None:
     """Say what will be run and how long that may take, by the times of the committed results."""
     slots = gpu_count() or cpu_count()
     table = Table("experiment", "runs done", "of", "minutes left", box=SIMPLE_HEAD)

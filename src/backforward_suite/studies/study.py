@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from backforward.rules import Result
+from backforward.rules import Rule
 from backforward_suite.data import DataSplits, Images
 
 Item = TypeVar("Item")
@@ -20,17 +20,7 @@ class MakeNetwork(Protocol):
     """Builds the network that the settings name, its data norm first, on the host."""
 
     def __call__(self, seed: int, **changes: object) -> nn.Module:
-        """With these initial weights; `changes` are arguments of the model in the place of the settings'."""
-
-
-class Rule(Protocol):
-    """What a study needs of an update rule."""
-
-    def step(self, x: Tensor, y: Tensor) -> Result:
-        """Change the weights by one mini-batch."""
-
-    def prepare(self, x: Tensor) -> None:
-        """Refuse, before anything starts, a network or groups that the rule cannot work with."""
+        """With these initial weights; `changes` replace arguments of the model in the settings."""
 
 
 class Track(Protocol):

@@ -12,7 +12,7 @@ from backforward.models.mlp import MLP
 from backforward.models.nin import NIN
 from backforward.models.residual import Residual
 from backforward.rules import Backforward, Backprop
-from backforward_suite.bench.rules import LR, Case, _plain_loop, _sgd_by_hand, counted, measure
+from backforward_suite.bench.rules import LR, RulesCase, _plain_loop, _sgd_by_hand, counted, measure
 from backforward_suite.timing import peak_memory
 
 NETWORKS = {
@@ -82,7 +82,7 @@ def test_published_sizes(model: object, shape: tuple[int, ...], size: int, engin
 
 def test_a_case_gives_a_row_for_the_fastest_loop_and_for_each_engine() -> None:
     engines = ("naive", "replay", "shortcut")
-    case = Case("tiny", lambda: MLP((1, 4, 4), 10, hidden=4, seed=0), (1, 4, 4), 2, 2, engines, by_hand=True)
+    case = RulesCase("tiny", lambda: MLP((1, 4, 4), 10, hidden=4, seed=0), (1, 4, 4), 2, 2, engines, by_hand=True)
     rows = measure(case)
     assert [row["engine"] for row in rows][1:] == ["sgd by hand", "Backprop", *engines]
     assert rows[0]["engine"].startswith("plain loop")

@@ -18,7 +18,7 @@ from tests.helpers.commands import REPOSITORY, environment
 
 import gpu_check
 from backforward_suite.bench import gpu
-from backforward_suite.bench.gpu import Row, Setting
+from backforward_suite.bench.gpu import Conditions, Row
 
 ABSENT = ["pytest", "pydantic", "rich", "filelock", "scipy", "pandas", "hydra", "lightning", "torchvision"]
 WHOLE = ("training", "run")  # parts that need all that runs need
@@ -100,14 +100,14 @@ def test_a_dry_run_trains_as_runs_do(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_part_that_fails_is_recorded_and_the_others_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(_: Setting, rows: list[Row]) -> None:
+    def broken(_: Conditions, rows: list[Row]) -> None:
         rows.append({"status": "passed"})
         raise RuntimeError("CUDA error: out of luck [4]\nsearch for it")
 
     def lacking(*_: Any) -> None:
         raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
 
-    def fine(_: Setting, rows: list[Row]) -> str:
+    def fine(_: Conditions, rows: list[Row]) -> str:
         rows.append({"status": "measured"})
         return "all well"
 
@@ -137,14 +137,14 @@ def test_a_part_that_ends_its_process_or_never_ends_is_recorded(
         "def hangs(setting, rows): time.sleep(600)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    part = gpu_check.Part("misbehaving_parts", 0, check=True)
+    part = gpu_check.CheckPart("misbehaving_parts", 0, check=True)
 
     def outcome(name: str) -> dict[str, Any]:
         found = gpu_check.apart(name, part, setting)
         assert found.pop("seconds") >= 0
         return found
 
-    # No Setting, which would have each process import torch.
+    # No Conditions, which would have each process import torch.
     setting = SimpleNamespace(due=time.monotonic() + 60)
     assert outcome("well") == {"status": "passed", "rows": [{"status": "passed"}]}
     assert outcome("dies") == {"status": "failed", "error": "its process ended with exit code 11", "rows": []}
@@ -164,7 +164,7 @@ def test_a_part_that_ends_its_process_or_never_ends_is_recorded(
     ],
 )
 def test_the_status_of_a_part_is_that_of_its_rows(check: bool, statuses: list[str], status: str) -> None:
-    part = gpu_check.Part("", 0, check)
+    part = gpu_check.CheckPart("", 0, check)
     assert gpu_check.status_of(part, [{"status": each} for each in statuses]) == status
 
 
@@ -179,7 +179,7 @@ def test_what_time_does_not_allow_is_listed_as_not_run(tmp_path: Path, capsys: p
 
 def test_a_row_that_fails_or_comes_too_late_says_so() -> None:
     rows: list[Row] = []
-    in_time, late = (Setting(torch.device("cpu"), True, Path(), due) for due in (math.inf, -math.inf))
+    in_time, late = (Conditions(torch.device("cpu"), True, Path(), due) for due in (math.inf, -math.inf))
 
     def failing() -> Row:
         raise ValueError("too large\nby far")
@@ -238,6 +238,6 @@ def test_results_go_where_the_environment_says(place: str, monkeypatch: pytest.M
 
 
 def test_figures_are_of_a_measurement_alone() -> None:
-    dry, measuring = (Setting(torch.device("cpu"), dry_run, Path(), 0) for dry_run in (True, False))
+    dry, measuring = (Conditions(torch.device("cpu"), dry_run, Path(), 0) for dry_run in (True, False))
     assert dry.figure(1.5) is None
     assert measuring.figure(1.5) == 1.5

@@ -15,8 +15,8 @@ from tests.helpers.commands import REPOSITORY, Command, Ended
 from tests.helpers.pages import HOSTILE, findings
 from tests.helpers.synthetic import write_run
 
-import report as report_command
 from backforward_suite import cli
+from backforward_suite.commands import report as report_command
 from backforward_suite.report import experiments, page
 from backforward_suite.report.claims import read_claims
 from backforward_suite.report.finding import KINDS, Finding

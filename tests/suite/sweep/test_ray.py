@@ -15,7 +15,10 @@ from tests.helpers.sweeps import DIGITS, WITH_TESTS, assert_same, start, tree, u
 
 from backforward_suite.runs import files, locks
 
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="not installed: ray (pip install -e '.[ray]')")
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(find_spec("ray") is None, reason="not installed: ray (pip install -e '.[ray]')"),
+]
 
 LONG = ("max_epochs=100000", "trainer.checkpoint_minutes=100")
 

@@ -18,6 +18,8 @@ from tests.helpers.sweeps import DIGITS, WITH_TESTS, assert_same, start, until
 from backforward_suite.runs import files, locks
 from backforward_suite.train.callbacks.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.cluster
+
 SLURM = ("-m", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.poll_seconds=0.3", *DIGITS)
 WITHOUT_GPUS = "hydra.launcher.gpus_per_device=0"
 LONG = (WITHOUT_GPUS, "max_epochs=100000", "trainer.checkpoint_minutes=100", "trainer.log_every_n_steps=1")

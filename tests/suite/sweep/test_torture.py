@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.helpers.torture import compare, torture, undisturbed
 
 
+@pytest.mark.slow
 def test_six_kills_change_nothing(tmp_path: Path, mnist_root: Path) -> None:
     for name in ("killed", "alone"):
         (tmp_path / name).mkdir()
