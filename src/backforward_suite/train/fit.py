@@ -10,7 +10,6 @@ import os
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,6 +23,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
 
 from backforward_suite import cli
 from backforward_suite.build import Parts
@@ -120,8 +120,9 @@ def fit(
     if settings.trainer.precision == "64-true":
         module.double()  # Lightning converts it after it has restored a checkpoint, whose lower bits would be lost
     own = own_sources(request.values)
-    started = time.perf_counter()
     devices = settings.trainer.devices
+    # Lightning took it, as it was imported, from what a scheduler may have said of other processes.
+    rank_zero_only.rank = rank(devices)  # type: ignore[attr-defined]
     if settings.capture != settings.trainer.capture and rank(devices) == 0:
         say_ordinary("diagnostics look into them")
     record = RunRecord(folder, settings.trainer.log_every_n_steps)
@@ -174,6 +175,10 @@ def fit(
             if not module.diverged:
                 trainer.test(module, loaders, verbose=False)
                 final |= module.evaluated
+    if folder is not None and trainer.is_global_zero:
+        record.write()  # and what was lost of them since the last checkpoint
+        if diagnostics.when:
+            diagnostics.write()
     if logger is not None:
         close_logger(logger, request, final, trainer.global_step)
     return assembled(
@@ -188,7 +193,7 @@ def fit(
         loaders.data,
         trainer.strategy.root_device,
         {
-            "seconds": time.perf_counter() - started,  # of this sitting
+            "seconds": record.elapsed(),
             "start_seconds": record.start_seconds,
             "training_seconds": record.seconds,
             "diagnostics_seconds": diagnostics.seconds,
@@ -233,9 +238,10 @@ def opened_logger(folder: Path, request: Request, resumed_after: int | None) -> 
         folder: The run's.
         request: What was asked for, for HParams.
         resumed_after: The step of the checkpoint where this sitting goes on: what a sitting that was cut off logged
-            after it is hidden. None in a first sitting.
+            after it is hidden; all of it where it left no checkpoint (None).
     """
-    purge = None if resumed_after is None else resumed_after + 1
+    earlier = any(folder.glob("events.out.*"))
+    purge = None if not earlier else 0 if resumed_after is None else resumed_after + 1
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=purge)
     logger.hparams.update(_readable(request))
     return logger

@@ -163,8 +163,8 @@ class Checkpoints(Checkpoint):
 
     After the epoch of best validation accuracy so far, `best.ckpt` is a copy of it.
 
-    On SIGTERM (Slurm before it takes a machine away, a sweep that is interrupted) training ends after the batch at
-    hand, with a checkpoint. Outside training it ends at once: nothing is lost.
+    On SIGTERM (Slurm before it takes a machine away, a sweep that is interrupted) and on Ctrl-C training ends after
+    the batch at hand, with a checkpoint; on a second Ctrl-C at once. Outside training it ends at once: nothing is lost.
 
     Args:
         folder: The run's folder.
@@ -187,7 +187,7 @@ class Checkpoints(Checkpoint):
         self._best = -1.0
         self.restored = False
         self._training = False
-        self._told_to_end = False
+        self._told_to_end: type[BaseException] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation accuracy so far."""
@@ -208,7 +208,7 @@ class Checkpoints(Checkpoint):
         self._listen()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Hear SIGTERM, and answer it after a batch."""
+        """Answer SIGTERM and Ctrl-C after a batch from now on."""
         for optimizer in trainer.optimizers:
             for parameter, state in optimizer.state.items():
                 shapes = {value.shape for value in state.values() if isinstance(value, torch.Tensor) and value.dim()}
@@ -223,30 +223,33 @@ class Checkpoints(Checkpoint):
 
     def _listen(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_sigterm)
+            signal.signal(signal.SIGTERM, self._on_signal)
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is in the background
+                signal.signal(signal.SIGINT, self._on_signal)
 
-    def _on_sigterm(self, *_: Any) -> None:
-        if not self._training:
-            raise Stopped
-        self._told_to_end = True
+    def _on_signal(self, number: int, _: Any) -> None:
+        end = KeyboardInterrupt if number == signal.SIGINT else Stopped
+        if not self._training or self._told_to_end is end is KeyboardInterrupt:
+            raise end
+        self._told_to_end = end
 
     def before_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, step: int) -> None:
         """Nothing to do."""
 
     def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: Result, step: int) -> bool:
         """End the turn when it is time to save."""
-        return self._told_to_end or time.monotonic() >= self._due
+        return self._told_to_end is not None or time.monotonic() >= self._due
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save when the time has come."""
         progress = trainer.fit_loop.epoch_loop.batch_progress
         if progress.is_last_batch or (trainer.world_size > 1 and progress.current.ready % self.agree_every):
             return  # the end of the epoch saves
-        due, stop = self._agreed(trainer, time.monotonic() >= self._due, self._told_to_end)
+        due, stop = self._agreed(trainer, time.monotonic() >= self._due, self._told_to_end is not None)
         if due or stop:
             self._save(trainer)
         if stop:
-            raise Stopped
+            raise self._told_to_end or Stopped  # another process of this run was told
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Save with the epoch's metrics in the record."""
@@ -262,8 +265,8 @@ class Checkpoints(Checkpoint):
             self._due = time.monotonic() + self.seconds
         else:
             self._save(trainer)
-        if self._agreed(trainer, self._told_to_end)[0]:
-            raise Stopped
+        if self._agreed(trainer, self._told_to_end is not None)[0]:
+            raise self._told_to_end or Stopped
 
     @staticmethod
     def _agreed(trainer: L.Trainer, *wishes: bool) -> list[bool]:
