@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from backforward.models import weight_decay_groups
 from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
 from backforward.rules import Switch, UpdateRule
 from backforward_suite.config import Request
-from backforward_suite.data import DataSplits, load_data
+from backforward_suite.data import DataSplits, load_asked
 from backforward_suite.targets import refuse_wrong_types
 
 REHEARSED = 2  # images of the step that is tried, and counted, before training
@@ -55,14 +54,7 @@ class Parts:
             refuse_wrong_types(group, request.values[group])
         settings = self._settings = request.settings
         if data is None:
-            data = load_data(
-                settings.data.name,
-                Path(settings.data.root),
-                protocol=settings.data.protocol,
-                size=settings.data.size,
-                train_images=settings.data.train_images,
-                evaluation_images=settings.data.evaluation_images,
-            )
+            data = load_asked(settings.data)
         self.data = data
         self._data_norm = DataNorm.fit(settings.data_norm, self.data.train.x)
         self._model = instantiate(
