@@ -1,1 +1,18 @@
 """Runs experiments with Backforward: configs, training, sweeps, studies, reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["load"]
+
+
+def load(folder: Path | str, checkpoint: Literal["last", "best"] = "last") -> nn.Module:
+    """Return the trained network of a run: see `backforward_suite.trained.load`."""
+    from backforward_suite import trained  # torch takes seconds, which a skipped run spares
+
+    return trained.load(folder, checkpoint)
