@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +14,6 @@ __all__ = ["load"]
 
 def load(folder: Path | str, checkpoint: Literal["last", "best"] = "last") -> nn.Module:
     """Return the trained network of a run: see `backforward_suite.trained.load`."""
-    from backforward_suite import trained  # torch takes seconds, which a skipped run spares
-
-    return trained.load(folder, checkpoint)
+    # On first use: torch takes seconds, which a skipped run spares.
+    network: nn.Module = import_module("backforward_suite.trained").load(folder, checkpoint)
+    return network
