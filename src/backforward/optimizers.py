@@ -296,9 +296,9 @@ def one_per_group(
 def _instead(given: Any) -> str:
     if isinstance(given, torch.amp.GradScaler):
         return "its scale moves within a batch: give the optimizer itself, and autocast to bfloat16"
-    wrapped = getattr(given, "optimizer", None)
-    if isinstance(wrapped, torch.optim.Optimizer):
-        return f"give the {type(wrapped).__name__} that it wraps (its .optimizer)"
+    for name, value in getattr(given, "__dict__", {}).items():
+        if isinstance(value, torch.optim.Optimizer):
+            return f"give the {type(value).__name__} that it wraps (its .{name})"
     return "give a torch.optim.Optimizer"
 
 

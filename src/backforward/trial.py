@@ -16,6 +16,7 @@ import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import GeneratorType
 from typing import Any
 
 import torch
@@ -44,11 +45,11 @@ def examine(optimizer: torch.optim.Optimizer) -> frozenset[str]:
     kind = type(optimizer).__name__
     instead = "take an optimizer that needs no more than step()"
     attributes = vars(optimizer)
+    if needed := [name for name in OWN_LOOP if callable(getattr(optimizer, name, None))]:
+        raise ValueError(f"{kind} needs a training loop of its own, which calls {needed[0]}(); {instead}")
     wrapped = [type(value).__name__ for value in attributes.values() if isinstance(value, torch.optim.Optimizer)]
     if wrapped:
         raise ValueError(f"{kind} wraps another optimizer; give the {wrapped[0]} itself")
-    if needed := [name for name in OWN_LOOP if callable(getattr(optimizer, name, None))]:
-        raise ValueError(f"{kind} needs a training loop of its own, which calls {needed[0]}(); {instead}")
     if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters_of(optimizer)):
         raise ValueError(
             f"{kind} has parameters with hooks on accumulated gradients, which never run here; remove them"
@@ -146,6 +147,8 @@ def _copy(optimizer: torch.optim.Optimizer, small: bool) -> torch.optim.Optimize
     for name, value in vars(optimizer).items():
         if "hooks" in name and name in OF_TORCH:
             vars(new)[name] = OrderedDict()
+        elif isinstance(value, GeneratorType) and value.gi_frame is None:
+            vars(new)[name] = value  # the constructor has used it up
         elif name != "step":
             vars(new)[name] = copy.deepcopy(value, memo)
     trained = [{**g, "params": [p for p in g["params"] if p.requires_grad]} for g in new.param_groups]
