@@ -18,6 +18,7 @@ from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_proje
 from backforward.rules import Switch, UpdateRule
 from backforward_suite.config import Request
 from backforward_suite.data import DataSplits, load_asked
+from backforward_suite.targets import refuse_wrong_types
 
 REHEARSED = 2  # images of the step that is tried, and counted, before training
 
@@ -63,6 +64,8 @@ class Parts:
 
     def __init__(self, request: Request, data: DataSplits | None = None) -> None:
         cfg = request.cfg
+        for group in ("model", "optimizer", "method", "schedule"):
+            refuse_wrong_types(group, request.values[group])
         settings = self._settings = request.settings
         if data is None:
             data = load_asked(settings.data)
