@@ -298,7 +298,8 @@ class Request:
         assert isinstance(own, DictConfig)
         values = plain(own)
         made = {} if hydra is None else hydra.runtime.choices
-        choices = {group: str(made[group]) for group in Settings.model_fields if made.get(group) is not None}
+        groups = [group for group in Settings.model_fields if has_effect(group)]
+        choices = {group: str(made[group]) for group in groups if made.get(group) is not None}
         return cls(own, Settings.check(values, here), values, choices, hydra)
 
     @property

@@ -231,7 +231,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _profiler(kind: str | None, folder: Path | None) -> Profiler | None:
-    """Lightning's profiler of that kind; its report goes to `profile-fit.txt` in the run's folder, and beside it."""
+    """Lightning's profiler of that kind; its reports go to `fit-profile.txt` and `test-profile.txt` in the folder."""
     make = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
     return None if kind is None or folder is None else make[kind](dirpath=folder, filename="profile")
 

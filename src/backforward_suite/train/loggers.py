@@ -46,7 +46,7 @@ def opened(folder: Path, request: Request, resumed_after: int | None) -> Logger:
         missing = next((cause for cause in _causes(error) if isinstance(cause, ModuleNotFoundError)), None)
         if missing is None:
             raise
-        name = request.choices.get("logger", "")
+        name = str(asked.target).rpartition(".")[2]
         raise BadInput(f"logger={name}: its package is not installed; pip install {name}, or another logger") from None
     made.log_hyperparams(hparams.readable(request))
     return made
@@ -60,6 +60,8 @@ def close(logger: Logger, folder: Path, request: Request, final: Mapping[str, An
         logger.log_metrics({key: final[key] for key in hparams.METRICS if hparams.is_finite(final.get(key))}, step)
         logger.save()
     logger.finalize("success")
+    if isinstance(logger, WandbLogger):
+        logger.experiment.finish()  # Lightning leaves it open until the process ends
 
 
 def tensorboard(folder: Path, request: Request, resumed_after: int | None) -> TensorBoardLogger:
