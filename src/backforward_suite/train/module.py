@@ -353,14 +353,21 @@ class InMemoryData(L.LightningDataModule):
         seed: Decides, with the epoch, the order of samples and the flips.
         augment: `"none"` or `"flip"`.
         shuffle: A new order of training samples each epoch, else always that of the data set.
+        limit: Train on so many batches of each epoch; None: all.
     """
 
     def __init__(
-        self, data: DataSplits, batch_size: int, seed: int, augment: str = "none", shuffle: bool = True
+        self,
+        data: DataSplits,
+        batch_size: int,
+        seed: int,
+        augment: str = "none",
+        shuffle: bool = True,
+        limit: int | None = None,
     ) -> None:
         super().__init__()
         self.data, self.batch_size = data, batch_size
-        self._how: dict[str, Any] = {"seed": seed, "augment": augment, "shuffle": shuffle}
+        self._how: dict[str, Any] = {"seed": seed, "augment": augment, "shuffle": shuffle, "limit": limit}
         # Made once here, so that a batch larger than the training set is refused before anything starts.
         self.steps_per_epoch = len(EpochLoader(data.train, batch_size, **self._how))
 
