@@ -16,6 +16,7 @@ from backforward.data import DataSplits, load_data
 from backforward.models import weight_decay_groups
 from backforward.normprop import DataNorm, NormPropConv2d, NormPropLinear, unit_norm_projection
 from backforward.settings import Settings
+from backforward.shift import layers
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a study does without
     from backforward.training import Arithmetic, Classification, InMemoryData
@@ -62,10 +63,24 @@ class Parts:
         return nn.Sequential(OrderedDict(data_norm=copy.deepcopy(self._data_norm), model=model))
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer; it decays weights alone."""
+        """The optimizer; it decays weights alone, and may have a learning rate of its own for the last layer."""
         decays = (self._settings.optimizer.model_extra or {}).get("weight_decay")
-        made: torch.optim.Optimizer = self._optimizer(weight_decay_groups(network) if decays else network.parameters())
+        groups = weight_decay_groups(network) if decays else [{"params": list(network.parameters())}]
+        if self._settings.head_lr is not None:
+            groups = self._with_head(groups, network, self._settings.head_lr)
+        made: torch.optim.Optimizer = self._optimizer(groups)
         return made
+
+    def _with_head(self, groups: list[dict[str, Any]], network: nn.Module, lr: float) -> list[dict[str, Any]]:
+        """Parameter groups in which the last layer in forward order has this learning rate."""
+        images = self.few()[0].to(next(network.parameters()).device)
+        head = {id(parameter) for parameter in layers(network, images)[-1].parameters}
+        parted = []
+        for group in groups:
+            mine = [p for p in group["params"] if id(p) in head]
+            parted.append({**group, "params": [p for p in group["params"] if id(p) not in head]})
+            parted.append({**group, "params": mine, "lr": lr})
+        return [group for group in parted if group["params"]]
 
     def rule(self, *args: Any, **hooks: Any) -> Any:
         """The update rule of network, optimizer and loss function."""

@@ -28,6 +28,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from backforward.callbacks.checkpoint import Checkpoints, WholeFileIO
 from backforward.callbacks.diagnostics import Diagnostics
 from backforward.callbacks.record import RunRecord
+from backforward.callbacks.stopping import Stopping
 from backforward.capture import say_ordinary
 from backforward.precision import set_matmul_precision
 from backforward.processes import made_by_slurm, rank
@@ -71,11 +72,13 @@ def fit(
     started = time.perf_counter()
     devices = settings.trainer.devices
     if settings.capture != settings.trainer.capture and rank(devices) == 0:
-        say_ordinary("diagnostics look into them")
+        say_ordinary("the method draws anew for each batch" if settings.draws_anew else "diagnostics look into them")
     record = RunRecord(folder, settings.trainer.log_every_n_steps)
     diagnostics = Diagnostics(settings.diagnostics.when(), settings.diagnostics.samples, folder)
     # Before the record, so that the run's time includes their price.
     callbacks: list[L.Callback] = [diagnostics, record] if diagnostics.when else [record]
+    stopping = Stopping(record, settings.stop_loss, settings.patience, settings.min_delta)
+    callbacks.append(stopping)
     resume: Path | None = None
     logger: TensorBoardLogger | None = None
     if folder is not None:
@@ -123,6 +126,7 @@ def fit(
     return assembled(
         {
             "status": "diverged" if module.diverged else "finished",
+            **stopping.found,
             "final": final,
             "best": dict(record.best() or {}),
             "arithmetic": arithmetic or [],

@@ -46,6 +46,11 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
+# Keys younger than the first committed results, with the value that means what runs did before there was the key. At
+# that value a key is left out of the hash, so that results made before it stay valid.
+ADDED_LATER = {"head_lr": None, "stop_loss": None, "patience": None, "min_delta": 0.0}
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -135,8 +140,12 @@ class Settings(_Model):
     scale: Literal["smoke", "small", "paper"] | None
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
     lr: NonNegative
+    head_lr: NonNegative | None = None
     batch_size: Count
     max_epochs: Count
+    stop_loss: Positive | None = None
+    patience: Count | None = None
+    min_delta: NonNegative = 0.0
     weight_decay: NonNegative
     data_norm: Literal["none", "channel", "global", "batch"]
     max_grad_norm: Positive | None
@@ -182,6 +191,8 @@ class Settings(_Model):
         devices, batch = self.trainer.devices, self.batch_size
         if self.study is not None:
             self._check_study()
+        if self.min_delta and self.patience is None:
+            raise BadInput(f"min_delta={self.min_delta} is of patience; give patience=200, say, or no min_delta")
         if (self.method.model_extra or {}).get("engine") == "shortcut":
             if devices > 1:
                 raise BadInput(f"engine=shortcut works on one device, not {devices}; give method.engine=replay")
@@ -199,6 +210,11 @@ class Settings(_Model):
                 "diagnostics.shift and diagnostics.update look into a step, and trainer.capture=on replays it whole;"
                 " give trainer.capture=auto or off, or diagnostics=off"
             )
+        if self.trainer.capture == "on" and self.draws_anew:
+            raise BadInput(
+                "this method draws anew for each batch, and trainer.capture=on replays one step;"
+                " give trainer.capture=auto or off"
+            )
         if self.trainer.capture == "on" and devices > 1:
             raise BadInput(f"trainer.capture=on works on one device, not {devices}; give trainer.capture=auto or off")
         each = "" if devices == 1 else " on each device"
@@ -214,15 +230,24 @@ class Settings(_Model):
         return bool(self.diagnostics.shift or self.diagnostics.update)
 
     @property
+    def draws_anew(self) -> bool:
+        """Whether the update rule itself draws random numbers for each batch."""
+        return (
+            "random" in _values(self.method.model_extra) or self.method.target == "backforward.study_rules.ShiftNoise"
+        )
+
+    @property
     def capture(self) -> Literal["auto", "on", "off"]:
-        """`trainer.capture`, as far as diagnostics leave the choice."""
-        return "off" if self._looks_into_steps() else self.trainer.capture
+        """`trainer.capture`, as far as diagnostics and method leave the choice."""
+        return "off" if self._looks_into_steps() or self.draws_anew else self.trainer.capture
 
     def _check_study(self) -> None:
         if self.trainer.devices > 1:
             raise BadInput(f"a study works on one device, not {self.trainer.devices}; give trainer.devices=1")
         if self.trainer.precision == "bf16-mixed":
             raise BadInput("a study needs full precision; give trainer.precision=32-true")
+        if self.stop_loss is not None or self.patience is not None:
+            raise BadInput("stop_loss and patience end a training, and a study has none; leave them out")
         if any(self.diagnostics.when().values()):
             raise BadInput("diagnostics watch a training, and a study has none; give diagnostics=off")
 
@@ -260,7 +285,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide a result, flat: dotted key -> value."""
-    return {key: value for key, value in flatten(values) if key not in WITHOUT_EFFECT}
+    return {
+        key: value
+        for key, value in flatten(values)
+        if key not in WITHOUT_EFFECT and not (key in ADDED_LATER and value == ADDED_LATER[key])
+    }
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:

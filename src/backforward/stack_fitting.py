@@ -198,7 +198,7 @@ class _StackTraining:
         if not self.members[0].record.rows:
             self._record(self.members, epoch=0)
         while self.epoch < self.settings.max_epochs and self.members:
-            self.rule.set_epoch(self.epoch)
+            self.rule.set_epoch(self.epoch, self.step)
             started = time.perf_counter()
             for x, y in self.batches.epoch(self.epoch, self.place):
                 self._train_on(x.to(self.dtype), y)

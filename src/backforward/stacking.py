@@ -172,9 +172,9 @@ class StackedRule:
         """Plan the passes for batches such as x [R, B, ...]."""
         self.rule.prepare(x)
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, batch: int | None = None) -> None:
         """Say which epoch begins (from 0)."""
-        self.rule.set_epoch(epoch)
+        self.rule.set_epoch(epoch, batch)
 
     def step(self, x: Tensor, y: Tensor) -> Result:
         """Let a mini-batch of each network, x [R, B, ...] and y [R, B], change its weights; losses are [R]."""

@@ -199,13 +199,14 @@ class Classification(L.LightningModule):
                 say_ordinary("this run is on a CPU" if self.device.type == "cpu" else "this run is on several devices")
         if self.device.type == "cpu":  # its checkpoint may come from a GPU
             set_capturable(optimizer, optimizer.param_groups, False)
-        self.rule.set_epoch(self.current_epoch)
+        self.rule.set_epoch(self.current_epoch, self.global_step)
         self._each_batch = [callback for callback in self.trainer.callbacks if isinstance(callback, EachBatch)]  # type: ignore[attr-defined]
         if self._of_ranks is None:
             torch.manual_seed(rank_seed(self.seed, self.global_rank))
         else:
             self._go_on_from(self._of_ranks[self.global_rank])
-        self.trainer.should_stop = self.diverged  # cut off between the checkpoint of a diverged epoch and its result
+        if self.diverged:  # cut off between the checkpoint of a diverged epoch and its result
+            self.trainer.should_stop = True
 
     def on_train_epoch_start(self) -> None:
         """Tell the rule which epoch begins (Lightning tells the loader)."""
@@ -213,7 +214,7 @@ class Classification(L.LightningModule):
         self.joint_sums.zero_()
         self._sums_seen.take()
         assert self.rule is not None
-        self.rule.set_epoch(self.current_epoch)
+        self.rule.set_epoch(self.current_epoch, self.global_step)
 
     def training_step(self, dataloader_iter: Iterator[tuple[Batch, int, int]]) -> None:
         """Train on the mini-batches of a turn.
