@@ -18,15 +18,18 @@ from tests.test_settings import composed
 from torch import nn
 
 from backforward import readings, runs
+from backforward.building import Parts
 from backforward.callbacks.checkpoint import Checkpoints, read_checkpoint
 from backforward.callbacks.record import RunRecord
+from backforward.callbacks.stopping import why_stop
 from backforward.data import EpochLoader, load_data
 from backforward.errors import Stopped
 from backforward.fitting import ProgressBar
 from backforward.hardware import cpu_model
-from backforward.models import MLP
+from backforward.models import MLP, NIN
 from backforward.normprop import DataNorm
 from backforward.runs import Result
+from backforward.settings import Settings
 from train import train as train_alone
 
 SMALL = ("data=digits", "batch_size=32", "model.hidden=16", "trainer.accelerator=cpu")
@@ -242,6 +245,9 @@ SETTINGS = {
         "schedule=cosine schedule.interval=step schedule.T_max=120"
     ),
     "bfp_warmup": "method=bfp_warmup method.at_epoch=1",
+    "bfp in random order": "method=bfp_random model.depth=3",
+    "noise drawn for each batch": "method=shift_noise",
+    "ended by patience": "lr=0.5 patience=1 min_delta=0.7",
 }
 
 
@@ -346,6 +352,104 @@ def test_a_diverged_run_killed_before_its_result_trains_no_further(
     rows = (tmp_path / "metrics.csv").read_bytes()
     assert trained(tmp_path, "lr=1e30", "max_epochs=3")["status"] == "diverged"
     assert (tmp_path / "metrics.csv").read_bytes() == rows
+
+
+@pytest.mark.parametrize(
+    ("losses", "stop_loss", "patience", "min_delta", "ends"),
+    [
+        ([], 0.1, 1, 0.0, None),
+        ([0.5, 0.2], 0.1, None, 0.0, None),
+        ([0.5, 0.1], 0.1, None, 0.0, (2, "stop_loss")),
+        ([0.5, 0.4, 0.4, 0.41], None, 2, 0.0, (4, "patience")),
+        ([0.5, 0.4, 0.4, 0.39], None, 2, 0.0, None),
+        ([0.5, 0.4, 0.395, 0.392], None, 2, 0.01, (4, "patience")),
+        # Slow progress is measured from the lowest loss that counted as progress, not from the last.
+        ([0.5, 0.496, 0.492, 0.488], None, 3, 0.01, None),
+        ([0.5, 0.6, 0.09], 0.1, 2, 0.0, (3, "stop_loss")),
+        ([0.5, float("nan"), float("nan")], 0.1, 2, 0.0, (3, "patience")),
+    ],
+)
+def test_when_training_ends_early(
+    losses: list[float], stop_loss: float | None, patience: int | None, min_delta: float, ends: tuple[int, str] | None
+) -> None:
+    first = next(
+        ((n, why) for n in range(len(losses) + 1) if (why := why_stop(losses[:n], stop_loss, patience, min_delta))),
+        None,
+    )
+    assert first == ends
+
+
+def test_a_run_ends_after_the_epoch_that_reaches_the_loss(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole", "max_epochs=5")
+    losses = [row["loss/train"] for row in runs.read_metrics(tmp_path / "whole")[1:]]
+    assert losses == sorted(losses, reverse=True), "this test needs a loss that falls"
+    ended = trained(tmp_path / "ended", "max_epochs=5", f"stop_loss={losses[2]}")
+    assert "stopped_at" not in whole
+    assert (ended["status"], ended["stopped_by"], ended["stopped_at"]) == ("finished", "stop_loss", 3)
+    assert ended["final"]["epoch"] == 3
+    assert ended["final"]["accuracy/test"] is not None
+    curve = (tmp_path / "whole" / "metrics.csv").read_text().splitlines()
+    assert (tmp_path / "ended" / "metrics.csv").read_text().splitlines() == curve[:5]
+    on = trained(tmp_path / "on", "max_epochs=2", f"stop_loss={losses[2]}")
+    assert (on["stopped_by"], on["stopped_at"]) == (None, None)
+
+
+def test_a_run_ended_early_and_killed_before_its_result_trains_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise CutOff
+
+    overrides = ("lr=0.5", "patience=1", "min_delta=10", "max_epochs=9")
+    with monkeypatch.context() as patch, pytest.raises(CutOff):
+        patch.setattr(Checkpoints, "on_train_end", killed)
+        trained(tmp_path, *overrides)
+    rows = (tmp_path / "metrics.csv").read_bytes()
+    result = trained(tmp_path, *overrides)
+    assert (result["stopped_by"], result["stopped_at"]) == ("patience", 2)
+    assert (tmp_path / "metrics.csv").read_bytes() == rows
+
+
+@pytest.mark.parametrize("method", ["sgd", "bfp"])
+@pytest.mark.parametrize("decay", ["weight_decay=0", "weight_decay=0.01"])
+def test_the_head_has_its_own_learning_rate(method: str, decay: str) -> None:
+    """Two optimizers, one for the hidden layers and one for the head, in a bare loop."""
+    cfg = composed(*SMALL, f"method={method}", "model.depth=2", "lr=0.2", "head_lr=0.7", decay, "schedule=halve")
+    parts = Parts(cfg, Settings.check(cfg))
+    network = parts.network(0)
+    groups = parts.optimizer(network).param_groups
+    head = set(network.model.head.parameters())
+    for group in groups:
+        assert group["lr"] == (0.7 if head & set(group["params"]) else 0.2)
+        assert not head & set(group["params"]) or set(group["params"]) <= head
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+    if decay == "weight_decay=0.01":
+        assert all((group["weight_decay"] == 0.01) == all(p.ndim > 1 for p in group["params"]) for group in groups)
+
+
+def test_equal_rates_of_head_and_hidden_layers_are_one_rate(tmp_path: Path) -> None:
+    trained(tmp_path / "one", "max_epochs=2", "method=bfp")
+    trained(tmp_path / "two", "max_epochs=2", "method=bfp", "head_lr=0.1")
+    trained(tmp_path / "other", "max_epochs=2", "method=bfp", "head_lr=0.3")
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    assert not same(weights(tmp_path / "one"), weights(tmp_path / "other"))
+
+
+def test_a_head_that_does_not_learn_stays_as_it_was(tmp_path: Path) -> None:
+    """With head_lr=0 the last layer in forward order keeps its weights, in any model."""
+    overrides = ("model=nin", "data.size=17", "model.width=0.05", "norm=batch", "data.train_images=64", "max_epochs=1")
+    trained_state = train_alone(
+        composed("data=digits", "batch_size=32", "trainer.accelerator=cpu", *overrides, "head_lr=0"), tmp_path
+    )
+    assert trained_state["status"] == "finished"
+    start = NIN((1, 17, 17), 10, width=0.05, norm="batch", seed=0).state_dict()
+    end = {key.removeprefix("network.model."): value for key, value in weights(tmp_path).items()}
+    moved = {
+        key for key in start if "running" not in key and "num" not in key and not torch.equal(start[key], end[key])
+    }
+    assert {"head.weight", "head.bias"} == {key for key in start if key.startswith("head")}
+    assert not {key for key in moved if key.startswith("head")}
+    assert {"conv1.conv.weight", "conv8.conv.weight"} <= moved
 
 
 def test_arithmetic_is_what_the_formula_of_a_chain_gives() -> None:
