@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,9 @@ class Parts:
         self._model = instantiate(
             cfg.model, in_shape=self.data.shape, classes=self.data.classes, _partial_=True, _convert_="all"
         )
+        if settings.norm.target is not None:
+            norm = {key: value for key, value in cfg.norm.items() if key != "kind"}
+            self._model = partial(self._model, norm=instantiate(norm, _partial_=True, _convert_="all"))
         self._optimizer = instantiate(cfg.optimizer, _partial_=True, _convert_="all")
         self._rule = instantiate(cfg.method, _partial_=True, _convert_="all")
         schedule = {key: value for key, value in cfg.schedule.items() if key != "interval"}

@@ -85,11 +85,12 @@ class ScheduleSettings(_Group):
 
 
 class NormSettings(_Model):
-    """The `norm` group."""
+    """The `norm` group: one of the models' own, or a function of a layer (`_target_`) and its arguments."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
-    kind: Literal["none", "batch", "prop"]
+    kind: str
+    target: str | None = Field(alias="_target_", default=None)
 
 
 class DataSettings(_Model):
@@ -205,6 +206,7 @@ class Settings(_Model):
         devices, batch = self.trainer.devices, self.batch_size
         if self.study is not None:
             self._check_study()
+        self._check_norm()
         if self.min_delta and self.patience is None:
             raise BadInput(f"min_delta={self.min_delta} is of patience; give patience=200, say, or no min_delta")
         if (self.method.model_extra or {}).get("engine") == "shortcut":
@@ -232,13 +234,24 @@ class Settings(_Model):
         if self.trainer.capture == "on" and devices > 1:
             raise BadInput(f"trainer.capture=on works on one device, not {devices}; give trainer.capture=auto or off")
         each = "" if devices == 1 else " on each device"
-        if batch == devices and self.norm.kind == "batch":
+        if batch == devices and self.norm.kind in ("batch", "noisy_batch"):
             raise BadInput(
-                f"norm=batch needs at least two samples to a batch{each}; "
+                f"norm={self.norm.kind} needs at least two samples to a batch{each}; "
                 f"give batch_size={2 * devices} or more, or norm=prop"
             )
         if batch == devices and self.data_norm == "batch":
             raise BadInput(f"data_norm=batch needs at least two samples to a batch{each}; give data_norm=global")
+
+    def _check_norm(self) -> None:
+        kind, model = self.norm.kind, self.model
+        if self.norm.target is None and kind not in ("none", "batch", "prop"):
+            raise BadInput(
+                f"norm.kind={kind}: input should be 'none', 'batch' or 'prop', or norm._target_ a function of a layer"
+            )
+        if kind != "none" and (model.model_extra or {}).get("norm") != kind:
+            raise BadInput(
+                f"norm={kind} does not reach the model: {model.target} is not given norm=${{norm.kind}}; give norm=none"
+            )
 
     def _looks_into_steps(self) -> bool:
         return bool(self.diagnostics.shift or self.diagnostics.update)
