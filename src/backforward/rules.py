@@ -15,7 +15,7 @@ redoes forward and backward after each update, so that every layer steps along t
 `UpdateRule.step` is this loop; an engine computes its passes. A rule wraps any `torch.optim.Optimizer` that needs no
 closure; it is no optimizer itself.
 
-Depends on torch, the standard library and `stages` only.
+Depends on torch, the standard library, `stages` and `optimizers` only.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from backforward.optimizers import clip_grad_norm_, one_per_group, parameters_of, step_each
 from backforward.stages import (
     Chain,
     Cut,
@@ -47,7 +48,6 @@ from backforward.stages import (
     linear_chain,
     may_draw,
     survey,
-    takes_closure,
     tensors_in,
 )
 
@@ -56,6 +56,7 @@ __all__ = ["Backforward", "Backprop", "Group", "Result", "Rule", "Switch", "Upda
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 Reduce: TypeAlias = Callable[[Tensor], Tensor]
 TakeStep: TypeAlias = Callable[[bool], None]
+Optimizers: TypeAlias = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 AfterUpdate: TypeAlias = Callable[[Sequence[nn.Parameter]], None]
 
 
@@ -113,7 +114,8 @@ class UpdateRule:
 
     Args:
         model: The network. Several inputs are given to `step` as a tuple.
-        optimizer: Any torch optimizer that needs no closure.
+        optimizer: Any torch optimizer that needs no closure, or a list of several that share the parameters. Each acts
+            as one optimizer for each group (see `optimizers`).
         loss_fn: Maps (output, target) to a scalar loss.
         max_grad_norm: Clips the gradient of every update to this L2 norm.
         reduce: Averages a flat gradient over ranks; called once per update. Without it ranks would part in silence.
@@ -134,7 +136,7 @@ class UpdateRule:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         loss_fn: LossFunction,
         *,
         max_grad_norm: float | None = None,
@@ -147,14 +149,13 @@ class UpdateRule:
             raise TypeError(f"{name}: model is a {type(model).__name__}; give a torch.nn.Module")
         if isinstance(model, DataParallel | DistributedDataParallel):  # right kind, wrong place: no TypeError
             raise ValueError(f"{name}: give the network itself, not {type(model).__name__}, and average with reduce=")  # noqa: TRY004
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"{name}: optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer")
-        if takes_closure(optimizer):
-            raise ValueError(f"{name}: {type(optimizer).__name__} needs a closure; take an optimizer that needs none")
         if not callable(loss_fn):
             raise TypeError(f"{name}: loss_fn is a {type(loss_fn).__name__}; give a function of (output, target)")
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"{name}: max_grad_norm={max_grad_norm}; give a positive number or None")
+        self._optimizers = one_per_group(model, optimizer, name)
+        if step is not None and len(self._optimizers) > 1:
+            raise ValueError(f"{name}: step= takes the step of one optimizer; leave it out with several")
         self.model = model
         self.optimizer = optimizer
         self.loss_fn = loss_fn
@@ -217,7 +218,9 @@ class UpdateRule:
                     result = Result(loss.detach(), _map(Tensor.detach, output))
                 if turn == last and plan.joint:
                     result = result._replace(joint_loss=loss.detach())
-                self._update(plan.passes[k].parameters, gradients, last=turn == last)
+                group = plan.passes[k]
+                parts = plan.groups if turn == last and plan.joint else [group]
+                self._update(group.parameters, gradients, [part.parameters for part in parts], last=turn == last)
                 del output, loss, gradients  # the next pass needs nothing of this one
                 if autocast:
                     torch.clear_autocast_cache()  # it holds casts of the weights as they were
@@ -228,18 +231,22 @@ class UpdateRule:
         """The order of this batch's passes."""
         return range(count)
 
-    def _update(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], *, last: bool) -> None:
-        """One optimizer step of these parameters alone: all other gradients are None."""
+    def _update(
+        self,
+        parameters: Sequence[nn.Parameter],
+        gradients: Sequence[Tensor | None],
+        parts: Sequence[Sequence[nn.Parameter]],
+        *,
+        last: bool,
+    ) -> None:
+        """One step of these parameters, as the optimizers of the groups (`parts`) that they belong to."""
         if self._reduce is not None:
             gradients = _reduced(self._reduce, gradients)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        if self._step is None:
-            self.optimizer.step()
-        else:
-            self._step(last)
+            clip_grad_norm_(parameters, self.max_grad_norm)
+        step_each(self._optimizers, parts, self._step, last=last)
         if self._after_update is not None:
             with torch.no_grad():
                 self._after_update(parameters)
@@ -251,7 +258,7 @@ class UpdateRule:
 
     def _trainable(self) -> list[nn.Parameter]:
         """The parameters that the optimizer holds and that are not frozen, in the network's order."""
-        held = {id(p) for p in _held(self.optimizer)}
+        held = {id(p) for p in parameters_of(self.optimizer)}
         own = list(self.model.parameters())
         if held - {id(p) for p in own}:
             raise ValueError(f"{type(self).__name__}: the optimizer holds parameters that are not the network's")
@@ -273,7 +280,7 @@ class Backprop(UpdateRule):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         loss_fn: LossFunction,
         repeats: int = 1,
         max_grad_norm: float | None = None,
@@ -331,7 +338,7 @@ class Backforward(UpdateRule):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         loss_fn: LossFunction,
         groups: GroupSpec = "layer",
         engine: str = "auto",
@@ -392,7 +399,7 @@ class Backforward(UpdateRule):
         try:
             if self.engine == "shortcut":
                 parts = linear_chain(self.model, inputs, found.output)
-                engine, entered = Shortcut(self.loss_fn, groups, parts, self.optimizer), parts.entered
+                engine, entered = Shortcut(self.loss_fn, groups, parts, self._optimizers[0].optimizer), parts.entered
                 passes = [every]
             elif self.engine != "naive":
                 cuts = cut(self.model, inputs, groups, group_of, found.output)
@@ -724,7 +731,7 @@ class _Plan:
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         groups: list[Group],
         passes: list[Group],
         engine: Engine,
@@ -736,20 +743,16 @@ class _Plan:
         self.passes = passes
         self.engine = engine
         self.joint = joint
-        self.held = _held(optimizer)
+        self.held = parameters_of(optimizer)
         self.device = passes[0].parameters[0].device.type
         self._settings = settings
 
-    def outdated(self, optimizer: torch.optim.Optimizer) -> bool:
+    def outdated(self, optimizer: Optimizers) -> bool:
         """Whether network or optimizer are no longer what they were."""
-        return self._settings.changed() or len(self.held) != sum(len(g["params"]) for g in optimizer.param_groups)
+        return self._settings.changed() or len(self.held) != len(parameters_of(optimizer))
 
 
-def _held(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _require_plain_sgd(optimizer: torch.optim.Optimizer) -> None:
+def _require_plain_sgd(optimizer: Optimizers) -> None:
     """Refuse any optimizer whose step is not -lr times the gradient.
 
     Raises:

@@ -14,7 +14,6 @@ Depends on torch and the standard library only.
 
 from __future__ import annotations
 
-import inspect
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -941,9 +940,3 @@ def may_draw(called: Any) -> bool:
 
 def _callee(model: nn.Module, node: fx.Node) -> Any:
     return model.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-
-
-def takes_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer cannot step without a closure (LBFGS)."""
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty

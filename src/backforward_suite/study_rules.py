@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backforward.data_norm import DataNorm
 from backforward.models.init import generator
-from backforward.normprop import DataNorm
 from backforward.rules import Backforward, Group, Result
 
 LossFunction = Callable[[Any, Any], Tensor]

@@ -1,4 +1,4 @@
-"""Timing what is to be compared: in turn, over many rounds, so that a busy moment of the machine hits all alike."""
+"""Interleaved timing: arms run in turn over many rounds, so that a busy moment of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def interleaved(
         seconds_a_turn: How long an arm is called before the next one's turn; at least one call.
         device: Where they compute; on an accelerator each turn waits for it before and after. On a GPU time is that
             between two events among what it was given to do.
-        calls: So many calls a turn in the place of seconds, and none to warm up: the arms have been.
+        calls: Calls in each turn, instead of `seconds_a_turn`; the arms are then taken as warmed up.
 
     Raises:
         ValueError: No round, or no arm.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from backforward.normprop import gaussian_moments
+from backforward.moments import gaussian_moments
 
 Norm: TypeAlias = Callable[[nn.Module], nn.Module | None]
 

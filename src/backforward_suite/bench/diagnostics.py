@@ -51,7 +51,7 @@ EVALUATED = 2000  # images of validation and test set: enough for each bundle
 def run(
     train: Train, root: Path, cases: Iterable[str] = tuple(CASES), bundles: Sequence[str] = BUNDLES
 ) -> list[dict[str, Any]]:
-    """Train with each bundle in turn; plain SGD, against which everything is dearest.
+    """Train with each bundle in turn. Plain SGD is the cheapest rule, so the relative price is highest.
 
     Args:
         train: Trains one run from overrides in a folder.

@@ -29,9 +29,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from backforward.data_norm import DataNorm
 from backforward.models import NIN, weight_decay_groups
 from backforward.models.blocks import NORMS
-from backforward.normprop import DataNorm, NormPropConv2d, unit_norm_projection
+from backforward.normprop import NormPropConv2d, unit_norm_projection
 from backforward.rules import Backforward, Backprop, Result
 from backforward_suite.data import EpochLoader, Images, load_data
 from backforward_suite.precision import set_matmul_precision

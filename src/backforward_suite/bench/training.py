@@ -192,7 +192,7 @@ def multiply_accumulates(network: nn.Sequential, method: str, shape: tuple[int, 
 
 
 def multiply_accumulates_per_second(size: int = 1024, rounds: int = 15) -> float:
-    """The speed of one large product of float32 matrices on as many threads as training has: the peak to be had."""
+    """Speed of one large float32 matrix product on the threads that training has: the attainable peak."""
     a, b = (torch.randn(size, size, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     out = torch.empty(size, size)
     timing = interleaved({"product": lambda: torch.mm(a, b, out=out)}, rounds)["product"]

@@ -41,7 +41,7 @@ NEEDS = {
 }
 # Sweeps into the same folder, by the data set that they need besides.
 MORE = {"bfp_norm": {"cifar10": "bfp_norm_nin"}, "np_table": {"svhn": "np_table_svhn"}}
-# Digits in the place of every data set; NIN needs larger images than theirs.
+# Digits instead of every data set, enlarged for NIN.
 DIGITS = ("data=digits", "data.size=32", "data.train_images=1000", "data.evaluation_images=250")
 
 

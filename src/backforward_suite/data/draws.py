@@ -1,4 +1,4 @@
-"""Class-balanced draws that are the same for ever: NumPy froze the stream of ``RandomState`` (NEP 19)."""
+"""Class-balanced draws that never change: NumPy froze the stream of ``RandomState`` (NEP 19)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def first(labels: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
-    """Draw ``count`` images, as many of each class as there are, give or take one: return the mask, ``[N]``.
+    """Draw ``count`` images, balanced over classes to within one image; return the mask, ``[N]``.
 
     A smaller count draws a subset of a larger one's images.
     """

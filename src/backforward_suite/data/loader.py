@@ -61,13 +61,13 @@ class EpochLoader:
         world_size: int = 1,
     ) -> None:
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r}: a whole number from 1 up is right")
+            raise ValueError(f"batch_size={batch_size!r}: must be an integer >= 1")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} of world_size={world_size}: ranks run from 0 to world_size - 1")
         if batch_size % world_size if drop_last else batch_size < world_size:
             raise ValueError(f"batch_size={batch_size} does not divide among {world_size} processes; a multiple would")
         if not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise ValueError(f"seed={seed!r}: a whole number from 0 to {2**32 - 1} is right")
+            raise ValueError(f"seed={seed!r}: must be an integer from 0 to {2**32 - 1}")
         if augment not in AUGMENTATIONS:
             raise ValueError(f"augment={augment!r}: there are {', '.join(AUGMENTATIONS)}")
         if drop_last and batch_size > len(images):

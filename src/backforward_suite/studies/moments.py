@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from backforward.models.init import generator, initialise_, undisturbed_generator
-from backforward.normprop import ACTIVATIONS, NormPropConv2d, NormPropLinear, gaussian_moments, make_activation
-from backforward.shift import RunningMoments, gaussianity, incoherence, layer_jacobian, spectrum
+from backforward.moments import ACTIVATIONS, gaussian_moments, make_activation
+from backforward.normprop import NormPropConv2d, NormPropLinear
+from backforward.probes import RunningMoments, gaussianity, incoherence, layer_jacobian, spectrum
 from backforward_suite.errors import BadInput
 from backforward_suite.studies.study import Findings, Row, Setting
 
@@ -318,7 +319,7 @@ def _number(value: float | Tensor) -> float:
 
 def _check_count(name: str, value: object) -> None:
     if not isinstance(value, int) or value < 1:
-        raise ValueError(f"study.{name}: a whole number from 1 up is right, not {value!r}")
+        raise ValueError(f"study.{name}={value!r}: must be an integer >= 1")
 
 
 def _factors(activation: str) -> tuple[str, ...]:

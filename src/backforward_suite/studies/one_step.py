@@ -25,7 +25,7 @@ class OneStep:
 
     Backforward Propagation claims that "one step at lr 1 on 4 images learns the batch" (Stoica & Simionescu, AAAI 2023,
     p. 2). Each draw has initial weights and images of its own; both are the same for every update rule, and the images
-    for every width. The loss after is computed anew on the same images, the network in the mode of training.
+    for every width. The loss after the step is computed on the same images, with the network in training mode.
 
     Rows of `study.csv`: ``width``, ``draw`` (from 0), ``loss_before``, ``loss_after``, ``accuracy_after`` (share of the
     images). In ``final``, for each width W: ``loss_before/q50/W``, ``loss_after/q10/W``, ``q25``, ``q50``, ``q75``,
@@ -35,7 +35,7 @@ class OneStep:
     Args:
         draws: Number of networks of each width.
         images: Images in the batch.
-        widths: Units of a hidden layer, in the place of the model's own.
+        widths: Units of a hidden layer; replace the model's own.
 
     Raises:
         ValueError: A number is less than 1, or there is no width.
@@ -48,7 +48,7 @@ class OneStep:
     def __post_init__(self) -> None:
         for name, value in (("draws", self.draws), ("images", self.images), *(("widths", w) for w in self.widths)):
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"study.{name}: a whole number from 1 up is right, not {value!r}")
+                raise ValueError(f"study.{name}={value!r}: must be an integer >= 1")
         if not self.widths:
             raise ValueError("study.widths: give at least one")
 

@@ -41,9 +41,9 @@ class Speed:
 
     def __post_init__(self) -> None:
         if not isinstance(self.rounds, int) or self.rounds < 1:
-            raise ValueError(f"study.rounds={self.rounds!r}: a whole number from 1 up is right")
+            raise ValueError(f"study.rounds={self.rounds!r}: must be an integer >= 1")
         if not self.seconds_a_turn >= 0:
-            raise ValueError(f"study.seconds_a_turn={self.seconds_a_turn!r}: a number from 0 up is right")
+            raise ValueError(f"study.seconds_a_turn={self.seconds_a_turn!r}: must be a number >= 0")
 
     def __call__(self, setting: Setting) -> Findings:
         """Time them.

@@ -20,7 +20,7 @@ class MakeNetwork(Protocol):
     """Builds the network that the settings name, its data norm first, on the host."""
 
     def __call__(self, seed: int, **changes: object) -> nn.Module:
-        """With these initial weights; `changes` are arguments of the model in the place of the settings'."""
+        """With these initial weights; `changes` replace arguments of the model in the settings."""
 
 
 class Track(Protocol):

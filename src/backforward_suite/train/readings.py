@@ -1,10 +1,8 @@
-"""Numbers off a GPU without waiting for it.
+"""Read numbers from a GPU without waiting for it.
 
-A host that asks a GPU for a number waits until all that it has launched is done, and launches nothing in the meantime:
-to a small network that is time lost. So within an epoch a look begins to copy a number to the host, and gives the one
-that the look before had asked for, which is there by then.
-
-Depends on torch only.
+Reading a number makes the host wait for all launched work, and a small network loses time while nothing is launched.
+So within an epoch each call starts an asynchronous copy and returns the value of the previous call, which has arrived
+by then.
 """
 
 from __future__ import annotations
@@ -16,28 +14,27 @@ Reading = tuple[int, list[float]]  # the step it is of, values
 
 
 class Readings:
-    """Looks at a few values of one shape, time and again.
+    """Reads a few values of one shape repeatedly.
 
-    On a GPU each look gives what the look before asked for, elsewhere what it asked for itself: which, depends on
-    nothing but the looks, so that a run is the same however fast its device is. A look waits only for a GPU that is a
-    whole look behind.
+    On a GPU, `look` returns the previous call's value, elsewhere the current one. The lag depends on the calls
+    alone, never on timing, so a run gives the same results on a slow and on a fast device.
     """
 
     def __init__(self) -> None:
-        self._step: int | None = None  # of the look whose values are on their way
+        self._step: int | None = None  # of the copy under way
         self._values = torch.empty(0)
         self._there: torch.cuda.Event | None = None
         self._restored: Reading | None = None
 
     def look(self, values: Tensor, step: int = 0) -> Reading | None:
-        """Ask for the values, which may change right afterwards.
+        """Start to read values. They may change right after the call.
 
         Args:
-            values: Of any shape.
-            step: What they are of.
+            values: Any shape.
+            step: The step that they belong to.
 
         Returns:
-            Of the look before, on a GPU, and None if there was none; else of this one.
+            On a GPU, the previous call's step and values, or None if there was none; elsewhere the current ones.
         """
         if not _lags(values):
             return step, values.flatten().tolist()
@@ -53,7 +50,7 @@ class Readings:
 
     @property
     def pending(self) -> Reading | None:
-        """What the last look asked for, if it has not been given; waits for it."""
+        """The last call's value, if it has not been returned yet. Waits for the copy."""
         if self._step is None:
             return self._restored
         if self._there is not None:
@@ -61,13 +58,13 @@ class Readings:
         return self._step, self._values.flatten().tolist()
 
     def take(self) -> Reading | None:
-        """Give that now, and not again."""
+        """Return the pending value and clear it."""
         found = self.pending
         self.restore(None)
         return found
 
     def restore(self, pending: Reading | None) -> None:
-        """Go on from what was `pending` in a process before."""
+        """Continue with what was `pending` in an earlier process."""
         self._step, self._restored = None, pending
 
 

@@ -215,8 +215,8 @@ def test_a_loader_travels_to_another_process() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0: a whole number from 1 up is right"),
-        ({"batch_size": 2.5}, "batch_size=2.5: a whole number from 1 up is right"),
+        ({"batch_size": 0}, "batch_size=0: must be an integer >= 1"),
+        ({"batch_size": 2.5}, "batch_size=2.5: must be an integer >= 1"),
         ({"batch_size": 11}, "batch_size=11 is more than the 10 images there are to train on"),
         ({"world_size": 2}, "batch_size=3 does not divide among 2 processes; a multiple would"),
         (
@@ -224,8 +224,8 @@ def test_a_loader_travels_to_another_process() -> None:
             "batch_size=3 does not divide among 4 processes; a multiple would",
         ),
         ({"rank": 1}, "rank=1 of world_size=1: ranks run from 0 to world_size - 1"),
-        ({"seed": -1}, "seed=-1: a whole number from 0 to 4294967295 is right"),
-        ({"seed": "1"}, "seed='1': a whole number from 0 to 4294967295 is right"),
+        ({"seed": -1}, "seed=-1: must be an integer from 0 to 4294967295"),
+        ({"seed": "1"}, "seed='1': must be an integer from 0 to 4294967295"),
         ({"augment": "crop"}, "augment='crop': there are none, flip"),
         (
             {"batch_size": 12, "world_size": 12, "drop_last": False},

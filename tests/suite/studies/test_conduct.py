@@ -100,7 +100,7 @@ def test_sweeps_compare_methods_on_the_same_draws(spawned: Command, tmp_path: Pa
     [
         (["trainer.precision=bf16-mixed"], "a study needs full precision"),
         (["diagnostics=cheap"], "diagnostics watch a training, and a study has none"),
-        (["study.draws=0"], "study.draws: a whole number from 1 up is right, not 0"),
+        (["study.draws=0"], "study.draws=0: must be an integer >= 1"),
         (["study.drws=3"], "study.drws: no such key"),
         (["model=nin", "data.size=32"], "give model=mlp"),
         (["method.groups=0"], "groups"),

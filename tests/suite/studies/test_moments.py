@@ -36,7 +36,7 @@ def _setting(digits: Any, seed: int = 0) -> Setting:
         raise AssertionError("a study of layers trains nothing")
 
     def network(_: int, **changes: Any) -> torch.nn.Module:
-        from backforward.normprop import DataNorm
+        from backforward.data_norm import DataNorm
 
         return torch.nn.ModuleDict({"data_norm": DataNorm.fit("global", digits.train.x)})
 
@@ -235,8 +235,8 @@ def test_it_says_what_it_cannot_do(make_setting: MakeSetting) -> None:
     for arguments, message in (
         ({"activations": ["relo"]}, "unknown activation 'relo'"),
         ({"activations": []}, r"study.activations: give at least one"),
-        ({"depth": 0}, r"study.depth: a whole number from 1 up is right, not 0"),
-        ({"widths": [0]}, r"study.widths: a whole number from 1 up"),
+        ({"depth": 0}, r"study.depth=0: must be an integer >= 1"),
+        ({"widths": [0]}, r"study.widths=0: must be an integer >= 1"),
         ({"samples": 1050}, r"study.samples=1050: give a multiple of 100"),
         ({"samples": 100}, r"study.samples=100: give a multiple of 100, 1000 at least"),
         ({"shapes": [[8, 4]]}, r"study.shapes: \[8, 4\] is not"),

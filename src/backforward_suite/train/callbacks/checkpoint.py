@@ -95,17 +95,17 @@ class Checkpoints(Checkpoint):
         return {"best": self._best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it up again."""
+        """Restore it."""
         self._best = state["best"]
 
     # Lightning sets a handler of its own before these hooks; it skips the checkpoint and leaves with exit code 0.
 
     def on_sanity_check_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Hear SIGTERM."""
+        """Install the handler for SIGTERM."""
         self._listen()
 
     def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Hear SIGTERM."""
+        """Install the handler for SIGTERM."""
         self._listen()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -94,7 +94,7 @@ class Diagnostics(L.Callback):
         self.rows: list[Measured] = []
         self.seconds = {"start": 0.0, "batch": 0.0, "epoch": 0.0}
         self.times = dict.fromkeys(self.seconds, 0)
-        self._next = 0  # no batch before this one needs a thought: asking each diagnostic costs a small network 1 %
+        self._next = 0  # the next batch with something due; asking every diagnostic would cost a small network 1 %
         self._keys: list[str] = []  # what is due then
         self._watch: Watch | None = None
         self._layers: list[Group] = []
@@ -105,7 +105,7 @@ class Diagnostics(L.Callback):
     # --- hooks -------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        """Listen to the update rule, beside what the module itself does after an update."""
+        """Observe the update rule through its `after_update` hook."""
         assert isinstance(module, Classification)
         if stage == "fit" and any("batch" in diagnostic.needs for diagnostic in self.diagnostics.values()):
             self._after_update = own = module.after_update
@@ -120,7 +120,7 @@ class Diagnostics(L.Callback):
             module.after_update = after_update
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        """Listen no more."""
+        """Stop observing the update rule."""
         assert isinstance(module, Classification)
         if stage == "fit":
             module.after_update = self._after_update
@@ -182,7 +182,7 @@ class Diagnostics(L.Callback):
         return {"rows": [tuple(row) for row in self.rows], "memory": memory}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Restore them."""
         self.rows = [Measured(*row) for row in state["rows"]]
         for key, memory in state["memory"].items():
             self.diagnostics[key].load_state_dict(memory)
@@ -306,6 +306,6 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _mirror(network: nn.Module, replica: nn.Module) -> None:
-    """Let the copy stand where the network stands, in evaluation mode."""
+    """Copy the network's weights and buffers into the replica, and set it to evaluation mode."""
     write([*replica.parameters(), *replica.buffers()], [*network.parameters(), *network.buffers()])
     replica.eval()

@@ -104,7 +104,7 @@ class RunRecord(L.Callback):
         return {"rows": self.rows, "seconds": self.seconds, "samples": self.samples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Restore them."""
         self.rows, self.seconds, self.samples = state["rows"], state["seconds"], state["samples"]
 
     # --- the rest ----------------------------------------------------------------------------------------------------
