@@ -24,7 +24,8 @@ def sentences(findings: Iterable[Finding]) -> tuple[str, ...]:
                       "The published gain is that of a loop which updates each weight twice a batch",
                       "The published loop updates each weight twice a batch")  # fmt: skip
     weights = of.opening({NORM + "larger": "reproduced", NORM + "its_cause": "contradicted"},
-                         "Weights are larger without the shift, but not because it is gone", "Weights without the shift")  # fmt: skip
+                         "Weights are larger without the shift, but not because it is gone",
+                         "Weights without the shift")  # fmt: skip
     moments = of.opening({"np_moments.keeps_normal": "reproduced", "np_moments.keeps_normal_factor": "contradicted"},
                          "NormProp's layer keeps zero mean and unit variance without its Jacobian factor, not with it",
                          "The moments of NormProp's layer")  # fmt: skip

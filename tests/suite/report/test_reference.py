@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from backforward_suite.report.experiments._common import hardware
+from backforward_suite.report.experiments._experiment import hardware
 from tests.helpers.configs import requested
 
 from backforward_suite.data import load_data
