@@ -138,13 +138,13 @@ class Classification(L.LightningModule):
 
         rule = self.make_rule(network, optimizer, F.cross_entropy, step=step)
         rule.prepare(x)
-        with torch.no_grad(), FlopCounterMode(display=False) as forward:
+        with torch.no_grad(), _counter() as forward:
             network(x)
         found = []
         for epoch in sorted({0, getattr(rule, "at_epoch", 0)}):
             rule.set_epoch(epoch)
             moved.clear()
-            with FlopCounterMode(display=False) as update:
+            with _counter() as update:
                 rule.step(x, y)
             found.append(
                 {
@@ -397,6 +397,27 @@ class InMemoryData(L.LightningDataModule):
 def _size(network: nn.Module, moving: bool = False) -> int:
     """Numbers among the parameters; with `moving`, among those with a gradient at the moment."""
     return sum(p.numel() for p in network.parameters() if not moving or p.grad is not None)
+
+
+class _NoModules:
+    """Stands for torch's tracker of modules.
+
+    The tracker hooks the inputs of each module, and `torch.autograd.grad` fails where one of them is a parameter, as in
+    the modules of `torch.nn.utils.parametrize`.
+    """
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _counter() -> FlopCounterMode:
+    """Counts multiply-accumulates, twice each, of everything together."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    return counter
 
 
 def rank_seed(seed: int, rank: int) -> int:

@@ -63,9 +63,7 @@ EXPERIMENT = Experiment(
     "What of Backforward's change makes the difference to SGD: its order, its direction, or its length?",
     Part(
         layout(arm, {"lr": "lr {:g}"}),
-        (
-            Compare(LOSS, lambda _: True, "sgd"),
-        ),
+        (Compare(LOSS, lambda _: True, "sgd"),),
         title="Against SGD",
         names=NAMES,
         note="Under 1: a lower training loss. dose a: each layer steps along g + a (g' - g), g its gradient before the "
