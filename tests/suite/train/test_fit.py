@@ -24,6 +24,7 @@ from tests.helpers.training import (
 )
 
 from backforward.models import NIN
+from backforward_suite import hardware
 from backforward_suite.errors import Stopped
 from backforward_suite.hardware import cpu_model
 from backforward_suite.run import train as train_alone
@@ -231,3 +232,21 @@ def test_a_head_that_does_not_learn_stays_as_it_was(tmp_path: Path) -> None:
     assert {"head.weight", "head.bias"} == {key for key in start if key.startswith("head")}
     assert not {key for key in moved if key.startswith("head")}
     assert {"conv1.conv.weight", "conv8.conv.weight"} <= moved
+
+
+@pytest.mark.parametrize(("flags", "said"), [("sse2 avx512_bf16", ""), ("sse2 avx2", "emulates bfloat16"), (None, "")])
+def test_emulated_bfloat16_is_said_once(
+    flags: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_text(_: Path, **__: object) -> str:
+        return "processor\t: 0\n" if flags is None else f"processor\t: 0\nflags\t\t: fpu {flags}\n"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", read_text)
+        emulated = hardware.emulates_bf16()
+    assert emulated == bool(said)
+    monkeypatch.setattr("backforward_suite.train.fit.emulates_bf16", lambda: emulated)
+    trained(tmp_path, "trainer=cpu_bf16", "max_epochs=1")
+    errors = capsys.readouterr().err
+    assert errors.count("emulates") == bool(said)
+    assert said in errors
