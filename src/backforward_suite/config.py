@@ -161,7 +161,7 @@ class Settings(_Model):
     trainer: TrainerSettings
     diagnostics: DiagnosticsSettings
     study: _Group | None
-    scale: Literal["smoke", "small", "paper"] | None
+    scale: Literal["smoke", "small", "medium", "paper"] | None
     name: Annotated[str, Field(pattern=NAME)]
     lr: NonNegative
     head_lr: NonNegative | None = None

@@ -65,14 +65,16 @@ def main() -> None:
     given = parser.parse_args()
     scale = given.scale or ("paper" if gpu_count() else "small")
     known = experiments.names()
-    names = [name for name in given.only.split(",") if name] or known
+    names = [name for name in given.only.split(",") if name] or [name for name in known if _sweeps(name, scale)]
     if unknown := [name for name in names if name not in known]:
         raise BadInput(f"{unknown[0]}: no such experiment; there are {', '.join(known)}")
     outputs = STAND_IN if given.stand_in else OUTPUTS
     if given.go_on_from is not None:
         reference.unpack(given.go_on_from, scale, outputs)
 
-    sweeps = [sweep for name in names for sweep in _sweeps(name)]
+    sweeps = [sweep for name in names for sweep in _sweeps(name, scale)]
+    if not sweeps:
+        raise BadInput(f"{names[0]}: it has no scale {scale}")
     lacking = {} if given.stand_in else _lacking({data for sweep in sweeps for data in sweep.needs})
     _announce(sweeps, lacking, scale, outputs)
     extra = [*DIGITS, *given.overrides] if given.stand_in else given.overrides
@@ -92,7 +94,11 @@ def main() -> None:
         raise cli.RunsFailed(f"runs failed in {', '.join(failed)}; the same command runs them again")
 
 
-def _sweeps(name: str) -> list[ExperimentSweep]:
+def _sweeps(name: str, scale: str) -> list[ExperimentSweep]:
+    """The sweeps of an experiment; of scale medium, that of its own config for it, if there is one."""
+    if scale == "medium":
+        own = f"{name}_medium"
+        return [ExperimentSweep(own, name, ("cifar10",))] if (CONF / "experiment" / f"{own}.yaml").exists() else []
     needs = next(data for start, data in NEEDS.items() if name.startswith(start))
     more = [ExperimentSweep(other, name, (data,)) for data, other in MORE.get(name, {}).items()]
     return [ExperimentSweep(name, name, needs), *more]
