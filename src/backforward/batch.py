@@ -157,7 +157,7 @@ _DRAWS = re.compile(r"drop|rrelu|fractional|attention|transformer|lstm|gru|rnn",
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def is_plain(model: nn.Module) -> bool:
+def changes_only_buffers(model: nn.Module) -> bool:
     """Whether every module is one of torch.nn or of this library, without hooks: it changes nothing but its buffers."""
     shared = nn.modules.module
     if shared._global_forward_hooks or shared._global_forward_pre_hooks or shared._global_backward_hooks:
@@ -189,7 +189,7 @@ def may_draw(called: Any) -> bool:
     recorded step (see `capture`).
     """
     if isinstance(called, nn.Module):
-        return not is_plain(called) or any(_DRAWS.search(type(module).__name__) for module in called.modules())
+        return not changes_only_buffers(called) or any(_DRAWS.search(type(module).__name__) for module in called.modules())
     home = getattr(called, "__module__", None)
     known = home is None or home.split(".")[0] in {"torch", "_operator", "math", "builtins", "backforward"}
     return not known or _DRAWS.search(getattr(called, "__name__", "")) is not None
@@ -229,7 +229,7 @@ class World:
         self.tensors: list[Tensor] = []
         self._owners: list[int] = []
         seen: set[int] = set()
-        plain = is_plain(model)
+        plain = changes_only_buffers(model)
         for index, module in enumerate(self.modules.values()):
             own = vars(module)
             if plain:

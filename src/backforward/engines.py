@@ -8,7 +8,7 @@ result. It lasts for one batch.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import chain
 from types import MethodWrapperType
 from typing import Any, NamedTuple, TypeAlias
@@ -23,6 +23,9 @@ from backforward.groups import Group, Groups, Watch, owners, reached
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 Arrange: TypeAlias = Callable[[Sequence[str]], Groups]
+
+
+NO_GRADIENT = "the loss of this batch depends on no trainable parameter"
 
 
 class Pass(NamedTuple):
@@ -46,11 +49,29 @@ class Naive:
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
         self.model = model
         self.loss_fn = loss_fn
+        self.reason = ""  # why passes of the last batch ran in full, where the engine should have spared work
         self._by_backward = False  # reentrant checkpointing knows no other way to gradients
+
+    def plain(self, inputs: Inputs, target: Any, group: Group) -> Generator[Pass, None, None]:
+        """One ordinary forward and backward, with nothing around it.
+
+        Raises:
+            ValueError: The loss depends on no parameter of the group.
+        """
+        for _ in range(2):
+            output = self.model(*inputs.args, **inputs.kwargs)
+            loss = self.loss_fn(output, target)
+            gradients = self._gradients(loss, group.parameters, group.parameters)
+            if gradients is not None:
+                break
+        assert gradients is not None
+        if all(gradient is None for gradient in gradients):
+            raise ValueError(NO_GRADIENT)
+        yield Pass(group, output, loss, gradients, True)
 
     def run(
         self, inputs: Inputs, target: Any, trained: Sequence[nn.Parameter], arrange: Arrange, joint: int = 0
-    ) -> Iterator[Pass]:
+    ) -> Generator[Pass, None, None]:
         """The passes of a batch, in order, each at the weights that it finds. The caller updates them in between.
 
         Args:
@@ -77,7 +98,7 @@ class Naive:
             everything = [p for group in found.groups for p in group.parameters]
             gradients = None
             if self._by_backward:
-                gradients = self._gradients(batch, loss, everything)
+                gradients = self._gradients(loss, everything, trained)
                 active = [any(p.grad is not None for p in group.parameters) for group in found.groups]
             else:
                 leaves = reached(loss)
@@ -85,7 +106,7 @@ class Naive:
                 active = [not leaves.isdisjoint(map(id, group.parameters)) for group in found.groups]
             groups = [group for group, on in zip(found.groups, active, strict=True) if on]
             if not groups:
-                raise ValueError("the loss of this batch does not depend on any trainable parameter")
+                raise ValueError(NO_GRADIENT)
             home = _home(world, found.home, active)
             passes = groups + [Group("all", tuple(everything))] * joint
             self._arranged(passes)
@@ -95,10 +116,10 @@ class Naive:
                     world.restore()
                     chance.restore(start)
                     output, loss = self._forward(batch, k)
-                gradients = self._gradients(batch, loss, group.parameters)
+                gradients = self._gradients(loss, group.parameters, trained)
                 if gradients is None:  # it has learned how to take them: once more
                     output, loss = batch.again()
-                    gradients = self._gradients(batch, loss, group.parameters)
+                    gradients = self._gradients(loss, group.parameters, trained)
                     assert gradients is not None
                 if [tensor._version for tensor in tensors_in([inputs.args, inputs.kwargs])] != versions:
                     if len(passes) > 1:
@@ -137,7 +158,7 @@ class Naive:
         """The batch is over."""
 
     def _gradients(
-        self, batch: _Batch, loss: Tensor, parameters: Sequence[nn.Parameter]
+        self, loss: Tensor, parameters: Sequence[nn.Parameter], trained: Sequence[nn.Parameter]
     ) -> Sequence[Tensor | None] | None:
         """The gradient of each parameter; None where they must be taken in another way, after another forward."""
         if not loss.requires_grad:
@@ -150,11 +171,11 @@ class Naive:
                     raise
                 self._by_backward = True
                 return None
-        for p in batch.trained:
+        for p in trained:
             p.grad = None
         loss.backward()
         gradients = [p.grad for p in parameters]
-        for p in batch.trained:
+        for p in trained:
             p.grad = None
         return gradients
 
@@ -231,7 +252,7 @@ _QUIET = frozenset(
         *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.batch_norm, F.layer_norm, F.group_norm, F.relu, F.gelu, F.silu),
         *(F.softmax, F.log_softmax, F.cross_entropy, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.embedding),
         *(torch.relu, torch.tanh, torch.sigmoid, torch.cat, torch.stack, torch.flatten, torch.matmul, torch.bmm),
-        *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.truediv, Tensor.matmul, Tensor.view, Tensor.reshape),  # type: ignore[attr-defined]
+        *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.matmul, Tensor.view, Tensor.reshape),
         *(Tensor.transpose, Tensor.permute, Tensor.contiguous, Tensor.flatten, Tensor.mean, Tensor.sum, Tensor.detach),
         *(Tensor.add_, Tensor.__getitem__, Tensor.chunk, Tensor.split, Tensor.unsqueeze, Tensor.squeeze, Tensor.expand),
     }
@@ -541,12 +562,12 @@ class _Tape(TorchFunctionMode):
     def _changed(self, tensor: Tensor, mark: _Mark, e: _Entry, i: int) -> None:
         """A call has changed a tensor in place: views of it and what was read from it before change with it."""
         storage = mark.storage
-        if storage in self._outside and id(tensor) not in self._params:
+        if storage in self._outside and storage not in self._params:
             self._moved[storage] = self._moved.get(storage, 0) | e.deps
             if e.kept and not e.deps & self._bit:
                 e.effects.append((tensor, tensor.detach().clone()))
-            if tensor.__dict__.get(_MARK) is not None or tensor._version != 0:
-                self._world.touched(storage)
+            if id(tensor) not in self._known:
+                self._world.unseen = True  # x.data counts its versions apart from x
             return
         touching = self._touching(storage, i)
         deps = e.deps
