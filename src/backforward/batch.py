@@ -249,6 +249,7 @@ class World:
         self._values = [tensor.detach().clone() for tensor in self.tensors]
         self._versions = [_version(tensor) for tensor in self.tensors]
         self._kept: dict[int, tuple[list[_Holder], list[tuple[Tensor, Tensor]]]] = {}
+        self.suspects: set[int] = set()  # ids of tensors that may have changed though their version has not
         self.unseen = False  # whether a tensor may have changed without a trace
 
     def _add_tensor(self, tensor: Tensor | None, owner: int, seen: set[int]) -> None:
@@ -277,17 +278,16 @@ class World:
             if not any(value is one for one in self.private):
                 self.private.append(value)
 
-    def restore(self, *, every: bool = False) -> None:
-        """Go back to the start of the batch.
+    def _may_have_moved(self, i: int) -> bool:
+        tensor = self.tensors[i]
+        return self.unseen or id(tensor) in self.suspects or _version(tensor) != self._versions[i]
 
-        Args:
-            every: Copy each tensor, also those that do not look changed.
-        """
+    def restore(self) -> None:
+        """Go back to the start of the batch."""
         for holder in self._holders:
             if not _same(holder.container, holder.contents):
                 _fill(holder.container, holder.contents)
-        every = every or self.unseen
-        moved = [i for i, t in enumerate(self.tensors) if every or _version(t) != self._versions[i]]
+        moved = [i for i in range(len(self.tensors)) if self._may_have_moved(i)]
         if moved:
             _copy([self.tensors[i] for i in moved], [self._values[i] for i in moved])
             for i in moved:
@@ -302,7 +302,7 @@ class World:
             if owner in wanted and not _same(container, contents):
                 self._kept[owner][0].append(_Holder(owner, container, _contents(container)))
         for i, tensor in enumerate(self.tensors):
-            if self._owners[i] in wanted and (self.unseen or _version(tensor) != self._versions[i]):
+            if self._owners[i] in wanted and self._may_have_moved(i):
                 self._kept[self._owners[i]][1].append((tensor, tensor.detach().clone()))
 
     def end(self) -> None:

@@ -259,6 +259,19 @@ _QUIET = frozenset(
 )
 
 
+# Calls known to change no argument but those whose version moves. All others may have changed a buffer.
+_READERS = frozenset(
+    {
+        *(F.linear, F.conv1d, F.conv2d, F.embedding, F.layer_norm, torch.matmul, torch.where, torch.cat, torch.lerp),
+        *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.pow, Tensor.exp, Tensor.sqrt, Tensor.to, Tensor.float),
+        *(Tensor.__add__, Tensor.__sub__, Tensor.__mul__, Tensor.__truediv__, Tensor.__radd__, Tensor.__rmul__),
+        *(Tensor.__rsub__, Tensor.__rtruediv__, Tensor.__getitem__, Tensor.__eq__, Tensor.__ne__, Tensor.__lt__),
+        *(Tensor.view, Tensor.reshape, Tensor.expand, Tensor.masked_fill, Tensor.unsqueeze, Tensor.clone, Tensor.mean),
+        *(Tensor.detach, Tensor.sum, Tensor.matmul, Tensor.add_, Tensor.mul_, Tensor.copy_, Tensor.lerp_, Tensor.sub_),
+    }
+)
+
+
 class _Redo(BaseException):
     """This pass rests on a value that is no longer there: it must run in full."""
 
@@ -279,7 +292,7 @@ class _Mark(NamedTuple):
     storage: int
     serial: object
     requires_grad: bool
-    owner: str = ""
+    owner: str | None = None
 
 
 class _Entry:
@@ -333,13 +346,13 @@ class _Tape(TorchFunctionMode):
         owner = owners(batch.model)
         for i, p in enumerate(batch.trained):
             self._bits[id(p)] = 1 << i
-            self._params.add(self._leaf(p, 1 << i, owner.get(id(p), "")))
+            self._params.add(self._leaf(p, 1 << i, owner.get(id(p))))
         for tensor in batch.world.tensors:
-            self._outside.add(self._leaf(tensor, 0, owner.get(id(tensor), "")))
+            self._outside.add(self._leaf(tensor, 0, owner.get(id(tensor))))
         for tensor in tensors_in([batch.inputs.args, batch.inputs.kwargs, batch.target]):
-            self._leaf(tensor, 0, "")
+            self._leaf(tensor, 0, None)
         for p in batch.model.parameters():
-            self._leaf(p, 0, owner.get(id(p), ""))
+            self._leaf(p, 0, owner.get(id(p)))
         self._trained = batch.trained
         self._versions = [p._version for p in batch.trained]
         self._pass = 0
@@ -347,7 +360,7 @@ class _Tape(TorchFunctionMode):
         self._bit = guess
         self.begin(_EVERY, guess)
 
-    def _leaf(self, tensor: Tensor, deps: int, owner: str) -> int:
+    def _leaf(self, tensor: Tensor, deps: int, owner: str | None) -> int:
         mark = self._known.get(id(tensor))
         if mark is None:
             self._leaves.append(tensor)
@@ -463,7 +476,7 @@ class _Tape(TorchFunctionMode):
         """A tensor that nobody saw being made may depend on anything; unless it was there before this pass."""
         ref, seen = self._strangers.get(id(tensor), (None, 0))
         if ref is not None and ref() is tensor and seen < self._pass and not tensor.requires_grad:
-            self._leaf(tensor, 0, "")
+            self._leaf(tensor, 0, None)
             return self._known[id(tensor)]
         if ref is None or ref() is not tensor:
             self._strangers[id(tensor)] = (weakref.ref(tensor), self._pass)
@@ -514,7 +527,7 @@ class _Tape(TorchFunctionMode):
             return out
         if not self._pass and found:
             for mark in marks:
-                if mark.owner and mark.owner not in self.order:
+                if mark.owner is not None and mark.owner not in self.order:
                     self.order.append(mark.owner)
         for t in found:
             old = t.__dict__.get(_MARK)
@@ -525,8 +538,8 @@ class _Tape(TorchFunctionMode):
                 t.__dict__[_MARK] = mark
             e.marks.append(mark)
         for t, mark, version in zip(tensors, marks, before, strict=True):
-            if _version(t) != version:
-                self._changed(t, mark, e, i)
+            if _version(t) != version or (mark.storage in self._outside and name not in _READERS):
+                self._changed(t, mark, e, i)  # F.batch_norm does not count the versions of its statistics
         if isinstance(func, MethodWrapperType) and func.__name__ == "__set__":  # x.data = y
             self._replaced(tensors[0], deps)
             e.kept = False
@@ -566,7 +579,9 @@ class _Tape(TorchFunctionMode):
             self._moved[storage] = self._moved.get(storage, 0) | e.deps
             if e.kept and not e.deps & self._bit:
                 e.effects.append((tensor, tensor.detach().clone()))
-            if id(tensor) not in self._known:
+            if id(tensor) in self._known:
+                self._world.suspects.add(id(tensor))
+            else:
                 self._world.unseen = True  # x.data counts its versions apart from x
             return
         touching = self._touching(storage, i)
