@@ -28,18 +28,10 @@ class Inputs(NamedTuple):
 
     @classmethod
     def of(cls, x: Any) -> Inputs:
-        """A tuple is several positional arguments, a dictionary keyword arguments, all else one argument.
-
-        No gradient flows into the inputs.
-        """
+        """A tuple is several positional arguments, a dictionary keyword arguments, all else one argument."""
         if isinstance(x, dict) and all(isinstance(key, str) for key in x):
-            return cls((), {key: _map(_without_gradient, value) for key, value in x.items()})
-        args = x if isinstance(x, tuple) and not hasattr(x, "_fields") else (x,)
-        return cls(tuple(_map(_without_gradient, value) for value in args), {})
-
-
-def _without_gradient(tensor: Tensor) -> Tensor:
-    return tensor.detach() if tensor.requires_grad else tensor
+            return cls((), dict(x))
+        return cls(x if isinstance(x, tuple) and not hasattr(x, "_fields") else (x,), {})
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -274,6 +266,13 @@ class World:
         elif kind is tuple:
             for item in value:
                 self._add(item, owner, seen, trained)
+        elif _is_object(kind):
+            if id(value) not in seen:
+                seen.add(id(value))
+                own = vars(value)
+                self._holders.append(_Holder(owner, own, dict(own)))
+                for item in own.values():
+                    self._add(item, owner, seen, trained)
         elif isinstance(value, torch.Generator | random.Random) or _is_numpy_generator(value):
             if not any(value is one for one in self.private):
                 self.private.append(value)
@@ -314,6 +313,15 @@ class World:
             if tensors:
                 _copy([tensor for tensor, _ in tensors], [value for _, value in tensors])
         self._kept = {}
+
+
+_LIBRARIES = ("torch", "builtins", "numpy", "random", "lightning", "pytorch_lightning", "transformers", "timm", "types")
+
+
+def _is_object(kind: type) -> bool:
+    """Whether instances are ordinary objects of the user's, with attributes."""
+    ordinary = kind.__module__.split(".")[0] not in _LIBRARIES and kind.__dictoffset__ != 0
+    return ordinary and not issubclass(kind, type | nn.Module | random.Random)
 
 
 def _version(tensor: Tensor) -> int:

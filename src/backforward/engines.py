@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from backforward.batch import Generators, Inputs, World, equal_states, may_draw, tensors_in
-from backforward.groups import Group, Groups, Watch, owners, reached
+from backforward.groups import Group, Groups, Order, Watch, owners, reached
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 Arrange: TypeAlias = Callable[[Sequence[str]], Groups]
@@ -93,17 +93,17 @@ class Naive:
         batch = _Batch(self.model, self.loss_fn, inputs, target, world, chance, start, trained)
         self._begin(batch)
         try:
-            output, loss, order = self._first(batch)
-            found = arrange(order)
-            everything = [p for group in found.groups for p in group.parameters]
-            gradients = None
+            output, loss, watch = self._first(batch)
+            leaves, reentrant = reached(loss)
+            self._by_backward |= reentrant
+            at_once = None  # gradients of the first pass, where they can only be had all together
             if self._by_backward:
-                gradients = self._gradients(loss, everything, trained)
-                active = [any(p.grad is not None for p in group.parameters) for group in found.groups]
-            else:
-                leaves = reached(loss)
-                _refuse_hidden(self.model, trained, order, leaves, found)
-                active = [not leaves.isdisjoint(map(id, group.parameters)) for group in found.groups]
+                at_once = dict(zip(map(id, trained), self._gradients(loss, trained, trained) or (), strict=True))
+                leaves = {key for key, gradient in at_once.items() if gradient is not None}
+            found = arrange(watch.layers(leaves))
+            everything = [p for group in found.groups for p in group.parameters]
+            _refuse_hidden(self.model, trained, leaves, found)
+            active = [not leaves.isdisjoint(map(id, group.parameters)) for group in found.groups]
             groups = [group for group, on in zip(found.groups, active, strict=True) if on]
             if not groups:
                 raise ValueError(NO_GRADIENT)
@@ -116,7 +116,10 @@ class Naive:
                     world.restore()
                     chance.restore(start)
                     output, loss = self._forward(batch, k)
-                gradients = self._gradients(loss, group.parameters, trained)
+                if at_once is not None and not k:
+                    gradients: Sequence[Tensor | None] | None = [at_once[id(p)] for p in group.parameters]
+                else:
+                    gradients = self._gradients(loss, group.parameters, trained)
                 if gradients is None:  # it has learned how to take them: once more
                     output, loss = batch.again()
                     gradients = self._gradients(loss, group.parameters, trained)
@@ -138,7 +141,7 @@ class Naive:
     def _begin(self, batch: _Batch) -> None:
         batch.world.unseen = True  # copy everything back, whether it looks changed or not
 
-    def _first(self, batch: _Batch) -> tuple[Any, Tensor, list[str]]:
+    def _first(self, batch: _Batch) -> tuple[Any, Tensor, Order]:
         """The first pass, and the layers in the order in which it uses them."""
         with Watch(self.model) as watch:
             output, loss = batch.forward()
@@ -212,15 +215,12 @@ def _home(world: World, home: dict[str, int], active: Sequence[bool]) -> list[in
     return [place.get(home.get(name, -1), 0) for name in world.modules]
 
 
-def _refuse_hidden(
-    model: nn.Module, trained: Sequence[nn.Parameter], order: Sequence[str], leaves: set[int], found: Groups
-) -> None:
+def _refuse_hidden(model: nn.Module, trained: Sequence[nn.Parameter], leaves: set[int], found: Groups) -> None:
     """Refuse a use of weights that nobody could watch: their layers have no order."""
     if not found.unused:
         return
-    owner, used = owners(model), set(order)
     names = {id(p): name for name, p in model.named_parameters()}
-    hidden = [names[id(p)] for p in trained if owner[id(p)] not in used and id(p) in leaves]
+    hidden = [name for p in trained if id(p) in leaves and (name := names[id(p)]) in found.unused]
     if hidden:
         raise ValueError(f"the forward uses {', '.join(hidden)} out of sight, so its layers have no order")
 
@@ -330,7 +330,7 @@ class _Tape(TorchFunctionMode):
         super().__init__()
         self.token = object()
         self.entries: list[_Entry] = []
-        self.order: list[str] = []
+        self.order = Order(batch.model)
         self.hits = self.runs = 0
         self.brackets = brackets  # whether to look for draws around each call
         self.broken = ""  # why the tape is of no use in this batch
@@ -343,7 +343,7 @@ class _Tape(TorchFunctionMode):
         self._leaves: list[Tensor] = []
         self._params: set[int] = set()  # storages of trained weights
         self._outside: set[int] = set()  # storages of the world
-        owner = owners(batch.model)
+        owner = self.order.owner
         for i, p in enumerate(batch.trained):
             self._bits[id(p)] = 1 << i
             self._params.add(self._leaf(p, 1 << i, owner.get(id(p))))
@@ -400,6 +400,8 @@ class _Tape(TorchFunctionMode):
         if kind is None:
             kind = _kinds[name] = _kind_of(func, name)
         if kind:
+            if kind == _PLAIN and not self._pass and args and type(args[0]) is nn.Parameter:
+                self.order.look(id(args[0]))
             return self._aside(kind, func, args, kwargs)
         i = self._i
         self._i = i + 1
@@ -509,7 +511,7 @@ class _Tape(TorchFunctionMode):
         if -1 in before:
             deps, clear = _EVERY, False
         out = func(*args, **kwargs) if kwargs else func(*args)
-        found = [out] if type(out) is Tensor else None if isinstance(out, Tensor) else _outs(out)
+        found = _outs(out)
         e = _Entry()
         e.func, e.key, e.deps, e.out, e.until = name, key, deps, None, -1
         e.effects, e.marks, e.versions, e.before, e.after = [], [], [], None, None
@@ -519,6 +521,8 @@ class _Tape(TorchFunctionMode):
                 e.before, e.after = self._state, state
                 self._state = state
         e.kept = clear and found is not None and _can_keep()
+        if not found and i < len(self.entries) and self.entries[i].key != key:
+            self._cut_short(i)  # torch.set_grad_enabled(by_value), say
         if i < len(self.entries):
             self.entries[i] = e
         else:
@@ -527,8 +531,15 @@ class _Tape(TorchFunctionMode):
             return out
         if not self._pass and found:
             for mark in marks:
-                if mark.owner is not None and mark.owner not in self.order:
-                    self.order.append(mark.owner)
+                if mark.owner is not None:
+                    self.order.use(mark.owner)
+        changed = [
+            (t, mark)
+            for t, mark, version in zip(tensors, marks, before, strict=True)
+            if _version(t) != version or (mark.storage in self._outside and name not in _READERS)
+        ]
+        if not found and not changed:
+            e.kept = False  # a setting of torch, say
         for t in found:
             old = t.__dict__.get(_MARK)
             if id(t) in self._known or (old is not None and old.token is self.token and any(t is a for a in tensors)):
@@ -536,16 +547,16 @@ class _Tape(TorchFunctionMode):
             else:
                 mark = _Mark(self.token, deps, _storage(t), object(), t.requires_grad)
                 t.__dict__[_MARK] = mark
+            e.kept &= mark.storage >= 0 and not t.is_inference()
             e.marks.append(mark)
-        for t, mark, version in zip(tensors, marks, before, strict=True):
-            if _version(t) != version or (mark.storage in self._outside and name not in _READERS):
-                self._changed(t, mark, e, i)  # F.batch_norm does not count the versions of its statistics
+        for t, mark in changed:  # F.batch_norm does not count the versions of its statistics
+            self._changed(t, mark, e, i)
         if isinstance(func, MethodWrapperType) and func.__name__ == "__set__":  # x.data = y
             self._replaced(tensors[0], deps)
             e.kept = False
         if e.kept and not e.deps & self._bit:
             e.out = out
-            e.versions = [t._version for t in found]
+            e.versions = [_version(t) for t in found]
             self._new.append(e)
         else:
             e.kept = False
@@ -596,7 +607,7 @@ class _Tape(TorchFunctionMode):
             en.deps = deps
             en.until = i
             if en.out is not None:
-                en.versions = [t._version for t in _outs(en.out) or ()]
+                en.versions = [_version(t) for t in _outs(en.out) or ()]
         self._moved[storage] = self._moved.get(storage, 0) | deps
         if tensor.__dict__.get(_MARK) is not None:
             now = _Mark(self.token, deps, storage, mark.serial, tensor.requires_grad)
@@ -670,7 +681,10 @@ class _Tape(TorchFunctionMode):
         cut: dict[int, Tensor] = {}
         for e in self._new:
             found = _outs(e.out) or []
-            adopted = any(t.requires_grad != m.requires_grad for t, m in zip(found, e.marks, strict=True))
+            adopted = any(
+                t.requires_grad != m.requires_grad or (t.grad_fn is not None and _MARK not in t.__dict__)
+                for t, m in zip(found, e.marks, strict=True)
+            )
             if e.deps & self._bit or adopted or [t._version for t in found] != e.versions:
                 e.kept, e.out = False, None
             else:
@@ -717,7 +731,7 @@ def _storage(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):
-        return id(tensor)
+        return -id(tensor)
 
 
 def _outs(value: Any) -> list[Tensor] | None:
@@ -726,7 +740,7 @@ def _outs(value: Any) -> list[Tensor] | None:
         return []
     kind = type(value)
     if kind in _TENSORS:
-        return [value] if value.layout is torch.strided else None
+        return [value]
     if isinstance(value, tuple | list):
         found: list[Tensor] = []
         for item in value:
@@ -777,7 +791,7 @@ class Tape(Naive):
         self.reason = ""
         self._tape = _Tape(batch, self._guess, self._brackets)
 
-    def _first(self, batch: _Batch) -> tuple[Any, Tensor, list[str]]:
+    def _first(self, batch: _Batch) -> tuple[Any, Tensor, Order]:
         assert self._tape is not None
         with self._tape as tape:
             output, loss = batch.forward()

@@ -358,7 +358,7 @@ class Backforward(UpdateRule):
             return
         watch = survey(self.model, Inputs.of(x), count=isinstance(self._spec, int))
         self._macs = watch.macs
-        self._arrange(watch.order, trained)
+        self._arrange(watch.order.used, trained)
 
     def _is_plain(self) -> bool:
         return self._spec == 1 and not self.joint_pass
@@ -378,7 +378,7 @@ class Backforward(UpdateRule):
 
     def _by_shortcut(self, inputs: Inputs, target: Any, trained: list[nn.Parameter]) -> Generator[Pass, None, None]:
         if self._shortcut is None or self._shortcut.outdated(trained):
-            found = self._arrange(survey(self.model, inputs).order, trained)
+            found = self._arrange(survey(self.model, inputs).order.used, trained)
             try:
                 self._shortcut = Shortcut(
                     self.model, self.loss_fn, inputs, found.groups, self._optimizers[0].optimizer
