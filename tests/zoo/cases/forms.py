@@ -265,7 +265,7 @@ def scripted_batchnorm() -> nn.Module:
     return nn.Sequential(_quietly_scripted(part), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, CLASSES))
 
 
-@FORMS.add()
+@FORMS.add(oracle=False)
 def graph_module() -> nn.Module:
     """A torch.fx GraphModule."""
     return fx.symbolic_trace(_chain())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 KINDS = Cases()
 
 
-# --- How weights are held ----------------------------------------------------------------------------------------------
+# --- How weights are held --------------------------------------------------------------------------------------------
 
 
 @KINDS.add()
@@ -125,7 +125,7 @@ def lazy() -> nn.Module:
     return model
 
 
-# --- Kinds of layers ---------------------------------------------------------------------------------------------------
+# --- Kinds of layers -------------------------------------------------------------------------------------------------
 
 
 class _Recurrent(nn.Module):
@@ -337,7 +337,7 @@ class ChannelsLast(nn.Module):
         return self.head(F.relu(self.conv2(h.contiguous())).mean((2, 3)))
 
 
-# --- Kinds of tensors and operations -------------------------------------------------------------------------------------
+# --- Kinds of tensors and operations ---------------------------------------------------------------------------------
 
 
 @KINDS.add()
@@ -348,7 +348,7 @@ class InPlaceOnViews(Two):
         h = h + 0
         h[:, :2] *= 2
         h.t()[3].add_(1)
-        h.narrow(1, 2, 2).relu_()
+        h.narrow(1, 2, 2).neg_()
         h.view(-1)[5] = 0.5
         return h
 

@@ -382,7 +382,7 @@ class CustomOperator(Two):
         return _halve(h)
 
 
-@MODES.add()
+@MODES.add(refused="use_reentrant")
 class CheckpointReentrant(Two):
     """Reentrant checkpointing runs an autograd.Function around a module."""
 
@@ -421,7 +421,7 @@ def backward_hooks() -> nn.Module:
     return model
 
 
-@MODES.add()
+@MODES.add(oracle=False)  # a copy of a weight has no hooks
 def weight_hook() -> nn.Module:
     """A hook on a weight keeps some of its rows still."""
     model = Two()
@@ -446,7 +446,7 @@ def hook_that_records() -> nn.Module:
     return model
 
 
-# --- Derivatives and transforms within a forward -----------------------------------------------------------------------
+# --- Derivatives and transforms within a forward ---------------------------------------------------------------------
 
 
 @MODES.add()

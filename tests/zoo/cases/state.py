@@ -42,7 +42,7 @@ def _prune(model: nn.Module, i: int) -> None:
     prune.l1_unstructured(model.middle, "weight", 0.2)
 
 
-@STATE.add(between=_prune)
+@STATE.add(between=_prune, oracle=False)  # its weight is no leaf and cannot be copied
 def pruned() -> nn.Module:
     """torch.nn.utils.prune: a mask that grows between batches."""
     model = Two()
@@ -381,7 +381,7 @@ class CachedByKey(Two):
         return h * self.cache[h.shape]
 
 
-# --- Chance that torch's global generator does not hold ----------------------------------------------------------------
+# --- Chance that torch's global generator does not hold --------------------------------------------------------------
 
 
 @STATE.add()

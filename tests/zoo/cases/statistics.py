@@ -354,7 +354,7 @@ def weight_norm() -> nn.Module:
     )  # fmt: skip
 
 
-@STATISTICS.add()
+@STATISTICS.add(oracle=False)  # its weight is no leaf and cannot be copied
 def weight_norm_hook() -> nn.Module:
     """The older weight_norm: a pre-hook sets the weight as an attribute."""
     with warnings.catch_warnings():
