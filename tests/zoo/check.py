@@ -24,6 +24,7 @@ from backforward import Backforward
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, MakeOptimizer] = {
     "sgd": lambda weights: torch.optim.SGD(weights, lr=0.05, momentum=0.9),
+    "gentle": lambda weights: torch.optim.SGD(weights, lr=0.001, momentum=0.9),
     "adamw": lambda weights: torch.optim.AdamW(weights, lr=0.01),
     "sparse_adam": lambda weights: torch.optim.SparseAdam(weights, lr=0.01),
 }
@@ -132,7 +133,7 @@ def train(
     chosen = OPTIMIZERS[optimizer](list(model.parameters()))
     trace, left = Trace(), []
     with _heard(trace.said):
-        rule = Backforward(model, chosen, entry.loss_of(model), **arguments)
+        rule = Backforward(model, chosen, entry.loss_of(model), **{"groups": entry.groups} | arguments)
         for i, (x, y) in enumerate(entry.batches()[:steps]):
             if i and entry.between:
                 entry.between(model, i)
@@ -223,7 +224,7 @@ def time_steps(entry: Entry, repeats: int = 7) -> dict[str, float]:
         if name == "plain":
             takes[name] = lambda m=model, o=optimizer, f=loss_fn: _plain_step(m, o, f, copy.deepcopy(x), y)
         else:
-            rule = Backforward(model, optimizer, loss_fn, engine=name)
+            rule = Backforward(model, optimizer, loss_fn, groups=entry.groups, engine=name)
             takes[name] = lambda rule=rule: rule.step(copy.deepcopy(x), y)
     seconds: dict[str, list[float]] = {name: [] for name in takes}
     with _heard([]):

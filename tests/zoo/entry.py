@@ -34,6 +34,7 @@ class Entry:
         optimizers: Names in `check.OPTIMIZERS`.
         refused: A word of the one-line refusal, if the network may be refused.
         oracle: Whether the independent oracle applies: it copies the network in each pass.
+        groups: As `Backforward` takes it.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Entry:
     optimizers: Sequence[str] = ("sgd", "adamw")
     refused: str = ""
     oracle: bool = True
+    groups: str | int = "layer"
 
     def make(self) -> nn.Module:
         """The network in training mode, with the same weights and generator states each time."""
