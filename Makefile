@@ -9,7 +9,7 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 PORT   ?= 6006
 
-.PHONY: help setup quickstart reproduce test check torture bench gpu-check tensorboard clean
+.PHONY: help setup quickstart reproduce test test-all check torture bench gpu-check tensorboard clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,7 +24,10 @@ quickstart: $(VENV)/.core ## Sweep Backforward and SGD over learning rates on sm
 reproduce: $(VENV)/.core ## Judge both papers' claims: outputs/report (SCALE=smoke|small|paper ONLY=names STAND_IN=1 FROM=outputs/reference)
 	@$(PY) src/reproduce.py $(if $(SCALE),--scale $(SCALE)) $(if $(ONLY),--only $(ONLY)) $(if $(STAND_IN),--stand-in) $(if $(FROM),--go-on-from $(FROM)) $(OVERRIDES)
 
-test: $(VENV)/.dev ## Run the whole test suite
+test: $(VENV)/.dev ## Run the tests, but for those that take long and rarely break
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.dev ## Run all tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 check: $(VENV)/.dev ## Lint, format, types, direction of dependencies
@@ -34,7 +37,7 @@ check: $(VENV)/.dev ## Lint, format, types, direction of dependencies
 	$(VENV)/bin/lint-imports
 
 torture: $(VENV)/.dev ## Kill sweeps on MNIST 40 times at random; compare to the bit with one left alone (15 minutes)
-	OMP_NUM_THREADS=1 PYTHONPATH=src $(PY) -m tests.torture --kills 40 --epochs 16
+	OMP_NUM_THREADS=1 PYTHONPATH=src $(PY) -m tests.helpers.torture --kills 40 --epochs 16
 
 bench: $(VENV)/.core ## Measure speed: medians and ratios in one run (half an hour, on a quiet machine)
 	$(PY) src/bench.py
@@ -60,7 +63,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	@[ ! -e $@ ] || [ "$$(cat $@)" = "$(HERE)" ] || { echo "$(VENV) was made elsewhere; making it anew"; rm -rf $(VENV); }
 	@$(PY) -c '' 2>/dev/null || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	@echo "Installing into $(VENV) (once, about a minute) ..."
-	@$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e .
+	@$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[suite]'
 	@echo "$(HERE)" > $@
 
 $(VENV)/.dev: $(VENV)/.core

@@ -36,7 +36,7 @@ GRACE = 45.0  # seconds after which a part that should have ended is ended
 
 
 @dataclass(frozen=True)
-class Part:
+class CheckPart:
     """A check or a benchmark.
 
     Attributes:
@@ -52,16 +52,15 @@ class Part:
 
 # The most telling first.
 PARTS = {
-    "capture": Part("tests.gpu_checks", 20, check=True),
-    "rules": Part("tests.gpu_checks", 20, check=True),
-    "normprop": Part("tests.gpu_checks", 10, check=True),
-    "memory": Part("tests.gpu_checks", 10, check=True),
-    "training": Part("tests.gpu_checks", 30, check=True),
-    "ddp": Part("tests.gpu_checks", 30, check=True),
-    "epoch": Part("backforward.bench.gpu", 60, check=False),
-    "sweep": Part("backforward.bench.gpu", 20, check=False),
-    "steps": Part("backforward.bench.gpu", 30, check=False),
-    "run": Part("backforward.bench.gpu", 40, check=False),
+    "capture": CheckPart("tests.helpers.gpu_checks", 20, check=True),
+    "rules": CheckPart("tests.helpers.gpu_checks", 20, check=True),
+    "normprop": CheckPart("tests.helpers.gpu_checks", 10, check=True),
+    "memory": CheckPart("tests.helpers.gpu_checks", 10, check=True),
+    "training": CheckPart("tests.helpers.gpu_checks", 30, check=True),
+    "ddp": CheckPart("tests.helpers.gpu_checks", 30, check=True),
+    "epoch": CheckPart("backforward_suite.bench.gpu", 60, check=False),
+    "steps": CheckPart("backforward_suite.bench.gpu", 30, check=False),
+    "run": CheckPart("backforward_suite.bench.gpu", 40, check=False),
 }
 
 
@@ -71,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         import torch
 
-        from backforward.bench.gpu import Setting
-        from backforward.files import whole
+        from backforward_suite.atomic import whole
+        from backforward_suite.bench.gpu import Conditions
     except ModuleNotFoundError as error:
         return refused(f"{error.name} is not installed, and nothing here goes without it")
     if not given.dry_run and not torch.cuda.is_available():
@@ -87,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     due = began + 60 * given.minutes
     device = torch.device("cpu" if given.dry_run else "cuda")
-    setting = Setting(device, given.dry_run, given.data, due)
+    setting = Conditions(device, given.dry_run, given.data, due)
     found: dict[str, Any] = {"dry_run": given.dry_run, "minutes": given.minutes, "machine": machine()}
     found["parts"] = {name: {"status": "not run"} for name in PARTS if name in given.only}
     for name in found["parts"]:
@@ -138,9 +137,9 @@ def default_out(dry_run: bool = False) -> Path:
     return place if place.suffix == ".json" else place / "gpu_check.json"
 
 
-def run(name: str, part: Part, setting: Any) -> dict[str, Any]:
+def run(name: str, part: CheckPart, setting: Any) -> dict[str, Any]:
     """A part's status, what it came to, and its rows; whatever it raises is in it."""
-    from backforward.bench.gpu import last_line
+    from backforward_suite.bench.gpu import last_line
 
     rows: list[Row] = []
     began = time.monotonic()
@@ -155,7 +154,7 @@ def run(name: str, part: Part, setting: Any) -> dict[str, Any]:
     return {**outcome, "seconds": round(time.monotonic() - began, 1), "rows": rows}
 
 
-def apart(name: str, part: Part, setting: Any) -> dict[str, Any]:
+def apart(name: str, part: CheckPart, setting: Any) -> dict[str, Any]:
     """The same in a process of its own: what breaks the GPU's context, crashes or hangs leaves the others whole."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -179,7 +178,7 @@ def apart(name: str, part: Part, setting: Any) -> dict[str, Any]:
     return {"status": "failed", "error": fault, "seconds": round(time.monotonic() - began, 1), "rows": []}
 
 
-def _send(sender: Connection, name: str, part: Part, setting: Any) -> None:
+def _send(sender: Connection, name: str, part: CheckPart, setting: Any) -> None:
     sender.send(run(name, part, setting))
 
 
@@ -192,7 +191,7 @@ def rows_of(call: Callable[..., str | None], setting: Any, rows: list[Row], outc
     return rows
 
 
-def status_of(part: Part, rows: list[Row]) -> str:
+def status_of(part: CheckPart, rows: list[Row]) -> str:
     """A check fails with any row; a benchmark only if nothing was measured, as not every size fits every GPU."""
     of_each = [row["status"] for row in rows]
     if part.check and "failed" in of_each:
@@ -207,7 +206,7 @@ def machine() -> dict[str, Any]:
     """Where the numbers come from."""
     import torch
 
-    from backforward.hardware import cpu_count, cpu_model
+    from backforward_suite.hardware import cpu_count, cpu_model
 
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {

@@ -5,38 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.helpers.commands import REPOSITORY, TRAIN, Command, Ended, environment
 
-import backforward._torchvision  # noqa: F401  (before any test imports Lightning)
-from train import command
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-TRAIN = REPOSITORY / "src" / "train.py"
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Ended]
-
-
-def environment(**changes: str) -> dict[str, str]:
-    """This process's environment with the library on the path, one thread, and no data but what a test names."""
-    clean = {
-        key: value for key, value in os.environ.items() if not key.startswith(("HYDRA_", "BACKFORWARD_", "COLUMNS"))
-    }
-    path = os.pathsep.join(filter(None, [str(REPOSITORY / "src"), os.environ.get("PYTHONPATH")]))
-    return clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **changes}
+import backforward_suite._torchvision  # noqa: F401  (before any test imports Lightning)
+from backforward_suite.commands.train import command
 
 
 @pytest.fixture

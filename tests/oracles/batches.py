@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backforward.data import Images
+from backforward_suite.data import Images
 
 
 def epoch(

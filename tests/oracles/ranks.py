@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tests.problems import PROBLEMS
+from tests.helpers.problems import PROBLEMS
 from torch import Tensor
 
 from backforward.rules import Backforward

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from backforward.capture import Record, Replay
 from backforward.rules import Result
+from backforward_suite.train.capture import Record, Replay
 
 
 def again(network: nn.Module, optimizer: torch.optim.Optimizer) -> Record:

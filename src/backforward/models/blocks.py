@@ -153,8 +153,7 @@ def image_channels(in_shape: Sequence[int], smallest: int, network: str) -> int:
 def use_channels_last_(network: nn.Module) -> None:
     """Keep filters, and so every activation, with the channels innermost, whatever the layout of the images.
 
-    It pays on a CPU: see ``backforward.bench.normprop``. ``network.to(memory_format=torch.contiguous_format)`` undoes
-    it.
+    It pays on a CPU (``make bench``). ``network.to(memory_format=torch.contiguous_format)`` undoes it.
     """
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 

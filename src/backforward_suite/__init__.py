@@ -1,0 +1,1 @@
+"""Runs experiments with Backforward: configs, training, sweeps, studies, reports."""

@@ -1,0 +1,95 @@
+"""From a composed config to what a training or a study is put together from."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from torch import Tensor, nn
+
+from backforward.models import weight_decay_groups
+from backforward.normprop import DataNorm, NormPropConv2d, NormPropLinear, unit_norm_projection
+from backforward.rules import Switch, UpdateRule
+from backforward_suite.config import Request
+from backforward_suite.data import DataSplits, load_data
+
+REHEARSED = 2  # images of the step that is tried, and counted, before training
+
+
+def switching(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    *,
+    first: Callable[..., UpdateRule],
+    then: Callable[..., UpdateRule],
+    at_epoch: int,
+    **hooks: Any,
+) -> Switch:
+    """Build a `Switch` from two rules yet without network and optimizer, as a config gives them."""
+    one, other = (rule(model, optimizer, loss_fn, **hooks) for rule in (first, then))
+    return Switch(one, other, at_epoch)
+
+
+class Parts:
+    """What trainings and studies are put together from, as the config has it.
+
+    Args:
+        request: What was asked for.
+        data: The data set, where another run of equal data settings has loaded it.
+
+    Raises:
+        BadInput, ValueError, ...: Something cannot be had; wrap in `cli.refusing`.
+    """
+
+    def __init__(self, request: Request, data: DataSplits | None = None) -> None:
+        cfg = request.cfg
+        settings = self._settings = request.settings
+        if data is None:
+            data = load_data(
+                settings.data.name,
+                Path(settings.data.root),
+                protocol=settings.data.protocol,
+                size=settings.data.size,
+                train_images=settings.data.train_images,
+                evaluation_images=settings.data.evaluation_images,
+            )
+        self.data = data
+        self._data_norm = DataNorm.fit(settings.data_norm, self.data.train.x)
+        self._model = instantiate(
+            cfg.model, in_shape=self.data.shape, classes=self.data.classes, _partial_=True, _convert_="all"
+        )
+        self._optimizer = instantiate(cfg.optimizer, _partial_=True, _convert_="all")
+        self._rule = instantiate(cfg.method, _partial_=True, _convert_="all")
+        schedule = {key: value for key, value in cfg.schedule.items() if key != "interval"}
+        self.schedule = instantiate(schedule, _partial_=True, _convert_="all") if schedule["_target_"] else None
+
+    def network(self, seed: int, **changes: object) -> nn.Module:
+        """The model with these initial weights, data norm first; `changes` are arguments of it besides the config's."""
+        model = self._model(seed=seed, **changes)
+        return nn.Sequential(OrderedDict(data_norm=copy.deepcopy(self._data_norm), model=model))
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer; it decays weights alone."""
+        decays = (self._settings.optimizer.model_extra or {}).get("weight_decay")
+        made: torch.optim.Optimizer = self._optimizer(weight_decay_groups(network) if decays else network.parameters())
+        return made
+
+    def rule(self, *args: Any, **hooks: Any) -> Any:
+        """The update rule of network, optimizer and loss function."""
+        return self._rule(*args, max_grad_norm=self._settings.max_grad_norm, **hooks)
+
+    def projection(self, network: nn.Module) -> Any:
+        """What is to be done to parameters after an update; None if the network has no layer to project."""
+        projected = any(isinstance(module, NormPropConv2d | NormPropLinear) for module in network.modules())
+        return unit_norm_projection(network) if projected else None
+
+    def few(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A few training images and their labels, to try things on."""
+        images = self.data.train.take(slice(REHEARSED))
+        return images.x.float() / 255, images.y

@@ -1,0 +1,168 @@
+"""Run what the referee's experiments still miss, then write its report.
+
+    python src/reproduce.py --scale smoke --only bfp_learning_rates
+
+What is done is skipped; what was interrupted goes on. Further arguments are overrides for every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from backforward_suite import cli
+from backforward_suite.errors import BadInput, Stopped
+from backforward_suite.hardware import cpu_count, gpu_count
+from backforward_suite.report import experiments, page, reference
+from backforward_suite.report.reading import SCALES
+from backforward_suite.runs import files
+
+ROOT = Path(__file__).resolve().parents[3]
+CONF = ROOT / "conf"
+OUTPUTS = Path("outputs")
+REFERENCE = ROOT / "outputs" / "reference"
+CONSOLE = Console()
+STAND_IN = OUTPUTS / "stand_in"  # where the runs on scikit-learn's digits go, and their report
+
+# The data sets that experiments need, by the beginning of their names, longest first.
+NEEDS = {
+    "bfp_": ("mnist",),
+    "np_table": ("cifar10", "cifar100", "mnist"),
+    "np_": ("cifar10",),
+}
+# Sweeps into the same folder, by the data set that they need besides.
+MORE = {"bfp_norm": {"cifar10": "bfp_norm_nin"}, "np_table": {"svhn": "np_table_svhn"}}
+# Digits instead of every data set, enlarged for NIN.
+DIGITS = ("data=digits", "data.size=32", "data.train_images=1000", "data.evaluation_images=250")
+
+
+@dataclass(frozen=True)
+class ExperimentSweep:
+    """What `experiment=name` runs, and the data sets that it needs."""
+
+    name: str
+    experiment: str  # where its runs are examined
+    needs: tuple[str, ...]
+
+
+def main() -> None:
+    """Parse the command line and do what it says."""
+    parser = argparse.ArgumentParser(description="Run the referee's experiments; write the report.")
+    parser.add_argument("--scale", choices=SCALES, help="default: paper where there is a GPU, else small")
+    parser.add_argument("--only", default="", metavar="NAMES", help="experiments, with commas between; default: all")
+    parser.add_argument("--stand-in", action="store_true", help="on scikit-learn's digits, marked as stand-in data")
+    parser.add_argument("--go-on-from", type=Path, metavar="FOLDER", help="take the results kept there for done")
+    parser.add_argument("overrides", nargs="*", help="for every run, such as trainer.matmul_precision=high")
+    given = parser.parse_args()
+    scale = given.scale or ("paper" if gpu_count() else "small")
+    known = experiments.names()
+    names = [name for name in given.only.split(",") if name] or known
+    if unknown := [name for name in names if name not in known]:
+        raise BadInput(f"{unknown[0]}: no such experiment; there are {', '.join(known)}")
+    outputs = STAND_IN if given.stand_in else OUTPUTS
+    if given.go_on_from is not None:
+        reference.unpack(given.go_on_from, scale, outputs)
+
+    sweeps = [sweep for name in names for sweep in _sweeps(name)]
+    lacking = {} if given.stand_in else _lacking({data for sweep in sweeps for data in sweep.needs})
+    _announce(sweeps, lacking, scale, outputs)
+    extra = [*DIGITS, *given.overrides] if given.stand_in else given.overrides
+    failed = []
+    for number, sweep in enumerate(sweeps, 1):
+        if not lacking.keys() & sweep.needs:
+            CONSOLE.print(f"\n[bold]{sweep.name}[/] ({number} of {len(sweeps)})", highlight=False)
+            place = (outputs / scale / sweep.experiment).relative_to(OUTPUTS)
+            if not _run([f"experiment={sweep.name}", f"scale={scale}", f"name={place}", *extra]):
+                failed.append(sweep.name)
+    examined = page.examine_all(outputs, scale)
+    written = page.write(examined, outputs / "report", scale)
+    CONSOLE.print(f"\n{page.tally(examined)}\n{written}, report.md and figures/ beside it", highlight=False)
+    if faults := page.faults(examined):
+        raise cli.RunsFailed("; ".join(faults))
+    if failed:
+        raise cli.RunsFailed(f"runs failed in {', '.join(failed)}; the same command runs them again")
+
+
+def _sweeps(name: str) -> list[ExperimentSweep]:
+    needs = next(data for start, data in NEEDS.items() if name.startswith(start))
+    more = [ExperimentSweep(other, name, (data,)) for data, other in MORE.get(name, {}).items()]
+    return [ExperimentSweep(name, name, needs), *more]
+
+
+def _lacking(names: Iterable[str]) -> dict[str, str]:
+    """The data sets that cannot be had, and why. Those that can be downloaded are."""
+    import backforward_suite._torchvision  # noqa: F401  (before torchvision)
+    from backforward_suite.data import DataError, default_root, load_data
+
+    why = {}
+    for name in sorted(names):
+        try:
+            load_data(name, default_root())
+        except DataError as error:
+            why[name] = str(error)
+    return why
+
+
+def _run(arguments: Sequence[str]) -> bool:
+    """ExperimentSweep in a process of its own; return whether all of its runs are done.
+
+    Raises:
+        KeyboardInterrupt, Stopped: It was told to end; then nothing further is to be started.
+    """
+    command = [sys.executable, str(ROOT / "src" / "train.py"), "-m", *arguments]
+    # However this process ends, the sweep ends with it.
+    process = subprocess.Popen(command, env={**os.environ, "BACKFORWARD_PARENT": str(os.getpid())})  # noqa: S603
+    try:
+        code = process.wait()
+    except BaseException:  # Ctrl-C reaches the sweep as well; it ends its runs
+        process.wait()
+        raise
+    if code == cli.INTERRUPTED:
+        raise KeyboardInterrupt
+    if code == cli.STOPPED:
+        raise Stopped
+    return code == 0
+
+
+def _announce(sweeps: Sequence[ExperimentSweep], lacking: Mapping[str, str], scale: str, outputs: Path) -> None:
+    """Say what will be run and how long that may take, by the times of the committed results."""
+    slots = gpu_count() or cpu_count()
+    table = Table("experiment", "runs done", "of", "minutes left", box=SIMPLE_HEAD)
+    estimates: list[float | None] = []
+    done = set(files.done_below(outputs / scale))  # experiments share runs of equal settings: none is counted twice
+    for name in dict.fromkeys(sweep.experiment for sweep in sweeps):
+        parts = [sweep for sweep in sweeps if sweep.experiment == name]
+        missing = sorted({data for sweep in parts for data in sweep.needs if data in lacking})
+        there = len(files.done_below(outputs / scale / name))
+        kept = reference.seconds(REFERENCE, scale, name)
+        left = sum(seconds for key, seconds in kept.items() if key not in done) / 60 / slots if kept else None
+        done |= kept.keys()
+        if all(set(sweep.needs) & lacking.keys() for sweep in parts):
+            shown = f"not run: no {', '.join(missing)}"
+        else:
+            estimates.append(left)
+            shown = ("not known" if left is None else f"{left:.0f}") + (f", no {', '.join(missing)}" if missing else "")
+        table.add_row(name, str(there), str(len(kept)) if kept else "", shown)
+    CONSOLE.print(table)
+    minutes = sum(left for left in estimates if left is not None)
+    known = f"{minutes:.0f} minutes, {slots} at a time, by the times of the committed results"
+    if None in estimates:
+        unknown = f"not known: {estimates.count(None)} of the experiments have no committed results at this scale"
+        known = f"{known}; for the rest {unknown}" if minutes else unknown
+    CONSOLE.print(f"Estimated time: {known}.")
+    for name, why in lacking.items():
+        CONSOLE.print(f"No {name}: {why}; --stand-in trains on digits instead.", highlight=False, soft_wrap=True)
+
+
+def command() -> int:
+    """The command line; returns its exit code."""
+    return cli.run(main, CONF)

@@ -1,0 +1,58 @@
+"""Train one network, or sweep over many settings; or make a study instead.
+
+    python src/train.py method=bfp lr=0.05
+    python src/train.py -m method=bfp,sgd lr=0.1,0.05,0.01
+    python src/train.py -m method=bfp,sgd lr=1 study=one_step
+
+`conf/train.yaml` lists what can be set.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from backforward_suite import cli, processes
+from backforward_suite.errors import BadInput
+from backforward_suite.run import run
+from backforward_suite.runs import files, lifecycle, names
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """Train in the run's folder, unless that run is done; return its accuracy on the validation set."""
+    with cli.past_hydra():
+        _refuse_shared_process(cfg)
+        request = names.request_of(cfg)
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        result = lifecycle.finished_result(folder, request)
+        if result is None:
+            with lifecycle.claimed(folder, request) as record:
+                # Again, now that nobody else can be at it: another sweep may have been quicker.
+                result = lifecycle.finished_result(folder, request) or record(run(request, folder))
+        if processes.rank(cfg.trainer.devices) == 0:
+            cli.show(result, folder)
+            cli.hint_at_sweep()
+        return files.objective(result)
+
+
+def _refuse_shared_process(cfg: DictConfig) -> None:
+    """In a process that has trained before, Lightning takes what that left for its own: half of the data, silently."""
+    if cfg.trainer.devices > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise BadInput(
+            f"trainer.devices={cfg.trainer.devices} in a sweep needs a launcher that gives each run processes of its "
+            "own: hydra/launcher=pool, slurm or ray"
+        )
+
+
+def command() -> int:
+    """The command line; returns its exit code."""
+    processes.end_with_parent()
+    names.register_resolvers()
+    return cli.run(main, CONF)

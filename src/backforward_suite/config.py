@@ -1,0 +1,347 @@
+"""What a run was asked for: types, ranges, and the part that decides its result.
+
+Knows neither torch nor Lightning, so that a sweep of finished runs is skipped in a moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from backforward_suite.errors import BadInput
+from backforward_suite.hardware import cpu_count, gpu_count
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _switched(value: object) -> object:
+    """YAML reads a bare `on` or `off` as true or false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Switched = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switched)]
+
+# Keys that leave the result as it is: they are neither in a run's name nor in the hash of its settings. `diagnostics`
+# is not among them though it changes no weight and no metric: what it measures belongs to the result, so a finished run
+# without it is no answer to one that asks for it. Such a run is trained in a folder of its own, bitwise equal.
+WITHOUT_EFFECT = frozenset(
+    {
+        "name",
+        "scale",
+        "timeout_min",
+        "data.root",
+        "trainer.accelerator",
+        "trainer.progress_bar",
+        "trainer.checkpoint_minutes",
+        "trainer.capture",
+    }
+)
+
+
+# What a hash of settings calls our own classes, whatever module they live in: the paths under which results were first
+# committed. A class that moves gets a line here, so that finished runs and committed results stay valid. A new class
+# needs none: its first path is its public name.
+PUBLIC_NAMES = {
+    "backforward_suite.build.switching": "backforward.training.switching",
+    "backforward_suite.studies.Moments": "backforward.studies.Moments",
+    "backforward_suite.studies.OneStep": "backforward.studies.OneStep",
+    "backforward_suite.studies.Speed": "backforward.studies.Speed",
+}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class _Group(_Model):
+    """A group whose further keys are arguments of its target."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+
+    target: str | None = Field(alias="_target_")
+
+
+class ScheduleSettings(_Group):
+    """The `schedule` group."""
+
+    interval: Literal["epoch", "step"] = "epoch"
+
+
+class NormSettings(_Model):
+    """The `norm` group."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+
+    kind: Literal["none", "batch", "prop"]
+
+
+class DataSettings(_Model):
+    """The `data` group."""
+
+    name: str
+    root: str
+    protocol: Literal["holdout", "paper", "poster"]
+    size: Count | None
+    shuffle: bool
+    train_images: Count | None
+    evaluation_images: Count | None
+    augment: Literal["none", "flip"]
+
+
+class TrainerSettings(_Model):
+    """The `trainer` group."""
+
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: Count
+    precision: Literal["32-true", "64-true", "bf16-mixed"]
+    matmul_precision: Literal["highest", "high", "medium"]
+    progress_bar: bool | Literal["auto"]
+    log_every_n_steps: Count
+    checkpoint_minutes: Positive
+    capture: Switched
+
+
+When = list[Literal["epoch", "log"] | Count]
+
+
+class DiagnosticsSettings(_Model):
+    """The `diagnostics` group: when each is due, an empty list for never; and on how many images."""
+
+    shift: When
+    update: When
+    inputs: When
+    gaussianity: When
+    histograms: When
+    jacobian: When
+    proposition1: When
+    sharpness: When
+    pictures: When
+    samples: Count | None
+
+    def when(self) -> dict[str, When]:
+        """By diagnostic, when it is due."""
+        return {key: value for key, value in self if key != "samples"}
+
+
+class Settings(_Model):
+    """Everything that one run was asked for, in the order of `conf/train.yaml`."""
+
+    method: _Group
+    model: _Group
+    norm: NormSettings
+    data: DataSettings
+    optimizer: _Group
+    schedule: ScheduleSettings
+    trainer: TrainerSettings
+    diagnostics: DiagnosticsSettings
+    study: _Group | None
+    scale: Literal["smoke", "small", "paper"] | None
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
+    lr: NonNegative
+    batch_size: Count
+    max_epochs: Count
+    weight_decay: NonNegative
+    data_norm: Literal["none", "channel", "global", "batch"]
+    max_grad_norm: Positive | None
+    timeout_min: Positive | None
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any], here: bool = True) -> Settings:
+        """Read settings.
+
+        Args:
+            values: Plain values of a composed config.
+            here: Whether the run is for this machine; else another one's GPUs and cores count.
+
+        Raises:
+            BadInput: A value has the wrong type or range, or two of them do not go together. The first fault in
+                the order of `conf/train.yaml` is named.
+        """
+        try:
+            settings = cls.model_validate(values)
+        except ValidationError as error:
+            raise BadInput(_first_fault(error)) from None
+        if here:
+            settings._check_machine()
+        settings._check_combination()
+        return settings
+
+    def _check_machine(self) -> None:
+        devices, accelerator, gpus = self.trainer.devices, self.trainer.accelerator, gpu_count()
+        if accelerator == "gpu" and not gpus:
+            raise BadInput("trainer.accelerator=gpu: this machine has no GPU; give trainer.accelerator=cpu")
+        on_gpu = gpus > 0 and accelerator != "cpu"
+        if self.trainer.capture == "on" and not on_gpu:
+            why = "this machine has no GPU" if not gpus else "not trainer.accelerator=cpu"
+            raise BadInput(f"trainer.capture=on: a CUDA graph needs a GPU, {why}; give trainer.capture=auto or off")
+        have, kind = (gpus, "GPU") if on_gpu else (cpu_count(), "CPU core")
+        if devices > have:
+            kinds = kind if have == 1 else f"{kind}s"
+            raise BadInput(f"trainer.devices={devices}: this machine has {have} {kinds}; give at most {have}")
+
+    def _check_combination(self) -> None:
+        devices, batch = self.trainer.devices, self.batch_size
+        if self.study is not None:
+            self._check_study()
+        if (self.method.model_extra or {}).get("engine") == "shortcut":
+            if devices > 1:
+                raise BadInput(f"engine=shortcut works on one device, not {devices}; give method.engine=replay")
+            if self.trainer.precision == "bf16-mixed":
+                raise BadInput("engine=shortcut needs full precision; give trainer.precision=32-true")
+        if batch % devices:
+            raise BadInput(f"batch_size={batch} cannot be shared by {devices} devices; give a multiple of {devices}")
+        if "shortcut" in _values(self.method.model_extra) and (self.diagnostics.shift or self.diagnostics.update):
+            raise BadInput(
+                "diagnostics.shift and diagnostics.update look at gradients, and engine=shortcut makes none;"
+                " give method.engine=replay, or diagnostics=off"
+            )
+        if self.trainer.capture == "on" and self._looks_into_steps():
+            raise BadInput(
+                "diagnostics.shift and diagnostics.update look into a step, and trainer.capture=on replays it whole;"
+                " give trainer.capture=auto or off, or diagnostics=off"
+            )
+        if self.trainer.capture == "on" and devices > 1:
+            raise BadInput(f"trainer.capture=on works on one device, not {devices}; give trainer.capture=auto or off")
+        each = "" if devices == 1 else " on each device"
+        if batch == devices and self.norm.kind == "batch":
+            raise BadInput(
+                f"norm=batch needs at least two samples to a batch{each}; "
+                f"give batch_size={2 * devices} or more, or norm=prop"
+            )
+        if batch == devices and self.data_norm == "batch":
+            raise BadInput(f"data_norm=batch needs at least two samples to a batch{each}; give data_norm=global")
+
+    def _looks_into_steps(self) -> bool:
+        return bool(self.diagnostics.shift or self.diagnostics.update)
+
+    @property
+    def capture(self) -> Literal["auto", "on", "off"]:
+        """`trainer.capture`, as far as diagnostics leave the choice."""
+        return "off" if self._looks_into_steps() else self.trainer.capture
+
+    def _check_study(self) -> None:
+        if self.trainer.devices > 1:
+            raise BadInput(f"a study works on one device, not {self.trainer.devices}; give trainer.devices=1")
+        if self.trainer.precision == "bf16-mixed":
+            raise BadInput("a study needs full precision; give trainer.precision=32-true")
+        if any(self.diagnostics.when().values()):
+            raise BadInput("diagnostics watch a training, and a study has none; give diagnostics=off")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one run was asked for, checked: what was validated is what is built, hashed and written down.
+
+    Attributes:
+        cfg: The composed config, from which objects are built.
+        settings: The same, typed.
+        values: The same as plain values.
+        choices: By group, the name of the config it was read from, such as `method: bfp`.
+        hydra: Hydra's own node; None outside Hydra.
+    """
+
+    cfg: DictConfig
+    settings: Settings
+    values: dict[str, Any]
+    choices: dict[str, str]
+    hydra: DictConfig | None = None
+
+    @classmethod
+    def of(cls, cfg: DictConfig, hydra: DictConfig | None = None, *, here: bool = True) -> Request:
+        """Check a composed config.
+
+        Args:
+            cfg: The config. Hydra's node in it, if any, is left out.
+            hydra: Hydra's node.
+            here: Whether the run is for this machine; else another one's GPUs and cores count.
+
+        Raises:
+            BadInput: A value has the wrong type or range, or two of them do not go together. The first fault in
+                the order of `conf/train.yaml` is named.
+        """
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        assert isinstance(own, DictConfig)
+        values = plain(own)
+        made = {} if hydra is None else hydra.runtime.choices
+        choices = {group: str(made[group]) for group in Settings.model_fields if made.get(group) is not None}
+        return cls(own, Settings.check(values, here), values, choices, hydra)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the settings that decide the result."""
+        return fingerprint(self.values)
+
+
+def _values(settings: Mapping[str, Any] | None) -> list[Any]:
+    """All values in nested settings."""
+    return [value for _, value in flatten(settings or {})]
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A composed config, without Hydra's node, as plain values, interpolations resolved.
+
+    Raises:
+        BadInput: A value is missing or an interpolation leads nowhere.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise BadInput(f"{error.full_key} has no value; give it one: {error.full_key}=...") from None
+    except OmegaConfBaseException as error:
+        raise BadInput(f"{error.full_key}: {str(error.msg).splitlines()[0]}") from None
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `(dotted key, value)` for each leaf of nested settings, in order."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide a result, flat: dotted key -> value; our own classes by their public names."""
+    return {
+        key: PUBLIC_NAMES.get(value, value) if key.rpartition(".")[2] == "_target_" else value
+        for key, value in flatten(values)
+        if key not in WITHOUT_EFFECT
+    }
+
+
+def fingerprint(values: Mapping[str, Any]) -> str:
+    """SHA-256 over the settings that decide a result."""
+    return hashlib.sha256(json.dumps(deciding(values), sort_keys=True).encode()).hexdigest()
+
+
+def differing(asked: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Name the deciding keys in which two settings differ, as `key=asked (there: found)`, or return ''."""
+    here, there = deciding(asked), deciding(found)
+    pairs = {key: (here.get(key), there.get(key)) for key in {**here, **there} if here.get(key) != there.get(key)}
+    own = {pair for key, pair in pairs.items() if "." not in key}
+    # `optimizer.lr` follows `lr`: name what was set, not what follows from it.
+    named = {key: pair for key, pair in pairs.items() if "." not in key or pair not in own}
+    return ", ".join(f"{key}={asked_for} (there: {there_is})" for key, (asked_for, there_is) in named.items())
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    message = fault["msg"][0].lower() + fault["msg"][1:]
+    if fault["type"] == "missing":
+        return f"{key} is missing; conf/train.yaml lists what there is"
+    if fault["type"] == "extra_forbidden":
+        return f"{key} is no key here; conf/train.yaml lists what there is"
+    return f"{key}={fault['input']}: {message}"

@@ -1,0 +1,125 @@
+"""The claims of both papers: what they say, where, with which number, and by which rule it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from backforward_suite.errors import BadInput
+
+FILE = Path(__file__).parent / "claims.yaml"
+PUBLISHED_RUNS = Path(__file__).parent / "published" / "bfp_runs.csv"
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+Text = Annotated[str, Field(min_length=1)]
+Rule = Literal["direction", "value", "identity", "share", "curve"]
+
+
+class Claim(BaseModel):
+    """One statement of a paper that can be measured.
+
+    Attributes:
+        id: Its name, unique: the experiment's name, a dot, a word.
+        experiment: The experiment that measures it.
+        statement: What is claimed, in our words.
+        source: Paper, section, page or figure.
+        rule: How it is judged; `backforward_suite.report.verdicts` says what each rule asks.
+        published: Published numbers by name, in `unit`; empty where the paper gives none.
+        unit: Of `published`, `tolerance` and of our estimate: `%`, `s`, `nats`; empty for a pure number or a ratio.
+        tolerance: By how much ours may differ (`value`, `identity`, `curve`); how small an effect counts as none
+            (`direction`). A `share` has none: it asks for `arguments["at_least"]`.
+        tolerance_why: Why that much, or how the paper's words were turned into a number.
+        data: Data sets the claim is about; empty: any. Runs on another one are stand-ins.
+        arguments: Of the rule. `sign`: of the effect that is claimed (direction). `over`: for which rows, `all` (the
+            default), `most` or `any`. `rows`: labels of the rows that the paper speaks of; the others are shown.
+            `negated`: the claim is that this effect is not there; so it must be in each row, unless `over` says
+            otherwise. `relative`: the tolerance is a share of the number (value). `at_least`: see above.
+            Others are for the experiment, which alone knows what they mean.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9_]+\.[a-z0-9_]+$")]
+    experiment: Name
+    statement: Text
+    source: Text
+    rule: Rule
+    published: Mapping[str, float] = {}
+    unit: str = ""
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    tolerance_why: str = ""
+    data: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    arguments: Mapping[str, Any] = {}
+
+    @property
+    def word(self) -> str:
+        """Its id within its experiment."""
+        return self.id.partition(".")[2]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Claim:
+        if self.id.partition(".")[0] != self.experiment:
+            raise ValueError(f"is filed under experiment {self.experiment}")
+        if self.rule == "share":
+            if not 0 <= self.arguments.get("at_least", -1) <= 1:
+                raise ValueError("asks for a share: give arguments.at_least between 0 and 1")
+        elif self.tolerance is None:
+            raise ValueError(f"rule {self.rule} needs a tolerance")
+        if not self.tolerance_why:
+            raise ValueError("does not say why its tolerance is what it is")
+        if self.rule == "direction" and self.arguments.get("sign") not in (-1, 1):
+            raise ValueError("claims a direction: give arguments.sign, 1 or -1")
+        if self.rule in ("value", "identity") and not self.published:
+            raise ValueError(f"rule {self.rule} needs published numbers")
+        if self.arguments.get("over", "all") not in ("all", "most", "any"):
+            raise ValueError("arguments.over is all, most or any")
+        return self
+
+
+def read_claims(path: Path = FILE) -> tuple[Claim, ...]:
+    """Read a file of claims, in its order.
+
+    Raises:
+        BadInput: It is no list of claims; an entry misses something, has a key too many, or an id that is taken.
+    """
+    try:
+        found = TypeAdapter(tuple[Claim, ...]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise BadInput(f"{path}: entry {where}: {fault['msg']}") from None
+    except (OSError, TypeError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: {str(error).splitlines()[0]}") from None
+    ids = [claim.id for claim in found]
+    taken = next((name for name in ids if ids.count(name) > 1), None)
+    if taken is not None:
+        raise BadInput(f"{path}: two claims are called {taken}")
+    return found
+
+
+@cache
+def claims_of(experiment: str) -> dict[str, Claim]:
+    """The claims that an experiment judges, by the word after the dot of their id; none for an unknown one."""
+    return {claim.word: claim for claim in read_claims() if claim.experiment == experiment}
+
+
+def experiments() -> tuple[str, ...]:
+    """The experiments that judge a claim, in the order of the file."""
+    return tuple(dict.fromkeys(claim.experiment for claim in read_claims()))
+
+
+@cache
+def published_runs() -> pd.DataFrame:
+    """The published runs of Backforward Propagation; the file's head says what they are and where they come from.
+
+    Returns:
+        Columns lr, arm (`sgd`, `bfp_poster`), epoch, train_loss_as_logged (nats), weight_norm, test_accuracy and
+        test_loss (nats).
+    """
+    return pd.read_csv(PUBLISHED_RUNS, comment="#")

@@ -1,0 +1,161 @@
+"""What an experiment of the referee found: estimates, verdicts, tables, figures. Plain data, ready for the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import matplotlib.figure
+import pandas as pd
+
+from backforward_suite.report.claims import Claim
+from backforward_suite.report.reading import Run
+
+Method = Literal["t", "bootstrap", "quantile", "exact"]
+Kind = Literal["reproduced", "contradicted", "inconclusive", "not run", "stand-in data"]
+KINDS: tuple[Kind, ...] = ("reproduced", "contradicted", "inconclusive", "not run", "stand-in data")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval.
+
+    Attributes:
+        value: The estimate; None where nothing could be measured.
+        low: Lower end of the interval; None where there is none (one seed).
+        high: Upper end; None where there is none.
+        n: How many values it rests on: seeds, pairs of runs, images.
+        method: How the interval was made: Student's `t`, `bootstrap`, order statistics (`quantile`), or `exact`
+            (known without error, or a proportion's Wilson interval).
+        level: Of the interval, before any correction for several comparisons.
+        unit: As in `Claim.unit`.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    method: Method = "t"
+    level: float = 0.95
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        for number in (self.value, self.low, self.high):
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"an estimate is finite or None, not {number}")
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether both ends are known."""
+        return self.low is not None and self.high is not None
+
+    def __str__(self) -> str:
+        """As `0.943 [0.911, 0.975]`, rounded to where the interval's width has its second digit.
+
+        Where the interval spans a good part of a power of ten, or is one of a quantile, each number has two digits.
+        """
+        if self.value is None:
+            return "-"
+        unit = f" {self.unit}" if self.unit else ""
+        if self.method == "quantile" or (
+            self.low is not None and self.high is not None and 0 < 5 * self.low < self.high
+        ):
+            ends = ["?" if end is None else f"{end:.2g}" for end in (self.low, self.high)]
+            return f"{self.value:.2g} [{ends[0]}, {ends[1]}]{unit}"
+        if self.low is None and self.high is None:
+            return f"{_rounded(self.value, abs(self.value) / 10)}{unit}"
+        known = [end for end in (self.low, self.high) if end is not None]
+        width = max(known) - min(known) if len(known) == 2 else abs(self.value - known[0])
+        low, high = ("?" if end is None else _rounded(end, width) for end in (self.low, self.high))
+        return f"{_rounded(self.value, width)} [{low}, {high}]{unit}"
+
+
+def _rounded(value: float, width: float) -> str:
+    """To the second digit of `width`; in powers of ten where the number is huge or tiny."""
+    if value != 0 and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.2e}"
+    scale = width if width > 1e-9 * abs(value) else abs(value) / 100  # less is rounding
+    digits = 3 if scale == 0 else max(0, 1 - math.floor(math.log10(scale)))
+    return f"{value:.{min(digits, 6)}f}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim.
+
+    Attributes:
+        claim: The claim.
+        kind: One of `KINDS`.
+        ours: What was measured, in a few words and numbers, with its scale.
+        why: Why this verdict; what to do where it is `not run`.
+        estimates: What it rests on.
+    """
+
+    claim: Claim
+    kind: Kind
+    ours: str
+    why: str
+    estimates: tuple[Estimate, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for the page.
+
+    Attributes:
+        title: One line.
+        frame: Cells as strings; its columns are the headings, its index is not shown.
+        note: What a reader must know: kind of interval, number of seeds, correction for several comparisons.
+    """
+
+    title: str
+    frame: pd.DataFrame
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure for the page.
+
+    Attributes:
+        name: Its file's name without ending, unique over all experiments.
+        title: One line.
+        caption: What is drawn, and what to see in it.
+        draw: Draws it, with `backforward_suite.report.style`.
+    """
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[], matplotlib.figure.Figure]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Everything that one experiment found.
+
+    Attributes:
+        experiment: Its name.
+        question: What it asks, in one sentence.
+        verdicts: One for each of its claims.
+        tables: In reading order.
+        figures: In reading order.
+        runs: The runs behind it.
+        scale: `smoke`, `small` or `paper`.
+        hardware: What the runs were made on.
+        notes: What is missing, and what else a reader must know.
+        stand_in: Whether a claim was looked into on another data set than it is about.
+    """
+
+    experiment: str
+    question: str
+    verdicts: tuple[Verdict, ...]
+    tables: tuple[Table, ...]
+    figures: tuple[Figure, ...]
+    runs: tuple[Run, ...]
+    scale: str
+    hardware: str
+    notes: tuple[str, ...] = ()
+    stand_in: bool = False

@@ -1,0 +1,329 @@
+"""From findings to something to read: `index.html`, `report.md`, and each figure as SVG and PNG.
+
+The page is one file that asks for nothing else: styles within, figures as data, no script. It holds no date, so that
+the same runs give the same bytes. Everything that comes from runs is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from backforward_suite.atomic import whole
+from backforward_suite.errors import cause_of
+from backforward_suite.report import experiments, style
+from backforward_suite.report.claims import Claim, read_claims
+from backforward_suite.report.finding import KINDS, Figure, Finding, Kind, Verdict
+from backforward_suite.report.reading import Run, read_runs
+
+SIGNS: Mapping[Kind, str] = {
+    "reproduced": "✓",
+    "contradicted": "✗",
+    "inconclusive": "?",
+    "not run": "–",
+    "stand-in data": "≈",
+}
+MEANINGS: Mapping[Kind, str] = {
+    "reproduced": "the 95 % interval of what was measured agrees with the claim",
+    "contradicted": "the interval excludes the claim, or lies within what counts as no effect",
+    "inconclusive": "the interval allows both, or the scale is too small to say",
+    "not run": "there are no runs for it; its row says what to do",
+    "stand-in data": "measured on another data set than the claim is about, which says nothing of the claim",
+}
+SCALES: Mapping[str, str] = {
+    "smoke": "minutes; shows that everything runs, and gives no verdict beyond inconclusive",
+    "small": "hours on two cores; real data, fewer images and smaller networks; verdicts speak of direction only",
+    "paper": "the papers' own protocol",
+}
+COMMIT_LENGTH = 9
+
+
+# --- findings --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure as files.
+
+    Attributes:
+        figure: What it was drawn from.
+        svg: The file's content.
+        png: The same as pixels.
+        width: CSS pixels.
+        height: CSS pixels.
+    """
+
+    figure: Figure
+    svg: bytes
+    png: bytes
+    width: int
+    height: int
+
+    @property
+    def uri(self) -> str:
+        """The figure as an address that holds it."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
+
+
+@dataclass(frozen=True)
+class Examined:
+    """One experiment, ready for the page.
+
+    Attributes:
+        finding: What was found.
+        drawn: Its figures.
+        fault: In one line, why it could not be examined; empty if it could.
+    """
+
+    finding: Finding
+    drawn: tuple[Drawn, ...] = ()
+    fault: str = ""
+
+
+def examine_all(outputs: Path, scale: str) -> list[Examined]:
+    """Examine all experiments of a scale, in the order of the page; what was not run is among them as such.
+
+    An experiment that cannot be examined hides no other: it stands on the page with the cause.
+
+    Args:
+        outputs: Holds `<scale>/<experiment>/<run>/`.
+        scale: `smoke`, `small` or `paper`.
+    """
+    claims = read_claims()
+    return [
+        _examine(
+            name, read_runs(outputs / scale / name), [claim for claim in claims if claim.experiment == name], scale
+        )
+        for name in experiments.names()
+    ]
+
+
+def _examine(name: str, runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Examined:
+    experiment = experiments.load(name)
+    try:
+        finding = experiment.examine(runs, claims, scale)
+        return Examined(finding, tuple(draw(figure, stamp_of(finding)) for figure in finding.figures))
+    except Exception as error:
+        fault = f"could not be examined: {cause_of(error)}"
+        verdicts = tuple(Verdict(claim, "inconclusive", "", fault) for claim in claims)
+        return Examined(Finding(name, experiment.QUESTION, verdicts, (), (), tuple(runs), scale, ""), fault=fault)
+
+
+def stamp_of(finding: Finding) -> str:
+    """What stands small in each of its figures."""
+    stand_in = "stand-in data" if finding.stand_in else ""
+    return " · ".join(filter(None, [f"scale {finding.scale}", finding.hardware, stand_in]))
+
+
+def draw(figure: Figure, stamp: str) -> Drawn:
+    """Draw a figure in the report's style, stamped."""
+    with style.applied():
+        canvas = figure.draw()
+        style.stamp(canvas, stamp)
+        width, height = (round(96 * inches) for inches in canvas.get_size_inches())
+        return Drawn(figure, style.encode(canvas, "svg"), style.encode(canvas, "png"), width, height)
+
+
+def faults(examined: Sequence[Examined]) -> list[str]:
+    """Which experiments could not be examined, and why, a line each."""
+    return [f"{each.finding.experiment} {each.fault}" for each in examined if each.fault]
+
+
+def tally(examined: Sequence[Examined]) -> str:
+    """How many claims got which verdict, in one line."""
+    counts = Counter(verdict.kind for each in examined for verdict in each.finding.verdicts)
+    told = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind])
+    return f"{sum(counts.values())} claims: {told}" if counts else "no claims"
+
+
+# --- pages -----------------------------------------------------------------------------------------------------------
+
+
+def write(examined: Sequence[Examined], folder: Path, scale: str) -> Path:
+    """Write page, text and figures; each file appears whole or not at all, the page last.
+
+    Args:
+        examined: In the order of the page.
+        folder: Where to; figures of an earlier report that are not in this one go.
+        scale: Of all of them.
+
+    Returns:
+        The page's path.
+    """
+    context = _context(examined, scale)
+    # All of it is made before the first file is touched.
+    files = {f"figures/{drawn.figure.name}.{kind}": getattr(drawn, kind) for e in examined for drawn in e.drawn
+             for kind in ("svg", "png")}  # fmt: skip
+    files["report.md"] = _environment(markdown=True).get_template("report.md.j2").render(context).encode()
+    files["index.html"] = _environment().get_template("page.html.j2").render(context).encode()
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        with whole(folder / name, "wb") as file:
+            file.write(content)
+    for path in (folder / "figures").iterdir():
+        if f"figures/{path.name}" not in files:
+            path.unlink()
+    return folder / "index.html"
+
+
+def _environment(markdown: bool = False) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("backforward_suite.report", "."),
+        autoescape=not markdown,  # noqa: S701 (Markdown has an escape of its own)
+        undefined=StrictUndefined,
+        finalize=in_markdown if markdown else None,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "plain": Plain,
+        "published": published,
+        "rule": rule,
+        "prose": prose_in_markdown if markdown else prose,
+        "duration": duration,
+        "commands": commands,
+        "anchor": anchor,
+        "runs": count_of_runs,
+    }
+    environment.globals |= {"signs": SIGNS, "meanings": MEANINGS, "scales": SCALES, "kinds": KINDS}
+    return environment
+
+
+def _context(examined: Sequence[Examined], scale: str) -> dict[str, Any]:
+    findings = [e.finding for e in examined]
+    counts = Counter(verdict.kind for finding in findings for verdict in finding.verdicts)
+    runs = _trained(run for finding in findings for run in finding.runs)
+    return {
+        "scale": scale,
+        "examined": [{"finding": e.finding, "drawn": e.drawn, "fault": e.fault, "runs": list(map(row, e.finding.runs))}
+                     for e in examined],
+        "counts": {kind: counts[kind] for kind in KINDS},
+        "hardware": _distinct(finding.hardware for finding in findings),
+        "code": ", ".join(_distinct(part(run) for part in (commit_of, torch_of) for run in runs)),
+        "runs": len(runs),
+        "stand_in": any(finding.stand_in for finding in findings),
+        "seconds": sum(run.result.get("timing", {}).get("training_seconds") or 0 for run in runs),
+    }  # fmt: skip
+
+
+def _trained(runs: Iterable[Run]) -> list[Run]:
+    """Each training once: a run that an experiment took over from another has the result of where it was trained."""
+    found: dict[object, Run] = {}
+    for run in runs:
+        settings = run.result.get("settings_hash")  # a run that failed to begin has none
+        ended = run.result.get("timing", {}).get("finished_at")  # of equal settings trained twice, each counts
+        found.setdefault((settings, ended) if settings else run.folder, run)
+    return list(found.values())
+
+
+def _distinct(values: Any) -> list[str]:
+    return list(dict.fromkeys(value for value in values if value))
+
+
+def commit_of(run: Run) -> str:
+    """Of the code that made a run, `+changes` if there were some."""
+    commit, changes = str(run.result.get("code", {}).get("commit") or "").partition("+")[::2]
+    return commit[:COMMIT_LENGTH] + ("+" + changes if changes else "")
+
+
+def torch_of(run: Run) -> str:
+    """With which a run was made."""
+    version = run.result.get("code", {}).get("torch")
+    return f"torch {version}" if version else ""
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
+
+
+def row(run: Run) -> dict[str, str]:
+    """A run in the list of runs."""
+    seconds = run.result.get("timing", {}).get("training_seconds")
+    return {
+        "run": run.name,
+        "status": run.status if run.status != "failed" else f"failed: {run.result.get('cause', 'cause unknown')}",
+        "data": run.data,
+        "epochs": _number(run.final("epoch"), "{:.0f}"),
+        "train loss": _number(run.final("loss/train"), "{:.4f}"),
+        "validation %": _number(run.final("accuracy/validation"), "{:.2%}").rstrip("%"),
+        "test %": _number(run.final("accuracy/test"), "{:.2%}").rstrip("%"),
+        "seconds": _number(seconds, "{:.1f}"),
+    }
+
+
+def _number(value: Any, form: str) -> str:
+    return form.format(value) if isinstance(value, int | float) else ""
+
+
+def published(claim: Claim, most: int | None = None) -> str:
+    """The paper's numbers of a claim, in one line; beyond `most` of them, how many more there are."""
+    numbers = [f"{name}: {value:g}" for name, value in claim.published.items()]
+    rest = len(numbers) - most if most is not None else 0
+    unit = f" ({claim.unit})" if claim.unit and numbers else ""
+    return ", ".join(numbers[:most]) + (f" and {rest} more" if rest > 0 else "") + unit
+
+
+def commands(finding: Finding) -> list[str]:
+    """What to type to have an experiment run: its own sweep, and with it what else belongs to its report."""
+    name, scale = finding.experiment, finding.scale
+    if finding.stand_in:
+        return [f"make reproduce ONLY={name} SCALE={scale} STAND_IN=1"]
+    return [f"python src/train.py -m experiment={name} scale={scale}", f"make reproduce ONLY={name} SCALE={scale}"]
+
+
+def rule(claim: Claim) -> str:
+    """How a claim is judged, in one line."""
+    if claim.tolerance is None:
+        asked = f"at least {claim.arguments['at_least']:.0%}" if "at_least" in claim.arguments else ""
+    else:
+        share = " as a share" if claim.arguments.get("relative") else f" {claim.unit}".rstrip()
+        asked = f"tolerance {claim.tolerance:g}{share}"
+    return " ".join(filter(None, [f"{claim.rule},", f"{asked}." if asked else "", claim.tolerance_why]))
+
+
+def count_of_runs(count: int) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count} run" if count == 1 else f"{count:,} runs"
+
+
+def prose(text: str) -> Markup:
+    """A sentence as HTML: escaped, what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 (escaped just here)
+
+
+def prose_in_markdown(text: str) -> Plain:
+    """The same as Markdown."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # a backtick of its own
+        return Plain(in_markdown(text))
+    return Plain("".join(f"`{part}`" if number % 2 else in_markdown(part) for number, part in enumerate(parts)))
+
+
+def anchor(text: str) -> str:
+    """A text as the name of a place on the page."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+class Plain(str):
+    """Text that Markdown shall not escape: code, and addresses that this module made."""
+
+    __slots__ = ()
+
+
+def in_markdown(value: Any) -> str:
+    """Text as Markdown shows it: nothing in it is markup, and it stays in its line."""
+    if isinstance(value, Plain):
+        return value
+    text = re.sub(r"\s*\n\s*", " ", str(value)).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", text)

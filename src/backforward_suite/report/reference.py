@@ -1,0 +1,176 @@
+"""Committed results: the finished runs of a scale in a few text files, and back into run folders.
+
+    outputs/reference/<scale>/<experiment>.jsonl    one line a run, in natural order of names
+
+A line holds `run` (its name), `result` (what stands in `result.json`, less what belongs to the machine and its user)
+and the text of `metrics.csv`, `study.csv` and `diagnostics.csv`, the last with the measures alone that the experiment
+reads. What is kept is kept bit for bit: unpacking and packing again gives the same file. Weights are not kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from backforward_suite.atomic import whole
+from backforward_suite.errors import BadInput
+from backforward_suite.report import experiments
+from backforward_suite.report.reading import SCALES
+from backforward_suite.runs import files, locks
+
+LEFT_OUT = (("settings", "data", "root"), ("hardware", "system"), ("timing", "cuda_visible_devices"))
+TABLES = ("metrics", "study", "diagnostics")
+Line = dict[str, Any]
+
+
+def scales_in(folder: Path) -> list[str]:
+    """The scales of which a folder (`outputs`, `outputs/reference`) holds results, the smallest first."""
+    marks = ("*/*/result.json", "*.jsonl")
+    return [scale for scale in SCALES if any(any((folder / scale).glob(mark)) for mark in marks)]
+
+
+def pack(outputs: Path, scale: str, reference: Path) -> dict[str, int]:
+    """Write the finished runs of a scale, an experiment a file; an experiment without any keeps the file it has.
+
+    Args:
+        outputs: Holds `<scale>/<experiment>/<run>/`.
+        scale: `smoke`, `small` or `paper`.
+        reference: Where to, below it `<scale>/<experiment>.jsonl`.
+
+    Returns:
+        By experiment, how many runs were packed.
+
+    Raises:
+        BadInput: There is no finished run, or a result is damaged.
+    """
+    packed = {}
+    for name in experiments.names():
+        measures = experiments.diagnostics_of(name)
+        lines = [line_of(folder, measures) for folder in _done(outputs / scale / name)]
+        if lines:
+            packed[name] = len(lines)
+            _write(reference / scale / f"{name}.jsonl", lines)
+    if not packed:
+        raise BadInput(f"{outputs / scale}: no finished run here; make reproduce SCALE={scale} trains them")
+    return packed
+
+
+def unpack(reference: Path, scale: str, outputs: Path) -> dict[str, int]:
+    """Make run folders of committed results; a run that is done there, or worked on, is left alone.
+
+    Args:
+        reference: Holds `<scale>/<experiment>.jsonl`.
+        scale: `smoke`, `small` or `paper`.
+        outputs: Where to, below it `<scale>/<experiment>/<run>/`.
+
+    Returns:
+        By experiment, how many runs were made.
+
+    Raises:
+        BadInput: There are no results of that scale, or a file is damaged.
+    """
+    files = sorted((reference / scale).glob("*.jsonl"))
+    if not files:
+        there = ", ".join(scales_in(reference)) or "none"
+        raise BadInput(f"{reference / scale}: no committed results here; scales that have some: {there}")
+    return {
+        path.stem: sum(_place(line, outputs / scale / path.stem / line["run"]) for line in read(path)) for path in files
+    }
+
+
+def seconds(reference: Path, scale: str, experiment: str) -> dict[str, float]:
+    """Seconds that each committed run of an experiment took, by the hash of its settings; empty where none is kept."""
+    path = reference / scale / f"{experiment}.jsonl"
+    if not path.exists():
+        return {}
+    return {line["result"]["settings_hash"]: float(line["result"]["timing"]["seconds"]) for line in read(path)}
+
+
+def line_of(folder: Path, measures: Iterable[str]) -> Line:
+    """What is kept of a run.
+
+    Args:
+        folder: Of a finished run.
+        measures: Those of `diagnostics.csv` to keep.
+    """
+    result = copy.deepcopy(files.read_result(folder))
+    assert result is not None
+    for *parts, key in LEFT_OUT:
+        node: Any = result
+        for part in parts:
+            node = node.get(part, {})
+        node.pop(key, None)
+    line: Line = {"run": folder.name, "result": result}
+    for table in TABLES:
+        path = folder / f"{table}.csv"
+        if path.exists():
+            text = path.read_bytes().decode()
+            line[table] = _only(text, frozenset(measures)) if table == "diagnostics" else text
+    return line
+
+
+def read(path: Path) -> Iterator[Line]:
+    """The lines of a file.
+
+    Raises:
+        BadInput: One is damaged.
+    """
+    with path.open(encoding="utf-8") as file:
+        for number, text in enumerate(file, start=1):
+            try:
+                line = json.loads(text)
+                if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", line["run"]):  # it becomes a folder
+                    raise ValueError("its run has no name")
+                if line["result"]["status"] not in files.DONE:
+                    raise ValueError("its run is not done")
+            except (ValueError, KeyError, TypeError) as error:
+                raise BadInput(f"{path}, line {number}, is damaged ({error}); take the file from git again") from None
+            yield line
+
+
+def _write(path: Path, lines: Iterable[Line]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as file:
+        for line in lines:
+            file.write(json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n")
+
+
+def _done(root: Path) -> list[Path]:
+    folders = [folder for folder in files.result_folders(root) if (folder / "result.json").exists()]
+    return [folder for folder in folders if (files.read_result(folder) or {}).get("status") in files.DONE]
+
+
+def _only(text: str, measures: frozenset[str]) -> str:
+    """The rows of these measures, as they stand."""
+    rows = csv.reader(io.StringIO(text))
+    head = next(rows, [])
+    column = head.index("measure") if "measure" in head else 0
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerows([head, *(row for row in rows if row[column] in measures)])
+    return file.getvalue()
+
+
+def _place(line: Line, folder: Path) -> bool:
+    """Make a run's folder, the result last; whether it was made."""
+    if (folder / "result.json").exists():
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / locks.LOCK, timeout=0):
+            for table in TABLES:
+                if table in line:
+                    with whole(folder / f"{table}.csv", "wb") as file:
+                        file.write(line[table].encode())
+            files.write_result(folder, line["result"])
+    except Timeout:
+        return False
+    return True

@@ -1,0 +1,411 @@
+"""Estimates from runs: paired effects over seeds, intervals, corrections, cost of a loss level, choice of settings.
+
+What is compared: two arms' runs of the same seed and setting, which share initial weights and the order of samples, so
+that their difference is free of most of the spread between seeds. What is reported: the mean of these differences (or
+the geometric mean of ratios) with a 95 % interval. Student's t is the first choice; with fewer than 10 pairs, or heavy
+tails, a bias-corrected and accelerated bootstrap is made too, and the wider of the two is reported with its name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+from numpy.typing import NDArray
+
+from backforward_suite.report.finding import Estimate, Method
+from backforward_suite.report.reading import Run
+from backforward_suite.runs.files import natural
+
+LEVEL = 0.95
+FEW = 10  # values under which the bootstrap is made beside the t interval
+HEAVY = 2.0  # excess kurtosis from which tails count as heavy
+RESAMPLES = 9999
+ROUNDING = 1e-12  # a mean effect under this is none
+GENERATOR_SEED = 20230207  # of the bootstrap: the same runs give the same report
+
+Values = NDArray[np.float64]
+Currency = Literal["epochs", "updates", "macs", "seconds"]
+CURRENCIES: tuple[Currency, ...] = ("epochs", "updates", "macs", "seconds")
+
+
+# --- intervals -------------------------------------------------------------------------------------------------------
+
+
+def mean(values: Iterable[float], unit: str = "", level: float = LEVEL) -> Estimate:
+    """Mean with its interval: t, or the bootstrap where it was made and is wider.
+
+    Args:
+        values: One a seed or pair; all finite.
+        unit: Of the values.
+        level: Of the interval.
+
+    Returns:
+        Without an interval for one value, without a number for none.
+    """
+    data = np.asarray(list(values), dtype=np.float64)
+    if len(data) == 0:
+        return Estimate(None, None, None, 0, "t", level, unit)
+    centre = float(data.mean())
+    if len(data) == 1:
+        return Estimate(centre, None, None, 1, "t", level, unit)
+    low, high = _t_interval(data, level)
+    method: Method = "t"
+    if len(data) > 2 and (len(data) < FEW or heavy_tailed(data)):
+        resampled = _bootstrap_interval(data, level)
+        if resampled is not None and resampled[1] - resampled[0] > high - low:
+            (low, high), method = resampled, "bootstrap"
+    return Estimate(centre, low, high, len(data), method, level, unit)
+
+
+def heavy_tailed(values: Values) -> bool:
+    """Whether the excess kurtosis (0 for a normal distribution, 6 for an exponential one) is 2 or more."""
+    if len(values) < 4 or np.ptp(values) == 0:
+        return False
+    return bool(scipy.stats.kurtosis(values, bias=False) >= HEAVY)
+
+
+def _t_interval(data: Values, level: float) -> tuple[float, float]:
+    error = float(data.std(ddof=1)) / math.sqrt(len(data))
+    reach = float(scipy.stats.t.ppf((1 + level) / 2, len(data) - 1)) * error
+    centre = float(data.mean())
+    return centre - reach, centre + reach
+
+
+def _bootstrap_interval(data: Values, level: float) -> tuple[float, float] | None:
+    """BCa; None where resampling says nothing (all values are equal)."""
+    if np.ptp(data) == 0:
+        return None
+    with warnings.catch_warnings(action="ignore"):  # that the data are degenerate: then it says nan
+        found = scipy.stats.bootstrap(
+            (data,),
+            np.mean,
+            confidence_level=level,
+            n_resamples=RESAMPLES,
+            method="BCa",
+            rng=np.random.default_rng(GENERATOR_SEED),
+        ).confidence_interval
+    low, high = float(found.low), float(found.high)
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+def share(successes: int, n: int, level: float = LEVEL) -> Estimate:
+    """A proportion with Wilson's interval, which never leaves 0 to 1 and is sound at 0 and 1."""
+    if n == 0:
+        return Estimate(None, None, None, 0, "exact", level)
+    interval = scipy.stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    return Estimate(successes / n, float(interval.low), float(interval.high), n, "exact", level)
+
+
+def quantile(values: Iterable[float], q: float, unit: str = "", level: float = LEVEL) -> Estimate:
+    """A quantile with the interval between order statistics that holds whatever the distribution.
+
+    Args:
+        values: Any, infinite ones (diverged) included: they count as largest.
+        q: In (0, 1): 0.5 is the median.
+        unit: Of the values.
+        level: At least that of the interval; it exists from 6 values on for a median.
+    """
+    data = np.asarray(list(values), dtype=np.float64)
+    data = np.sort(np.where(np.isnan(data), np.inf, data))
+    if len(data) == 0:
+        return Estimate(None, None, None, 0, "quantile", level, unit)
+    value = float(np.quantile(data, q, method="inverted_cdf"))
+    interval = scipy.stats.quantile_test(data, q=value if math.isfinite(value) else 0.0, p=q).confidence_interval(level)
+    return Estimate(
+        _finite(value), _finite(float(interval.low)), _finite(float(interval.high)), len(data), "quantile", level, unit
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# --- paired effects --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What separates two arms in one row of a table: a value for each pair.
+
+    Attributes:
+        label: Names the row, such as `lr 0.1`.
+        values: One a pair; logarithms if `ratio`.
+        ratio: Whether arms are compared by ratio; their equality is then 1, else 0.
+        unit: Of the difference.
+        lost: Pairs that gave no value: a run is missing, or neither run reached the level (`note` says).
+        note: What a reader must know of this row.
+        corrected_p: After Holm's correction over the rows of the table; None before, or without a test.
+        exact: Whether a single value is known without error, and so needs no interval.
+        reach: By how much the mean may be off, either way, because values were read from a grid; logarithm if `ratio`.
+            The interval is wider by it on both sides, and p is that of the mean nearest to equality.
+    """
+
+    label: str
+    values: tuple[float, ...]
+    ratio: bool = False
+    unit: str = ""
+    lost: int = 0
+    note: str = ""
+    corrected_p: float | None = None
+    exact: bool = False
+    reach: float = 0.0
+
+    @property
+    def equality(self) -> float:
+        """What it is where the arms do not differ."""
+        return 1.0 if self.ratio else 0.0
+
+    def estimate(self, level: float = LEVEL) -> Estimate:
+        """Mean difference, or geometric mean of ratios."""
+        inner = mean(self.values, self.unit, level)
+        if inner.low is not None and inner.high is not None:
+            inner = replace(inner, low=inner.low - self.reach, high=inner.high + self.reach)
+        if not self.ratio or inner.value is None:
+            return inner
+        low, high = (None if end is None else _exponential(end) for end in (inner.low, inner.high))
+        return replace(inner, value=_exponential(inner.value), low=low, high=high)
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p of Student's t test that the arms are equal; None for fewer than two pairs."""
+        data = np.asarray(self.values)
+        if len(data) < 2:
+            return None
+        apart = abs(float(data.mean())) - self.reach
+        if apart < ROUNDING:  # equal arms, whose numbers came about in another order, or not to be told apart
+            return 1.0
+        error = float(data.std(ddof=1)) / math.sqrt(len(data))
+        if error == 0:
+            return 0.0
+        return float(2 * scipy.stats.t.sf(apart / error, len(data) - 1))
+
+
+def _exponential(value: float) -> float:
+    return math.exp(min(max(value, -700.0), 700.0))
+
+
+def paired(
+    ours: Mapping[Hashable, float | None],
+    theirs: Mapping[Hashable, float | None],
+    label: str,
+    *,
+    ratio: bool = False,
+    unit: str = "",
+) -> Effect:
+    """The effect of an arm against another, pair by pair: ours - theirs, or log(ours / theirs).
+
+    Args:
+        ours: By pair (a seed, or a seed with a setting), the number of one arm; None where there is none.
+        theirs: The other arm's.
+        label: Names the row.
+        ratio: Compare by ratio; numbers must be above 0 (a pair where one is not is lost).
+        unit: Of the difference.
+    """
+    values, lost = [], 0
+    for key in {**ours, **theirs}:
+        one, other = ours.get(key), theirs.get(key)
+        if one is None or other is None or (ratio and (one <= 0 or other <= 0)):
+            lost += 1
+        else:
+            values.append(math.log(one / other) if ratio else one - other)
+    return Effect(label, tuple(values), ratio, "" if ratio else unit, lost)
+
+
+def told_lost(effect: Effect) -> str:
+    """How many pairs a row with values goes without, in words; empty where none is lost."""
+    total = len(effect.values) + effect.lost
+    return f"{len(effect.values)} of {total} pairs, the others gave no value" if effect.values and effect.lost else ""
+
+
+def holm(effects: Sequence[Effect]) -> tuple[Effect, ...]:
+    """Holm's step-down correction over the rows of a table: the chance of any false finding among them stays 5 %."""
+    tested = sorted((p, index) for index, effect in enumerate(effects) if (p := effect.p) is not None)
+    corrected = list(effects)
+    largest = 0.0
+    for rank, (p, index) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
+        corrected[index] = replace(effects[index], corrected_p=largest)
+    return tuple(corrected)
+
+
+def sign_test(ours: Sequence[float | None], theirs: Sequence[float | None]) -> tuple[int, int, float]:
+    """Who was first, pair by pair, where some never arrived: None counts as after everybody who did.
+
+    Args:
+        ours: Cost at which each of our runs reached a level; None: never.
+        theirs: The same for the runs they are paired with.
+
+    Returns:
+        Pairs that ours won, pairs that theirs won (ties and pairs of two Nones count for neither), and the exact
+        two-sided p of the sign test.
+    """
+    pairs = [
+        (math.inf if one is None else one, math.inf if other is None else other)
+        for one, other in zip(ours, theirs, strict=True)
+    ]
+    won, lost = sum(one < other for one, other in pairs), sum(one > other for one, other in pairs)
+    p = float(scipy.stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    return won, lost, p
+
+
+# --- cost of a loss level --------------------------------------------------------------------------------------------
+
+
+def spent(run: Run, currency: Currency) -> pd.Series[float] | None:
+    """What a run had spent by the end of each epoch, by epoch.
+
+    epochs: passes over the data. updates: how often each weight was updated. macs: multiply-accumulates of all passes.
+    seconds: time in training steps, shared out over epochs by their number of batches.
+
+    Returns:
+        None where the run does not say.
+    """
+    steps = run.curve("step")
+    if currency == "epochs":
+        return pd.Series(steps.index.to_numpy(dtype="float64"), index=steps.index)
+    if currency == "seconds":
+        seconds = run.result.get("timing", {}).get("training_seconds")
+        return None if not seconds or not len(steps) or not steps.iloc[-1] else steps / steps.iloc[-1] * seconds
+    key = "updates" if currency == "updates" else "update"
+    phases = run.result.get("arithmetic") or []
+    if not phases or not len(steps):
+        return None
+    a_batch = np.zeros(len(steps))
+    for phase in phases:  # in the order of the epochs, counted from 0, from which they hold
+        # Counted on few samples; multiply-accumulates, not updates, grow with the batch.
+        times = 1.0 if currency == "updates" else run.setting("batch_size", 1) / phase["samples"]
+        a_batch[steps.index > phase["from_epoch"]] = phase[key] * times
+    return pd.Series(np.cumsum(np.diff(steps, prepend=0.0) * a_batch), index=steps.index)
+
+
+def located(run: Run, key: str, currency: Currency) -> pd.Series[float] | None:
+    """What a run had spent where the values of a curve hold, by epoch.
+
+    Training loss and accuracy are means over an epoch, so they hold in its middle: at its end they would be charged to
+    the arm that does most in an epoch. All else is measured at the end.
+    """
+    ends = spent(run, currency)
+    if ends is None or not key.endswith(("/train", "/train_joint")):
+        return ends
+    return ends - ends.diff().fillna(0.0) / 2
+
+
+def cost_of(
+    run: Run, level: float, currency: Currency = "epochs", key: str = "loss/train", between: bool = True
+) -> float | None:
+    """What a run had spent when its loss first was at or below a level.
+
+    Args:
+        run: The run.
+        level: In the unit of the curve.
+        currency: In which to count.
+        key: The curve.
+        between: Go between records along the straight line of log(loss); else whole epochs count, as in the
+            published figures. A level that the first record is below already costs all that was spent by then.
+
+    Returns:
+        None if it never was, or if the run does not say what it spent.
+    """
+    curve, budget = run.curve(key), located(run, key, currency) if between else spent(run, currency)
+    below = curve.index[curve <= level]
+    if not len(below) or budget is None:
+        return None
+    epoch = below[0]
+    before = curve.index[curve.index < epoch]
+    here = float(budget[epoch])
+    if not between or not len(before) or level <= 0 or curve[epoch] <= 0 or not math.isfinite(curve[before[-1]]):
+        return here
+    there = float(budget[before[-1]])
+    above, under = math.log(curve[before[-1]]), math.log(curve[epoch])
+    return there + (here - there) * (above - math.log(level)) / (above - under)
+
+
+def levels_reached(runs: Iterable[Run], levels: Sequence[float], key: str = "loss/train") -> list[float]:
+    """Those levels that every run reaches, and none by its first record: where all costs are known."""
+    curves = [run.curve(key) for run in runs]
+    return [level for level in levels if curves and all(_crosses(curve, level) for curve in curves)]
+
+
+def _crosses(curve: pd.Series[float], level: float) -> bool:
+    return len(curve) > 0 and bool(curve.iloc[0] > level) and bool((curve <= level).any())
+
+
+# --- groups of runs --------------------------------------------------------------------------------------------------
+
+
+def by_seed(runs: Iterable[Run], read: Callable[[Run], float | None]) -> dict[Hashable, float | None]:
+    """A number of each run, by its seed; none for a seed of which two runs differ in another setting.
+
+    They are not one arm's: to take either would be to choose. Runs of equal settings are one.
+    """
+    of_seed: dict[int, dict[object, Run]] = defaultdict(dict)
+    for run in runs:
+        of_seed[run.seed][run.result.get("settings_hash")] = run
+    return {seed: read(next(iter(same.values()))) if len(same) == 1 else None for seed, same in of_seed.items()}
+
+
+def grouped(runs: Iterable[Run], *keys: str) -> dict[tuple[object, ...], list[Run]]:
+    """Runs by what some settings are; a key without a dot that names a group is its choice (`method`: `bfp`)."""
+    groups: dict[tuple[object, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[tuple(_plain(run.choice(key) or run.setting(key)) for key in keys)].append(run)
+    return dict(sorted(groups.items(), key=lambda item: [natural(str(part)) for part in item[0]]))
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, Hashable) else json.dumps(value, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The setting of an arm that did best on validation data.
+
+    Attributes:
+        setting: The values of the keys that were chosen among.
+        runs: The arm's runs at it, one a seed.
+        score: Their mean on validation data.
+        tried: How many settings there were to choose from.
+    """
+
+    setting: tuple[object, ...]
+    runs: tuple[Run, ...]
+    score: float
+    tried: int
+
+
+def choose(runs: Iterable[Run], *keys: str, by: str = "accuracy/validation") -> Chosen | None:
+    """Choose an arm's setting by the mean over seeds of a validation metric after the last epoch.
+
+    A diverged run counts as a guess. Only settings tried with the most seeds take part, since the mean over fewer
+    is the easier to be lucky with. Of equals the first in natural order is taken.
+
+    Args:
+        runs: The arm's, over all settings and seeds.
+        keys: What is chosen among, such as `lr`.
+        by: The metric, of which more is better; it must be of validation data.
+
+    Returns:
+        None where no run has the metric.
+    """
+    if not by.endswith("/validation"):
+        raise ValueError(f"settings are chosen on validation data only, not by {by}")
+    scored = {
+        setting: (members, [score for run in members if (score := run.final(by)) is not None])
+        for setting, members in grouped(runs, *keys).items()
+    }
+    most = max((len(scores) for _, scores in scored.values()), default=0)
+    full = {setting: pair for setting, pair in scored.items() if most and len(pair[1]) == most}
+    if not full:
+        return None
+    means = {setting: float(np.mean(scores)) for setting, (_, scores) in full.items()}
+    best = max(means, key=lambda setting: means[setting])
+    return Chosen(best, tuple(full[best][0]), means[best], len(full))

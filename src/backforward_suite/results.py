@@ -1,0 +1,118 @@
+"""The content of `result.json`: what came of a run, beside what it was asked for and where it ran.
+
+Training and studies share it. Knows torch, not Lightning.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backforward_suite.config import Request, Settings
+from backforward_suite.data import DataSplits
+from backforward_suite.hardware import cpu_model
+from backforward_suite.runs.files import Result
+
+
+def assembled(
+    found: Mapping[str, Any],
+    request: Request,
+    data: DataSplits,
+    device: torch.device,
+    timing: Mapping[str, Any],
+    *,
+    devices: int = 1,
+) -> Result:
+    """Put a result together.
+
+    Args:
+        found: `status`, `final` and whatever else came of the run; numbers that are not finite become None.
+        request: What was asked for.
+        data: What it was found on.
+        device: Where it was computed.
+        timing: What was timed; peak memory and the date are added.
+        devices: How many devices computed.
+    """
+    return {
+        **{key: _finite(value) if isinstance(value, dict) else value for key, value in found.items()},
+        "choices": request.choices,
+        "settings": request.values,
+        "settings_hash": request.hash,
+        "data": _origin(data),
+        "code": _code(),
+        "hardware": _hardware(device, devices),
+        "timing": {
+            **timing,
+            "peak_memory_bytes": _peak_memory(),
+            "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            # Not of the run but of its place in a sweep: resumed in another slot, it would differ in them alone.
+            "threads": torch.get_num_threads(),
+            "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        },
+    }
+
+
+def shows_progress(settings: Settings) -> bool:
+    """Whether a bar is to be drawn: as set, else where a person looks on."""
+    bar = settings.trainer.progress_bar
+    return sys.stderr.isatty() if bar == "auto" else bar
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no word for infinity or not-a-number: null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }
+
+
+def _origin(data: DataSplits) -> dict[str, Any]:
+    sizes = {"train": len(data.train.y), "validation": len(data.validation.y), "test": len(data.test.y)}
+    return {"name": data.name, "shape": list(data.shape), "classes": data.classes, **sizes, "sha256": data.fingerprint}
+
+
+def _code() -> dict[str, Any]:
+    packages = ("backforward", "torch", "torchvision", "lightning", "hydra-core", "numpy")
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **{package: version(package) if package != "torch" else torch.__version__ for package in packages[1:]},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source that runs, with `+changes` if the working tree differs; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit, changes = (
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout  # noqa: S603, S607
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.strip() + ("+changes" if changes.strip() else "")
+
+
+def _hardware(device: torch.device, devices: int) -> dict[str, Any]:
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
+        "devices": devices,
+        "system": platform.platform(),
+    }
+
+
+def _peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

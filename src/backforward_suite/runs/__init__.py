@@ -1,0 +1,1 @@
+"""A run: its name, the files of its folder, and who works there."""

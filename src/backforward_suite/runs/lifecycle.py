@@ -1,0 +1,219 @@
+"""A run's folder while a process works there: whether the run is done, who trains it, how it ends."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from backforward_suite import processes
+from backforward_suite.atomic import whole
+from backforward_suite.config import Request, differing
+from backforward_suite.errors import BadInput, Busy, cause_of
+from backforward_suite.runs.files import DONE, Result, read_plan, read_result, write_result
+from backforward_suite.runs.locks import LOCK
+
+LATE = 3.0  # seconds after timeout_min until a run that cannot end itself is ended from outside Python
+
+_result_written = threading.Lock()  # a run may be done in the moment when its time is over
+
+
+def finished_result(folder: Path, request: Request) -> Result | None:
+    """The result of a run that is done, or None if it is still to do.
+
+    Args:
+        folder: The run's folder.
+        request: What is asked for now.
+
+    Raises:
+        BadInput: The folder holds the finished run of other settings, or a damaged result.
+    """
+    result = read_result(folder)
+    if result is None or result["status"] not in DONE:
+        return None
+    if result.get("settings_hash") != request.hash:
+        keys = differing(request.values, result.get("settings", {})) or "its settings do not match their hash"
+        raise BadInput(f"{folder} holds a finished run of other settings: {keys}; give another name=... to keep both")
+    return result
+
+
+def take_over(source: Path, folder: Path) -> None:
+    """Let a run that is done elsewhere be done here too: its record, its curves and its config, not its weights.
+
+    Its result then names, as `taken_over_from`, the run that was trained.
+
+    Args:
+        source: Its folder.
+        folder: The folder of a run of equal settings that is not done, and that nobody works on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Taken, or damaged: the run's own start says so.
+    with suppress(Timeout, BadInput), FileLock(folder / LOCK, timeout=0):
+        there, result = read_result(folder), read_result(source)
+        if result is None or (there is not None and there["status"] in DONE):
+            return
+        (folder / ".hydra").mkdir(exist_ok=True)
+        tables = ("metrics.csv", "diagnostics.csv", "study.csv")
+        for path in [*(source / name for name in tables), *source.glob("events.out.*"), *source.glob(".hydra/*.yaml")]:
+            if path.exists():
+                with whole(folder / path.relative_to(source), "wb") as file:
+                    file.write(path.read_bytes())
+        # The result last: until then the run is not done.
+        origin = result.get("taken_over_from") or f"{source.parent.name}/{source.name}"
+        write_result(folder, {**result, "taken_over_from": origin})
+
+
+@contextmanager
+def claimed(folder: Path, request: Request) -> Iterator[Callable[[Result], Result]]:
+    """Have a run's folder to oneself while training in it.
+
+    Yields:
+        A function that writes the result and returns it. If an error comes instead, a result of status `failed`
+        with its cause is written, and the error goes on.
+
+    Raises:
+        Busy: Another process trains in this folder.
+    """
+    rank = processes.rank(request.settings.trainer.devices)
+    if rank > 0:  # the first process of this run keeps the folder
+        with _ended_when_overdue(folder, request), _failing(folder, request, f"rank {rank}: "):
+            yield lambda result: result
+        return
+    if request.settings.trainer.devices > 1:
+        processes.take_others_along()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # A moment's patience: whoever looks whether the folder is taken holds it for that long.
+        lock = FileLock(folder / LOCK, timeout=1).acquire()
+    except Timeout:
+        raise Busy(f"{folder}: another process is training this run; wait for it, or stop it") from None
+    with lock:
+        _forget_failure(folder)
+        for half_written in folder.rglob(".*.tmp"):  # by one that was killed
+            half_written.unlink(missing_ok=True)
+        _write_hydra(folder, request)
+        with _ended_when_overdue(folder, request), _failing(folder, request):
+            yield partial(_written, folder)
+
+
+def note_failure(folder: Path, request: Request, cause: str) -> None:
+    """Write a result of status `failed` for a run that ended without a word, unless it is being trained again."""
+    with suppress(Timeout, OSError), FileLock(folder / LOCK, timeout=0):
+        _write_failed(folder, request.values, cause)
+
+
+def forget_failure(folder: Path) -> None:
+    """Remove what an earlier sitting failed of, unless the run is being trained: it is to be begun again.
+
+    A run that is killed before it has its folder to itself would else be given that cause.
+    """
+    if not (folder / "result.json").exists():
+        return
+    with suppress(Timeout), FileLock(folder / LOCK, timeout=0):
+        _forget_failure(folder)
+
+
+def _forget_failure(folder: Path) -> None:
+    result = read_result(folder)
+    if result is not None and result["status"] not in DONE:
+        (folder / "result.json").unlink()
+
+
+@contextmanager
+def _failing(folder: Path, request: Request, who: str = "") -> Iterator[None]:
+    """Write down why a run failed."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):  # a full disk is the likely cause, and no reason to hide it
+            _write_failed(folder, request.values, who + cause_of(error))
+        raise
+
+
+def _write_failed(folder: Path, settings: dict[str, Any], cause: str) -> None:
+    """Unless another of the run's processes has: when one fails, the others fail of that."""
+    if not (folder / "result.json").exists():
+        write_result(folder, {"status": "failed", "cause": cause, "settings": settings})
+
+
+@contextmanager
+def _ended_when_overdue(folder: Path, request: Request) -> Iterator[None]:
+    """Once `timeout_min` has passed, end this process and say so in the result; its threads' stacks go to the log."""
+    minutes = request.settings.timeout_min
+    if minutes is None:
+        yield
+        return
+    seconds, cause, settings = 60 * minutes, overdue(request), request.values
+
+    def end() -> None:
+        with _result_written:
+            result = read_result(folder)
+            if result is not None and result["status"] in DONE:  # just in time
+                return
+            with suppress(OSError):
+                _write_failed(folder, settings, cause)
+            faulthandler.dump_traceback()
+            print(f"error: {cause}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    # Outside Python's reach: also ends a process that hangs in native code and lets no thread of Python run.
+    faulthandler.dump_traceback_later(seconds + LATE, exit=True)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        faulthandler.cancel_dump_traceback_later()
+
+
+def overdue(request: Request) -> str:
+    """The cause of a run that was ended because it hung."""
+    return f"ran longer than timeout_min={request.settings.timeout_min}"
+
+
+def _written(folder: Path, result: Result) -> Result:
+    with _result_written:
+        write_result(folder, result)
+    return result
+
+
+def _write_hydra(folder: Path, request: Request) -> None:
+    """Keep the composed config where Hydra's users look for it."""
+    assert request.hydra is not None
+    there = folder / ".hydra"
+    there.mkdir(exist_ok=True)
+    nodes = {"config": request.cfg, "hydra": {"hydra": request.hydra}, "overrides": request.hydra.overrides.task}
+    for name, node in nodes.items():
+        with whole(there / f"{name}.yaml") as file:
+            file.write(OmegaConf.to_yaml(node))
+
+
+def add_to_plan(root: Path, planned: Mapping[str, Sequence[str]]) -> None:
+    """Write down what a sweep is going to run, beside what other commands have planned in the same folder.
+
+    Args:
+        root: The sweep's folder.
+        planned: By run name, its overrides.
+    """
+    new = {name: list(overrides) for name, overrides in planned.items()}
+    if not new.keys() - read_plan(root).keys():
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / LOCK):  # two sweeps may begin at once
+        for half_written in root.glob(".sweep.json.*.tmp"):  # by one that was killed
+            half_written.unlink()
+        with whole(root / "sweep.json") as file:
+            json.dump({"runs": read_plan(root) | new}, file, indent=2)
+            file.write("\n")

@@ -1,0 +1,86 @@
+"""A run's name, and what Hydra knows of the run at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import partial
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from backforward_suite.config import WITHOUT_EFFECT, Request, Settings
+from backforward_suite.hardware import gpu_count
+
+ELSEWHERE = ("slurm", "ray")  # launchers whose runs have other GPUs and cores than this machine
+NAME_LIMIT = 150  # characters; most file systems end at 255 bytes
+
+
+def run_name(cfg: DictConfig) -> str:
+    """A run's name: its method, then each override that can change the result, in the order of `conf/train.yaml`.
+
+    Args:
+        cfg: The composed config with Hydra's node, which knows the overrides and the choices of groups.
+
+    Returns:
+        For example `bfp-lr0.05-seed3`. The same settings give the same name, however the overrides were ordered.
+
+    Raises:
+        BadInput: A setting has the wrong type or range: such a run has no name, and so no folder is made for it.
+    """
+    elsewhere = cfg.hydra.mode == RunMode.MULTIRUN and cfg.hydra.runtime.choices.get("hydra/launcher") in ELSEWHERE
+    Request.of(cfg, here=not elsewhere)
+    choices = cfg.hydra.runtime.choices
+    overrides = OverridesParser.create().parse_overrides(list(cfg.hydra.overrides.task))
+    keys = {override.key_or_group for override in overrides} - WITHOUT_EFFECT - {"method", "experiment"}
+    keys = {key for key in keys if not key.startswith("hydra.")}
+    order = {key: place for place, key in enumerate(Settings.model_fields)}
+    keys_in_order = sorted(keys, key=lambda key: (order.get(key.split(".")[0], len(order)), key))
+    leaves = [key.rpartition(".")[2] for key in keys_in_order]
+
+    parts = [str(choices.get("method"))]
+    for key, leaf in zip(keys_in_order, leaves, strict=True):
+        if key in choices:
+            parts.append(str(choices[key]))
+            continue
+        label = leaf if leaves.count(leaf) == 1 else key
+        value = OmegaConf.select(cfg, key)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        parts.append(f"{label}{value}" if number else f"{label}_{value}")
+    return _as_file_name("-".join(parts))
+
+
+def _as_file_name(text: str) -> str:
+    safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("_")
+    if safe == text and len(safe) <= NAME_LIMIT:
+        return safe
+    # Two different texts must not meet in one folder.
+    return f"{safe[:NAME_LIMIT]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def request_of(cfg: DictConfig) -> Request:
+    """What the current Hydra run was asked for.
+
+    Args:
+        cfg: The config that Hydra hands to the run.
+
+    Raises:
+        BadInput: A setting is wrong.
+    """
+    return Request.of(cfg, cast(DictConfig, HydraConfig.get()) if HydraConfig.initialized() else None)
+
+
+def register_resolvers() -> None:
+    """Give configs `${run_name:}`, `${by_scale:smoke,small,paper}` (a value for each) and `${scale_of_machine:}`."""
+    register = partial(OmegaConf.register_new_resolver, replace=True)
+    register("run_name", lambda *, _root_: run_name(_root_))
+    register("by_scale", _by_scale)
+    register("scale_of_machine", lambda: "paper" if gpu_count() else "small")
+
+
+def _by_scale(smoke: Any, small: Any, paper: Any, *, _root_: DictConfig) -> Any:
+    scale = _root_.scale or "small"
+    return {"smoke": smoke, "small": small, "paper": paper}.get(scale)

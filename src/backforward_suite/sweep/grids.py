@@ -1,0 +1,91 @@
+"""`hydra/sweeper=grids`: all settings of one grid, or of several, as one sweep."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from backforward_suite.errors import BadInput
+
+Grid = Mapping[str, Any]
+
+
+class GridsSweeper(Sweeper):
+    """Sweeps over the product of the keys of each grid, one grid after the other, in one launch.
+
+    A key on the command line replaces it in every grid; runs that then are equal are one.
+
+    Args:
+        params: Keys swept in every grid, with their values as on the command line (`0.1,0.01`).
+        grids: Further keys of each grid; they go before those of `params`.
+    """
+
+    def __init__(self, params: Grid | None = None, grids: Sequence[Grid] | None = None) -> None:
+        self.shared = dict(params or {})
+        self.grids = [dict(grid) for grid in grids or [{}]]
+        self.hydra_context: HydraContext | None = None
+        self.config: DictConfig | None = None
+        self.launcher: Launcher | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take Hydra's context, and make the launcher."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Launch all runs.
+
+        Args:
+            arguments: Overrides from the command line.
+
+        Returns:
+            What the launcher returned for each run.
+
+        Raises:
+            BadInput: A sweep is not over a list of values; or what the launcher refuses.
+        """
+        assert self.config is not None
+        assert self.launcher is not None
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        jobs: dict[frozenset[str], list[str]] = {}
+        for grid in self.grids:
+            given = [f"{key}={value}" for key, value in {**grid, **self.shared, **grid}.items()]
+            overrides = parser.parse_overrides([*given, *arguments])
+            for job in _product(overrides):
+                jobs.setdefault(frozenset(job), job)
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        returned = self.launcher.launch(list(jobs.values()), initial_job_idx=0)
+        for job_return in returned:
+            _ = job_return.return_value  # raises what made the run fail
+        return [returned]
+
+
+def _product(overrides: list[Override]) -> list[list[str]]:
+    values: dict[str, list[str]] = {}  # by key; a later override of a key replaces an earlier one
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            kind = override.value_type.name.lower().removesuffix("_sweep") if override.value_type else "that"
+            raise BadInput(
+                f"{override.input_line}: {kind} has no list of values to try; give them, or hydra/sweeper=optuna"
+            )
+    return [list(job) for job in itertools.product(*values.values())]

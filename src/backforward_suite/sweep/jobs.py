@@ -1,0 +1,78 @@
+"""Jobs, and what became of them; the same for every launcher."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from backforward_suite import cli
+from backforward_suite.config import Request
+from backforward_suite.errors import BadInput
+from backforward_suite.runs import files, lifecycle
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run to do: a script, its arguments, and the folder where its result will lie."""
+
+    script: Path
+    arguments: tuple[str, ...]
+    folder: Path
+    request: Request
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.folder.name
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return self.folder / "run.log"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job."""
+
+    result: files.Result | None = None  # where the run is done
+    cause: str | None = None  # where it is not
+    skipped: bool = False  # it had been done before, or elsewhere meanwhile
+    seconds: float = 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result to read."""
+        return self.result is not None
+
+
+def conclude(job: Job, code: int, seconds: float) -> Outcome:
+    """What a process that has ended leaves: its result, else the cause. Where it left no word, that is written down.
+
+    Args:
+        job: What it did.
+        code: Its exit code, or minus the number of the signal that ended it.
+        seconds: How long it ran.
+    """
+    try:
+        result = files.read_result(job.folder)
+    except BadInput as error:
+        return Outcome(cause=str(error), seconds=seconds)
+    if code == 0 and result is not None and result["status"] in files.DONE:
+        return Outcome(result=result, seconds=seconds)
+    if result is not None and result["status"] == "failed":
+        return Outcome(cause=result["cause"], seconds=seconds)
+    if code in (cli.STOPPED, -signal.SIGTERM):
+        return Outcome(cause="stopped by SIGTERM; it goes on from its last checkpoint", seconds=seconds)
+    minutes = job.request.settings.timeout_min
+    if minutes is not None and seconds > 60 * minutes:
+        cause = lifecycle.overdue(job.request)
+    elif code < 0:
+        hint = " (out of memory, perhaps: the system's log would say so)" if code == -signal.SIGKILL else ""
+        cause = f"killed by {signal.Signals(-code).name}{hint}"
+    else:
+        cause = next(iter(files.last_lines(job.log, 1)), f"ended with exit code {code}")
+    lifecycle.note_failure(job.folder, job.request, cause)
+    return Outcome(cause=cause, seconds=seconds)

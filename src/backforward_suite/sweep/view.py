@@ -1,0 +1,101 @@
+"""What a person sees of a sweep: live bars in a terminal, a line a run that ended, a summary."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from backforward_suite.runs import files
+from backforward_suite.sweep.jobs import Job, Outcome
+
+
+class View:
+    """Shows how far the runs are.
+
+    Args:
+        jobs: All runs of the sweep.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.console = Console()
+        self.total = len(jobs)
+        self.count = 0
+        self.began = time.monotonic()
+        self.bars: dict[Job, TaskID] = {}
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self.all = self.progress.add_task("[bold]sweep", total=self.total, unit="runs")
+
+    def __enter__(self) -> View:
+        """Begin to draw."""
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """Leave the terminal as it was."""
+        self.progress.stop()
+
+    def started(self, job: Job) -> None:
+        """A run has begun, perhaps after it has turned out to be trained elsewhere."""
+        if job in self.bars:
+            self.progress.remove_task(self.bars.pop(job))
+        self.bars[job] = self.progress.add_task(job.name, total=job.request.settings.max_epochs, unit="epochs")
+
+    def tick(self, running: Sequence[Job]) -> None:
+        """Look how far the running ones are."""
+        if self.progress.disable:
+            return
+        for job in running:
+            self.progress.update(self.bars[job], completed=max(0, len(files.read_metrics(job.folder)) - 1))
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        """A run has ended, or needed no start."""
+        self.count += 1
+        self.progress.update(self.all, completed=self.count)
+        if job in self.bars:
+            self.progress.remove_task(self.bars.pop(job))
+        if outcome.skipped:
+            return
+        if outcome.result is not None:
+            accuracy = files.objective(outcome.result)
+            what = outcome.result["status"] + (f", validation accuracy {accuracy:.2%}" if accuracy is not None else "")
+        else:
+            what = f"[bold]failed[/]: {escape(outcome.cause or '')}"
+        self._say(f"\\[{self.count}/{self.total}] {job.name}: {what} [dim]({outcome.seconds:.1f} s)")
+
+    def summary(self, outcomes: Mapping[Job, Outcome]) -> None:
+        """How many runs ended how, and where to look for those that failed."""
+        self.progress.stop()
+        kinds = Counter(
+            "skipped" if outcome.skipped else outcome.result["status"] if outcome.result else "failed"
+            for outcome in outcomes.values()
+        )
+        labels = {"finished": "finished", "diverged": "diverged", "failed": "failed", "skipped": "done before, skipped"}
+        parts = [f"{kinds[kind]} {label}" for kind, label in labels.items() if kinds[kind]]
+        runs_ = "run" if self.total == 1 else "runs"
+        self._say(f"{self.total} {runs_}: {', '.join(parts)}, in {time.monotonic() - self.began:.1f} s")
+        for job, outcome in outcomes.items():
+            if not outcome.done:
+                log = f"\n    log: {job.log}" if job.log.exists() else ""
+                self._say(f"[bold]failed[/] {job.name}: {escape(outcome.cause or '')}{log}")
+
+    def note(self, text: str) -> None:
+        """Say something of the sweep as a whole."""
+        self._say(escape(text))
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,212 @@
+"""A training step recorded once as a CUDA graph, and replayed: one launch in the place of hundreds.
+
+A small network on a GPU is bound by launches. The whole step of an update rule, all its passes and optimizer steps, is
+captured after a few ordinary steps, and again whenever something changes that a recording holds fast: the learning
+rate (but for one in a tensor on the GPU), the size of a batch, the rule of the epoch.
+
+Depends on torch, `rules` and `errors` only.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from backforward.rules import Result, Rule
+from backforward_suite.errors import BadInput
+
+T = TypeVar("T")
+Replay = Callable[[], None]
+Record = Callable[[Callable[[], Result]], tuple[Replay, Result]]
+
+WARM_UP = 3  # ordinary steps before a recording: they make what is made once, such as momentum buffers and workspaces
+PATIENCE = 20  # changes of what a recording holds fast, one after the other with no recording between, that are borne
+
+
+def record_cuda(step: Callable[[], Result]) -> tuple[Replay, Result]:
+    """Record a step without taking it; what it returns lies where every replay leaves its own result.
+
+    On the stream that is current, if it is not the default one.
+
+    Raises:
+        RuntimeError: The step cannot be recorded.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, stream=stream if stream != torch.cuda.default_stream() else None):
+            out = step()
+    except RuntimeError:
+        torch.cuda.set_stream(stream)  # torch leaves its own current where the end of a recording fails too
+        raise
+    return graph.replay, out
+
+
+class Captured:
+    """An update rule whose step is recorded and replayed.
+
+    Args:
+        rule: The rule. What it calls in Python (`after_update`, say) runs when a step is recorded, not when it is
+            replayed; what that did on the device is part of the recording.
+        optimizer: The rule's, whose learning rates are part of a recording unless they are tensors on the GPU.
+        record: Records a step.
+        must: Whether a step that cannot be recorded ends the training; else it is said once, and steps are ordinary.
+
+    Attributes:
+        replayed: Steps that were replays.
+    """
+
+    def __init__(
+        self, rule: Rule, optimizer: torch.optim.Optimizer, record: Record = record_cuda, *, must: bool = False
+    ) -> None:
+        self.rule = rule
+        self.replayed = 0
+        self._optimizer = optimizer
+        self._record = record
+        self._must = must
+        self._given_up = False
+        self._counts_on_host = [group for group in optimizer.param_groups if group.get("capturable") is False]
+        set_capturable(optimizer, optimizer.param_groups, True)
+        self._key: Any = None
+        self._ordinary = 0  # steps since the key has changed
+        self._changes = 0  # of the key since the last recording
+        self._batch: tuple[Tensor, Tensor] | None = None
+        self._side: torch.cuda.Stream | None = None
+        self._recording: tuple[Replay, Result] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins."""
+        self.rule.set_epoch(epoch)
+
+    def prepare(self, x: Tensor) -> None:
+        """Plan the passes."""
+        self.rule.prepare(x)
+
+    def step(self, x: Tensor, y: Tensor) -> Result:
+        """Let one mini-batch change the weights. What is returned holds until the next step.
+
+        Raises:
+            BadInput: The step cannot be recorded, and `must` be.
+        """
+        if self._given_up:
+            return self.rule.step(x, y)
+        key = (x.shape, x.dtype, y.shape, getattr(self.rule, "active", None), *self._rates())
+        if key != self._key:
+            self._key, self._ordinary, self._recording = key, 0, None
+            self._changes += 1
+            if self._changes > PATIENCE:
+                self._give_up("the learning rate, or the size of a batch, changes again and again before one is made")
+                return self.rule.step(x, y)
+        if self._recording is None:
+            if self._ordinary < WARM_UP:
+                self._ordinary += 1
+                return self._on_the_side(lambda: self._ordinary_step(x, y), x.device)
+            if not self._captured(x, y):
+                return self.rule.step(x, y)
+        assert self._recording is not None
+        assert self._batch is not None
+        for place, given in zip(self._batch, (x, y), strict=True):
+            place.copy_(given)
+        replay, out = self._recording
+        replay()
+        self.replayed += 1
+        return out
+
+    def _rates(self) -> list[Any]:
+        """Those that are part of a recording; one in a tensor on the GPU is read by each replay."""
+        rates = (group["lr"] for group in self._optimizer.param_groups)
+        plain = (lr.tolist() if isinstance(lr, Tensor) and not lr.is_cuda else lr for lr in rates)
+        return [lr for lr in plain if not isinstance(lr, Tensor)]
+
+    def _on_the_side(self, work: Callable[[], T], device: torch.device) -> T:
+        """Ordinary steps and recordings on one stream, not the default one: autograd remembers that of first use.
+
+        One for good: the memory that is kept for a stream stays taken.
+        """
+        if device.type != "cuda":
+            return work()
+        self._side = self._side or torch.cuda.Stream(device)
+        now = torch.cuda.current_stream(device)
+        self._side.wait_stream(now)
+        with torch.cuda.stream(self._side):
+            found = work()
+        now.wait_stream(self._side)
+        return found
+
+    def _ordinary_step(self, x: Tensor, y: Tensor) -> Result:
+        """The last one before a recording is watched: what it cannot be part of must not begin to be recorded."""
+        if self._ordinary < WARM_UP or x.device.type != "cuda":
+            return self.rule.step(x, y)
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                out = self.rule.step(x, y)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        if any("synchronizing CUDA operation" in str(warning.message) for warning in said):
+            self._give_up("within a step the host waits for the GPU")
+        elif counts_on_host(self._optimizer, x.device):
+            self._give_up("its optimizer counts steps on the host")
+        return out
+
+    def _captured(self, x: Tensor, y: Tensor) -> bool:
+        """Record a step; give up for good where it cannot be."""
+        batch = self._batch = x.clone(), y.clone()
+        try:
+            self._recording = self._on_the_side(lambda: self._record(lambda: self.rule.step(*batch)), x.device)
+            self._changes = 0
+        except RuntimeError as error:
+            cause: BaseException = error
+            while cause.__context__ is not None:  # what first went wrong; others are that the recording did not end
+                cause = cause.__context__
+            self._give_up(str(cause).strip().split("\n")[0], cause)
+        return not self._given_up
+
+    def _give_up(self, reason: str, cause: BaseException | None = None) -> None:
+        if self._must:
+            raise BadInput(
+                f"trainer.capture=on: a step cannot be recorded as a CUDA graph ({reason});"
+                " give trainer.capture=auto or off"
+            ) from cause
+        self._given_up = True
+        set_capturable(self._optimizer, self._counts_on_host, False)
+        say_ordinary(reason)
+
+
+def say_ordinary(reason: str) -> None:
+    """Say in one line why steps are not replayed."""
+    print(f"steps are not replayed from a CUDA graph: {reason}", file=sys.stderr, flush=True)
+
+
+def set_capturable(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, Any]], on: bool) -> None:
+    """Let an optimizer that counts its steps, as Adam does, count them on the GPU, or on the host: torch's own switch.
+
+    Nothing happens to groups that have no such switch, or are not on a GPU and are to be switched on.
+    """
+    for group in groups:
+        if "capturable" not in group or group["capturable"] is on:
+            continue
+        if on and not all(parameter.is_cuda for parameter in group["params"]):
+            continue
+        group["capturable"] = on
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and not value.dim():  # the count, and what depends on it alone
+                    state[key] = value.to(parameter.device if on or group.get("fused") else "cpu")
+    optimizer._warned_capturable_if_run_uncaptured = True  # by ordinary steps in between
+
+
+def counts_on_host(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
+    """Whether an optimizer's state has numbers on the host, which a recording on the device would hold fast."""
+    return any(
+        isinstance(value, int | float) or (isinstance(value, Tensor) and value.device.type != device.type)
+        for state in optimizer.state.values()
+        for value in state.values()
+    )

@@ -1,0 +1,295 @@
+"""One training, from its start or its last checkpoint to its result."""
+
+from __future__ import annotations
+
+import backforward_suite._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
+
+# isort: split
+import math
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+
+from backforward_suite import cli
+from backforward_suite.build import Parts
+from backforward_suite.config import Request, deciding
+from backforward_suite.data import DataSplits
+from backforward_suite.precision import set_matmul_precision
+from backforward_suite.processes import made_by_slurm, rank
+from backforward_suite.results import assembled, shows_progress
+from backforward_suite.runs.files import Result
+from backforward_suite.train.callbacks.checkpoint import Checkpoints, WholeFileIO
+from backforward_suite.train.callbacks.diagnostics import Diagnostics
+from backforward_suite.train.callbacks.record import RunRecord
+from backforward_suite.train.capture import say_ordinary
+from backforward_suite.train.module import Arithmetic, Classification, InMemoryData, means, quiet_lightning
+from backforward_suite.train.readings import Readings
+
+BAR_REFRESH = 50  # batches between two redraws of the progress bar; each costs as much as a small network's step
+
+
+def train(request: Request, folder: Path | None) -> Result:
+    """Build what was asked for, try it on a few images, and train it.
+
+    Args:
+        request: What was asked for.
+        folder: As of `fit`.
+
+    Raises:
+        BadInput: Something asked for cannot be had.
+    """
+    with cli.refusing():
+        module, loaders, arithmetic = assemble(request)
+    return fit(request, module, loaders, folder, arithmetic)
+
+
+def assemble(request: Request, data: DataSplits | None = None) -> tuple[Classification, InMemoryData, Arithmetic]:
+    """A training that is ready to start: module, data, and what a batch costs.
+
+    Args:
+        request: What was asked for.
+        data: The data set, if it is loaded already.
+    """
+    settings = request.settings
+    parts = Parts(request, data)
+    network = parts.network(settings.seed)
+    module = Classification(
+        network,
+        make_optimizer=parts.optimizer,
+        make_rule=parts.rule,
+        make_schedule=parts.schedule,
+        schedule_interval=settings.schedule.interval,
+        after_update=parts.projection(network),
+        check_every=settings.trainer.log_every_n_steps,
+        seed=settings.seed,
+        capture=settings.capture,
+    )
+    arithmetic = module.rehearse(*parts.few())
+    loaders = InMemoryData(
+        parts.data,
+        settings.batch_size,
+        seed=settings.seed,
+        augment=settings.data.augment,
+        shuffle=settings.data.shuffle,
+    )
+    return module, loaders, arithmetic
+
+
+def fit(
+    request: Request,
+    module: Classification,
+    loaders: InMemoryData,
+    folder: Path | None,
+    arithmetic: Arithmetic | None = None,
+) -> Result:
+    """Train, evaluate on the test set once, and say what came of it.
+
+    Args:
+        request: What was asked for.
+        module: Network, optimizer and update rule.
+        loaders: The data.
+        folder: Where curves and checkpoints go and where a half-done run goes on; None writes nothing.
+        arithmetic: What a batch costs, as `Classification.rehearse` counts it.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        BadInput: The folder holds a damaged checkpoint, or one of other settings.
+    """
+    settings = request.settings
+    quiet_lightning()
+    set_matmul_precision(settings.trainer.matmul_precision)
+    started = time.perf_counter()
+    devices = settings.trainer.devices
+    if settings.capture != settings.trainer.capture and rank(devices) == 0:
+        say_ordinary("diagnostics look into them")
+    record = RunRecord(folder, settings.trainer.log_every_n_steps)
+    diagnostics = Diagnostics(settings.diagnostics.when(), settings.diagnostics.samples, folder)
+    # Before the record, so that the run's time includes their price.
+    callbacks: list[L.Callback] = [diagnostics, record] if diagnostics.when else [record]
+    resume: Path | None = None
+    logger: TensorBoardLogger | None = None
+    if folder is not None:
+        last = Checkpoints(
+            folder, request.values, settings.trainer.checkpoint_minutes, agree_every=settings.trainer.log_every_n_steps
+        )
+        callbacks.append(last)
+        step = None
+        if last.path.exists():
+            resume, step = last.path, last.step_to_resume()
+            if rank(devices) == 0:
+                print(f"goes on from step {step}, where its last checkpoint was written", flush=True)
+        logger = opened_logger(folder, request, step)
+    bar = shows_progress(settings)
+    if bar:
+        callbacks.append(ProgressBar(refresh_rate=BAR_REFRESH))
+
+    with tempfile.TemporaryDirectory() as nowhere:
+        trainer = L.Trainer(
+            accelerator=_accelerator(settings.trainer.accelerator),
+            devices=devices,
+            # Each rank keeps its own sums and statistics: DistributedDataParallel would overwrite them by the first's.
+            strategy=DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto",
+            precision=settings.trainer.precision,
+            max_epochs=settings.max_epochs,
+            num_sanity_val_steps=-1,  # the whole validation set before training: epoch 0
+            log_every_n_steps=loaders.steps_per_epoch,  # the record flushes the logger after each epoch
+            use_distributed_sampler=False,  # the loader shares out each batch itself
+            logger=logger or False,
+            callbacks=callbacks,
+            plugins=[WholeFileIO(), *_processes(devices)],
+            enable_checkpointing=folder is not None,
+            enable_progress_bar=bar,
+            enable_model_summary=False,
+            default_root_dir=nowhere if folder is None else folder,
+        )
+        with _interruptible():
+            trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
+            final = dict(record.rows[-1])
+            if not module.diverged:
+                trainer.test(module, loaders, verbose=False)
+                final |= module.evaluated
+    if logger is not None:
+        close_logger(logger, request, final, trainer.global_step)
+    return assembled(
+        {
+            "status": "diverged" if module.diverged else "finished",
+            "final": final,
+            "best": dict(record.best() or {}),
+            "arithmetic": arithmetic or [],
+            "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
+        },
+        request,
+        loaders.data,
+        trainer.strategy.root_device,
+        {
+            "seconds": time.perf_counter() - started,  # of this sitting
+            "start_seconds": record.start_seconds,
+            "training_seconds": record.seconds,
+            "diagnostics_seconds": diagnostics.seconds,
+            "diagnostics_times": diagnostics.times,
+            "samples_per_second": record.samples / record.seconds if record.seconds else None,
+        },
+        devices=trainer.world_size,
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be what it is: Lightning makes of it an exit with code 1, and has the process ignore a second one."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+def opened_logger(folder: Path, request: Request, resumed_after: int | None) -> TensorBoardLogger:
+    """TensorBoard's events of a run.
+
+    Args:
+        folder: The run's.
+        request: What was asked for, for HParams.
+        resumed_after: The step of the checkpoint where this sitting goes on: what a sitting that was cut off logged
+            after it is hidden. None in a first sitting.
+    """
+    purge = None if resumed_after is None else resumed_after + 1
+    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=purge)
+    logger.hparams.update(_readable(request))
+    return logger
+
+
+def close_logger(logger: TensorBoardLogger, request: Request, final: Mapping[str, Any], step: int) -> None:
+    """Log final metrics beside the settings, for HParams."""
+    metrics = {key: value for key, value in final.items() if isinstance(value, float) and math.isfinite(value)}
+    # At the last step: at its default, 0, TensorBoard takes every curve of these metrics for superseded.
+    shown = {key: metrics[key] for key in _SHOWN if key in metrics}
+    logger.log_hyperparams(_readable(request), shown, step=step)
+    logger.finalize("success")
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, with the epoch's loss and accuracy so far; on a GPU, as they were when it was last redrawn."""
+
+    def __init__(self, refresh_rate: int) -> None:
+        super().__init__(refresh_rate)
+        self._sums_seen = Readings()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """A new epoch, a new bar."""
+        super().on_train_epoch_start(trainer, *_)
+        self._sums_seen.take()
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float]:  # type: ignore[override]
+        """What stands at the end of the bar."""
+        assert isinstance(pl_module, Classification)
+        if not trainer.training or trainer.world_size > 1:
+            return {}
+        seen = self._sums_seen.look(pl_module.train_sums)
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            seen = self._sums_seen.take() or seen
+        metrics = {} if seen is None else means(seen[1], "train")
+        return {key.partition("/")[0]: f"{value:.3f}" for key, value in metrics.items()}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After a turn; the loader's count of batches starts anew after a resume, the loop's does not."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, trainer.fit_loop.epoch_loop.batch_idx)
+
+
+# Final metrics in TensorBoard's HParams.
+_SHOWN = (
+    "loss/train",
+    "accuracy/train",
+    "loss/validation",
+    "accuracy/validation",
+    "loss/test",
+    "accuracy/test",
+    "weight_norm/total",
+)
+
+
+def _accelerator(asked: str) -> str:
+    """A GPU is an NVIDIA one: Lightning's own `auto` and `gpu` also take Apple's, where nothing has been tried."""
+    return "cuda" if asked == "gpu" or (asked == "auto" and torch.cuda.is_available()) else "cpu"
+
+
+def _processes(devices: int) -> list[ClusterEnvironment]:
+    """Who starts the processes of this run. Left to itself, Lightning takes any Slurm variable for a yes."""
+    if made_by_slurm(devices):
+        return [SLURMEnvironment(auto_requeue=False)]
+    return [LightningEnvironment()] if "SLURM_JOB_ID" in os.environ else []
+
+
+def _readable(request: Request) -> dict[str, Any]:
+    """Settings for HParams, as a person gives them: choices of groups, then keys."""
+    flat = {
+        key: value
+        for key, value in deciding(request.values).items()
+        if not key.endswith("_target_") and not key.startswith("diagnostics.")  # their bundle's name says enough
+    }
+    return request.choices | {
+        key: value if isinstance(value, bool | int | float) else str(value) for key, value in flat.items()
+    }

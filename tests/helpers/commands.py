@@ -1,0 +1,47 @@
+"""Calling the command line from tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TRAIN = REPOSITORY / "src" / "train.py"
+CONF = REPOSITORY / "conf"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment with the library on the path, one thread, and no data but what a test names."""
+    clean = {
+        key: value for key, value in os.environ.items() if not key.startswith(("HYDRA_", "BACKFORWARD_", "COLUMNS"))
+    }
+    path = os.pathsep.join(filter(None, [str(REPOSITORY / "src"), os.environ.get("PYTHONPATH")]))
+    return clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **changes}
+
+
+def modules_after(code: str) -> set[str]:
+    """The modules that a fresh interpreter holds after some code."""
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"],
+        check=True,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    return set(ended.stdout.split())

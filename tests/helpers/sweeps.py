@@ -1,0 +1,89 @@
+"""Sweeps as processes: begun, watched, and their results compared to the bit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.helpers.commands import REPOSITORY, TRAIN, environment
+
+from backforward_suite.config import deciding
+from backforward_suite.runs import files
+
+DIGITS = ("data=digits", "model.hidden=8", "batch_size=64", "trainer.accelerator=cpu")
+WITH_TESTS = f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"  # PYTHONPATH of runs that use tests/misbehaving.py
+
+
+def start(cwd: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:
+    """`python src/train.py <arguments>`, with changes to the environment, its output to be read."""
+    return subprocess.Popen(
+        [sys.executable, str(TRAIN), *arguments],
+        cwd=cwd,
+        env=environment(**changes),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait for something to be true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def left_by(folder: Path) -> dict[str, Any]:
+    """What a finished run leaves that does not depend on when and where it was trained, in how many sittings."""
+    result = files.read_result(folder)
+    assert result is not None
+    del result["timing"], result["code"]
+    result["settings"] = deciding(result["settings"])
+    weights = {name: torch.load(folder / name, weights_only=True)["state_dict"] for name in ("last.ckpt", "best.ckpt")}
+    return {"result": result, "metrics": (folder / "metrics.csv").read_bytes(), **weights}
+
+
+def assert_same(ours: Path, theirs: Path) -> None:
+    """The same runs below two folders: weights, running sums, metrics.csv and result.json to the bit."""
+    one, other = (sorted(path.parent for path in root.rglob("result.json")) for root in (ours, theirs))
+    assert [folder.name for folder in one] == [folder.name for folder in other]
+    for pair in zip(one, other, strict=True):
+        here, there = map(left_by, pair)
+        for name in ("last.ckpt", "best.ckpt"):
+            state, expected = here.pop(name), there.pop(name)
+            assert state.keys() == expected.keys()
+            assert all(torch.equal(state[key], expected[key]) for key in state), pair[0] / name
+        assert here == there, pair[0]

@@ -1,0 +1,151 @@
+"""Kills sweeps at random moments, and compares what they come to with a sweep that was left alone.
+
+    PYTHONPATH=src python -m tests.helpers.torture --kills 40 --epochs 16      # make torture
+
+Eight runs on real MNIST. A kill is `kill -9` of a run, of the sweep's own process, or of all its processes at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+from tests.helpers.sweeps import alive, assert_same, start, tree, until
+
+from backforward_suite.runs import files
+from backforward_suite.train.callbacks.checkpoint import read_checkpoint
+
+JOB = ("-m", "method=bfp,sgd", "lr=0.1,0.05", "seed=0,1", "data=mnist", "trainer.accelerator=cpu")
+OFTEN = "trainer.checkpoint_minutes=0.005"
+KINDS = ("run", "sweep", "all")
+
+
+def torture(cwd: Path, data: Path, kills: int, epochs: int, seed: int = 0) -> Counter[str]:
+    """Sweep under kills until all runs are done.
+
+    Args:
+        cwd: An empty folder.
+        data: Where MNIST lies.
+        kills: How many.
+        epochs: Of each run; the more, the more kills find something to kill.
+        seed: Of the moments and the victims.
+
+    Returns:
+        How many kills of which kind there were.
+
+    Raises:
+        AssertionError: A run that had a checkpoint did not go on from there.
+    """
+    chance, done = random.Random(seed), Counter[str]()
+    due: list[tuple[Path, int, int]] = []  # (log, sittings so far, step of the checkpoint)
+    for _ in range(4 * kills + 4):
+        sweep = start(cwd, *JOB, OFTEN, f"max_epochs={epochs}", BACKFORWARD_DATA=str(data))
+        while sweep.poll() is None and done.total() < kills:
+            if chance.random() < 0.8:  # most kills fall into training, some into a start
+                now = time.time()
+                until(lambda sweep=sweep, now=now: sweep.poll() is not None or trained_since(cwd, now), seconds=300)
+            time.sleep(chance.uniform(0, 1.5))
+            kind, family = chance.choice(KINDS), tree(sweep.pid)
+            victims = {"run": workers(sweep)[:1], "sweep": [sweep.pid], "all": family}[kind]
+            if sweep.poll() is not None or not victims:
+                continue
+            for victim in victims:
+                kill(victim)
+            done[kind] += 1
+            if kind != "run":
+                sweep.wait(10)
+                until(lambda family=family: not any(map(alive, family)), seconds=20)
+                due += checkpoints(cwd)
+        out, _ = sweep.communicate(timeout=600)
+        due += checkpoints(cwd)
+        if sweep.returncode == 0:
+            break
+    assert sweep.returncode == 0, out
+    assert done.total() == kills, f"only {done.total()} of {kills} kills: give more epochs"
+    for log, sittings, step in due:
+        later = log.read_text().split("$ python ")[1 + sittings]
+        found = re.search(r"goes on from step (\d+)", later)
+        assert found, f"{log}: had a checkpoint at step {step}, and began anew"
+        assert int(found.group(1)) >= step
+    return done
+
+
+def trained_since(cwd: Path, moment: float) -> bool:
+    """Whether a run has written a checkpoint since."""
+    times = []
+    for path in cwd.rglob("last.ckpt"):
+        with suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime)
+    return max(times, default=0) > moment
+
+
+def workers(sweep: subprocess.Popen[str]) -> list[int]:
+    """The processes of a sweep that train."""
+    found = []
+    for pid in tree(sweep.pid)[1:]:
+        try:
+            if os.getpgid(pid) == pid:
+                found.append(pid)
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def checkpoints(cwd: Path) -> list[tuple[Path, int, int]]:
+    """Of each run that is not done and has a checkpoint: its log, how often it was begun, where it stands."""
+    found = []
+    for path in cwd.rglob("last.ckpt"):
+        result = files.read_result(path.parent)
+        if result is None or result["status"] not in files.DONE:
+            log = path.parent / "run.log"
+            found.append((log, log.read_text().count("$ python "), int(read_checkpoint(path)["global_step"])))
+    return found
+
+
+def undisturbed(cwd: Path, data: Path, epochs: int) -> None:
+    """The same sweep, left alone."""
+    sweep = start(cwd, *JOB, f"max_epochs={epochs}", BACKFORWARD_DATA=str(data))
+    out, _ = sweep.communicate(timeout=3600)
+    assert sweep.returncode == 0, out
+
+
+def compare(cwd: Path, alone: Path) -> None:
+    """Weights, running sums and metrics.csv to the bit; nothing torn, nothing temporary."""
+    assert len(list(cwd.rglob("result.json"))) == 8
+    assert_same(cwd, alone)
+    assert not list(cwd.rglob("*.tmp"))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Kill a sweep at random moments; compare it with one left alone.")
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    root = Path(os.environ.get("BACKFORWARD_DATA", "data")).absolute()
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = [Path(scratch, name) for name in ("killed", "alone")]
+        for folder in folders:
+            folder.mkdir()
+        began = time.monotonic()
+        kinds = torture(folders[0], root, given.kills, given.epochs, given.seed)
+        undisturbed(folders[1], root, given.epochs)
+        compare(*folders)
+        print(
+            f"{given.kills} kills ({', '.join(f'{kinds[kind]} of {kind}' for kind in KINDS)}): 8 results, weights, "
+            f"running sums and metrics.csv to the bit those of a sweep left alone; {time.monotonic() - began:.0f} s"
+        )

@@ -1,0 +1,317 @@
+"""Synthetic runs with a known effect give each verdict."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.helpers.synthetic import write_run, write_sweep
+
+from backforward_suite.report import statistics as st
+from backforward_suite.report import verdicts
+from backforward_suite.report.claims import Claim
+from backforward_suite.report.finding import Verdict
+from backforward_suite.report.reading import Run, read_runs
+from backforward_suite.report.statistics import Effect
+from backforward_suite.report.verdicts import Ground
+from backforward_suite.runs.lifecycle import add_to_plan
+
+
+def claim(rule: str = "direction", **changes: Any) -> Claim:
+    given = {
+        "id": "x.y",
+        "experiment": "x",
+        "statement": "Faster.",
+        "source": "Paper, p. 1",
+        "rule": rule,
+        "tolerance": 0.1,
+        "tolerance_why": "A test.",
+        "data": ["mnist"],
+        "arguments": {"sign": -1},
+    }
+    return Claim.model_validate(given | changes)
+
+
+def faster(runs: list[Run], scale: str = "small", missing: tuple[str, ...] = (), **changes: Any) -> Verdict:
+    """Judge whether `bfp` needs fewer epochs to a loss of .1 than `sgd`, at each learning rate."""
+    effects = []
+    by_lr = st.grouped(runs, "lr")
+    for (lr,), members in by_lr.items():
+        arms = st.grouped(members, "method")
+        costs = [st.by_seed(arms.get((arm,), []), lambda run: st.cost_of(run, 0.1)) for arm in ("bfp", "sgd")]
+        effects.append(st.paired(*costs, f"lr {lr}", ratio=True))
+    return verdicts.direction(claim(**changes), effects, Ground.of(runs, scale, missing))
+
+
+def test_a_positive_effect_is_reproduced_and_below_paper_scale_of_its_direction_only(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.5}, lrs=(0.05, 0.1))
+    found = faster(runs)
+    assert found.kind == "reproduced"
+    assert "of the direction only, at small scale" in found.why
+    assert "Holm's correction over 2 rows" in found.why
+    assert "(small scale)" in found.ours
+    assert "lr 0.05: 0.7" in found.ours
+    assert len(found.estimates) == 2
+    paper = faster(runs, scale="paper")
+    assert (paper.kind, "direction only" in paper.why) == ("reproduced", False)
+
+
+def test_a_negative_effect_is_contradicted(tmp_path: Path) -> None:
+    found = faster(write_sweep(tmp_path, "x", {"sgd": 1.5, "bfp": 1.0}))
+    assert found.kind == "contradicted"
+    assert "the other way" in found.why
+
+
+def test_no_effect_is_contradicted_even_where_a_tiny_one_can_be_told_from_none(tmp_path: Path) -> None:
+    null = faster(write_sweep(tmp_path / "null", "x", {"sgd": 1.0, "bfp": 1.0}))
+    assert null.kind == "contradicted"
+    assert "no effect: within 0.9091 to 1.1" in null.why
+    tiny = faster(write_sweep(tmp_path / "tiny", "x", {"sgd": 1.0, "bfp": 1.03}, spread=0.002))
+    assert tiny.kind == "contradicted"
+    assert "an effect too small to count: within 0.9091 to 1.1" in tiny.why
+
+
+def test_too_noisy_runs_are_inconclusive(tmp_path: Path) -> None:
+    found = faster(write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.2}, spread=0.5, epochs=30))
+    assert found.kind == "inconclusive"
+    assert "not told apart" in found.why
+
+
+def test_one_seed_has_no_interval_and_is_inconclusive(tmp_path: Path) -> None:
+    found = faster(write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.5}, seeds=1))
+    assert found.kind == "inconclusive"
+    assert "one pair of runs" in found.why
+
+
+def test_a_missing_arm_is_not_run_and_says_what_to_do(tmp_path: Path) -> None:
+    found = faster(write_sweep(tmp_path, "x", {"sgd": 1.0}), missing=("bfp",))
+    assert found.kind == "not run"
+    assert found.why == "missing: bfp; run `make reproduce ONLY=x SCALE=small`"
+    assert faster([]).kind == "not run"
+
+
+def test_a_missing_row_keeps_a_claim_about_all_rows_open_and_is_named(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.5}, lrs=(0.1,))
+    found = faster(runs, arguments={"sign": -1, "rows": ["lr 0.05", "lr 0.1"]})
+    assert found.kind == "inconclusive"
+    assert "missing: lr 0.05" in found.why
+    assert faster(runs, arguments={"sign": -1, "rows": ["lr 0.1"]}).kind == "reproduced"
+
+
+def test_diverged_runs_count_as_the_worst_and_are_told(tmp_path: Path) -> None:
+    for seed in range(5):
+        height = 1 + 0.01 * seed
+        write_run(tmp_path, "x", method="sgd", seed=seed, losses=[0.2 * height, 0.1 * height])
+        write_run(tmp_path, "x", method="bfp", seed=seed, losses=[9.0, math.nan], status="diverged")
+    runs = read_runs(tmp_path)
+    arms = st.grouped(runs, "method")
+    losses = [st.by_seed(arms[arm,], lambda run: run.final("loss/train")) for arm in ("bfp", "sgd")]
+    found = verdicts.direction(claim(), [st.paired(*losses, "", ratio=True)], Ground.of(runs, "small"))
+    assert found.kind == "contradicted"
+    assert "5 of 10 runs diverged" in found.why
+
+
+def test_failed_runs_are_missing_ones(tmp_path: Path) -> None:
+    write_run(tmp_path, "x", status="failed")
+    ground = Ground.of(read_runs(tmp_path), "small")
+    assert ground.runs == ()
+    assert "failed" in ground.missing[0]
+
+
+def test_a_verdict_waits_until_a_sweep_is_done(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.5})
+    root = runs[0].folder.parent
+    add_to_plan(root, {run.name: () for run in runs})
+    assert faster(runs).kind == "reproduced"
+    add_to_plan(root, {"bfp-lr0.1-seed10": (), "bfp-lr0.1-seed9": ()})
+    found = faster(runs)
+    assert found.kind == "inconclusive"
+    assert "not done: bfp-lr0.1-seed9, bfp-lr0.1-seed10" in found.why
+
+
+def test_smoke_is_inconclusive_at_most_and_says_where_it_points(tmp_path: Path) -> None:
+    found = faster(write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.5}), scale="smoke")
+    assert found.kind == "inconclusive"
+    assert "smoke scale shows that it runs, no more (it points to reproduced)" in found.why
+
+
+def test_other_data_is_a_stand_in_and_says_what_it_would_have_been(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.5}, data="digits")
+    found = faster(runs)
+    assert found.kind == "stand-in data"
+    assert found.why.startswith("on digits in place of mnist it would be reproduced:")
+    assert faster(runs, data=[]).kind == "reproduced"  # a claim about any data
+    assert faster(runs, scale="smoke").kind == "stand-in data"
+
+
+def row(label: str, centre: float, spread: float = 0.01) -> Effect:
+    return Effect(label, tuple(centre + spread * x for x in (-1.2, -0.4, 0.1, 0.5, 1.0)))
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Ground:
+    write_run(tmp_path, "x")
+    return Ground.of(read_runs(tmp_path), "paper")
+
+
+@pytest.mark.parametrize(
+    ("centres", "over", "kind"),
+    [
+        ((-1, -1, -1), "all", "reproduced"),
+        ((-1, -1, 0), "all", "contradicted"),
+        ((-1, -1, 0), "most", "reproduced"),
+        ((-1, 0, 1), "most", "contradicted"),
+        ((-1, 0, 1), "any", "reproduced"),
+        ((0, 1, 1), "any", "contradicted"),
+    ],
+)
+def test_rows_are_taken_together_as_the_claim_says(
+    ground: Ground, centres: tuple[float, ...], over: str, kind: str
+) -> None:
+    effects = [row(str(k), centre) for k, centre in enumerate(centres)]
+    found = verdicts.direction(claim(arguments={"sign": -1, "over": over}), effects, ground)
+    assert found.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("centres", "over", "kind"),
+    [
+        ((0, 0), "all", "reproduced"),
+        ((1, 0), "all", "reproduced"),
+        ((-1, 0), "all", "contradicted"),
+        ((-1, 1), "all", "contradicted"),
+        ((-1, 0), "any", "reproduced"),
+        ((-1, -1), "any", "contradicted"),
+    ],
+)
+def test_an_effect_that_is_denied_must_be_absent_from_each_row(
+    ground: Ground, centres: tuple[float, ...], over: str, kind: str
+) -> None:
+    effects = [row(str(k), centre) for k, centre in enumerate(centres)]
+    denies = claim(arguments={"sign": -1, "over": over, "negated": True})
+    assert verdicts.direction(denies, effects, ground).kind == kind
+
+
+def test_an_open_row_leaves_a_claim_open_unless_another_decides(ground: Ground) -> None:
+    unsure = row("b", -0.3, spread=1.0)
+    for over, kind in (("all", "inconclusive"), ("most", "inconclusive"), ("any", "reproduced")):
+        found = verdicts.direction(claim(arguments={"sign": -1, "over": over}), [row("a", -1), unsure], ground)
+        assert found.kind == kind
+    assert "a: as claimed; b: not told apart" in found.why
+
+
+def test_rows_that_a_claim_does_not_speak_of_stand_beside(ground: Ground) -> None:
+    asked = claim(arguments={"sign": -1, "rows": ["a"]})
+    found = verdicts.direction(asked, [row("a", -1), row("b", 1)], ground)
+    assert found.kind == "reproduced"
+    assert "as claimed" in found.why
+    assert "not judged: b: the other way" in found.why
+
+
+def test_the_correction_counts_rows_that_the_claim_does_not_speak_of(ground: Ground) -> None:
+    weak = row("a", -0.5, spread=0.4)  # p is .03
+    assert weak.p == pytest.approx(0.031, abs=0.005)
+    asked = claim(arguments={"sign": -1, "rows": ["a"]})
+    assert verdicts.direction(asked, [weak], ground).kind == "reproduced"
+    others = [row(name, -0.3, spread=1.0) for name in "bc"]
+    assert verdicts.direction(asked, [weak, *others], ground).kind == "inconclusive"
+
+
+def test_a_number_agrees_differs_or_is_open(ground: Ground) -> None:
+    table = claim("value", published={"error": 9.0, "other": 4.0}, tolerance=0.5, unit="%")
+    cases = {(9.1, 0.1): "reproduced", (10.0, 0.1): "contradicted", (9.4, 0.3): "inconclusive"}
+    for (centre, spread), kind in cases.items():
+        found = verdicts.value(table, [row("error", centre, spread)], ground)
+        assert found.kind == kind
+        assert "9 ± 0.5" in found.why
+        assert " %" in found.ours
+    relative = claim("value", published={"error": 9.0}, tolerance=0.5, arguments={"relative": True})
+    assert verdicts.value(relative, [row("error", 10.0, 0.1)], ground).kind == "reproduced"
+    with pytest.raises(KeyError, match="no published number called 'speed'"):
+        verdicts.value(table, [row("speed", 1.0)], ground)
+
+
+def test_below_paper_scale_numbers_speak_of_direction_only(tmp_path: Path) -> None:
+    write_run(tmp_path, "x")
+    small = Ground.of(read_runs(tmp_path), "small")
+    table = claim("value", published={"error": 9.0}, tolerance=0.5)
+    found = verdicts.value(table, [row("error", 40.0)], small)
+    assert found.kind == "inconclusive"
+    assert "at paper scale only" in found.why
+    found = verdicts.value(table, [row("error", 40.0)], small, [row("a - b", -1)])
+    assert found.kind == "reproduced"
+    assert "numbers, not judged: error: 40.0" in found.ours
+    assert "direction only" in found.why
+    assert verdicts.value(table, [], Ground.of([], "small")).kind == "not run"
+
+
+def test_mathematics_is_judged_at_any_scale_but_smoke(tmp_path: Path) -> None:
+    write_run(tmp_path, "x")
+    law = claim("identity", published={"mean": 0.4}, tolerance=0.01, data=[])
+    for centre, kind in ((0.401, "reproduced"), (0.43, "contradicted")):
+        found = verdicts.identity(law, [row("mean", centre, 0.002)], Ground.of(read_runs(tmp_path), "small"))
+        assert found.kind == kind
+        assert "direction only" not in found.why
+    smoke = verdicts.identity(law, [row("mean", 0.4, 0.002)], Ground.of(read_runs(tmp_path), "smoke"))
+    assert smoke.kind == "inconclusive"
+    known = Effect("mean", (0.4001,), exact=True)
+    assert verdicts.identity(law, [known], Ground.of(read_runs(tmp_path), "small")).kind == "reproduced"
+    one_draw = Effect("mean", (0.4001,))
+    assert verdicts.identity(law, [one_draw], Ground.of(read_runs(tmp_path), "small")).kind == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "asked", "kind"),
+    [
+        (990, 1000, 0.95, "reproduced"),
+        (600, 1000, 0.95, "contradicted"),
+        (19, 20, 0.95, "inconclusive"),
+        (50, 50, 1.0, "reproduced"),
+        (49, 50, 1.0, "contradicted"),
+        (0, 0, 0.95, "not run"),
+    ],
+)
+def test_a_share_is_judged_by_its_interval(ground: Ground, hits: int, n: int, asked: float, kind: str) -> None:
+    often = claim("share", tolerance=None, arguments={"at_least": asked})
+    assert verdicts.share(often, {"": (hits, n)}, ground).kind == kind
+    below = verdicts.share(often, {"": (hits, n)}, replace(ground, scale="small"))
+    assert (below.kind, "direction" in below.why) == (kind, False)  # how often is how often
+
+
+def ratios(runs: list[Run], published: list[float]) -> Effect:
+    found = [float(np.mean(np.log(run.curve("loss/train").to_numpy() / published))) for run in runs]
+    return Effect("lr 0.1", tuple(found), ratio=True)
+
+
+def test_a_curve_is_followed_or_it_is_not(tmp_path: Path) -> None:
+    published = [0.6 * math.exp(-0.5 * epoch) for epoch in range(8)]
+    follows = claim("curve")
+    for speed, kind in ((1.0, "reproduced"), (1.5, "contradicted")):
+        runs = write_sweep(tmp_path / str(speed), "x", {"sgd": speed}, spread=0.01)
+        found = verdicts.curve(follows, [ratios(runs, published)], Ground.of(runs, "small"), "epochs 1 to 8 of 400")
+        assert found.kind == kind
+        assert "epochs 1 to 8 of 400" in found.why
+    # Seeds so far apart that the published one may be one more of them.
+    apart = Effect("lr 1", (-0.3, -1.0, -0.7, -1.3, -0.5), ratio=True)
+    assert apart.estimate().high < 1 / 1.1
+    found = verdicts.curve(follows, [apart], Ground.of(runs, "small"), "")
+    assert found.kind == "inconclusive"
+    assert "our own seeds differ by a factor of 1.49" in found.why
+    noisy = write_sweep(tmp_path / "noisy", "x", {"sgd": 1.0}, spread=0.4, seeds=3)
+    found = verdicts.curve(follows, [ratios(noisy, published)], Ground.of(noisy, "small"), "")
+    assert found.kind == "inconclusive"
+
+
+def test_a_row_without_a_number_but_with_a_reason_is_open_not_missing(ground: Ground) -> None:
+    found = verdicts.direction(claim(), [Effect("lr 1", (), ratio=True, lost=5, note="neither arm learns")], ground)
+    assert (found.kind, "neither arm learns" in found.why, found.ours) == (
+        "inconclusive",
+        True,
+        "lr 1: - (paper scale)",
+    )
+    other = [Effect("lr 1", (), ratio=True, note="trained on 400 images")]
+    assert verdicts.curve(claim("curve"), other, ground, "").kind == "inconclusive"

@@ -1,0 +1,136 @@
+"""TensorBoard on the quick start's output: what it serves, and what a browser shows of it.
+
+The browser is Chromium with its driver (on Debian: `apt-get install chromium chromium-driver`) and selenium; where one
+of them is missing, that test says so and is skipped. `BACKFORWARD_SCREENSHOT=docs/tensorboard.png` keeps what it saw.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+import pytest
+from tests.helpers.browser import BROWSER_FLAGS
+from tests.helpers.commands import TRAIN, environment
+
+from backforward_suite.commands.train import command
+
+EPOCHS = 3
+RUNS = [f"quickstart/{method}-lr0.1-max_epochs{EPOCHS}" for method in ("bfp", "sgd")]
+# The text of the page, also in the shadow trees of TensorBoard's components.
+PAGE_TEXT = """
+function text(node) {
+  if (node.nodeType === 3) return node.textContent;
+  if (['STYLE', 'SCRIPT', 'TEMPLATE'].includes(node.tagName)) return '';
+  return [node.shadowRoot, ...node.childNodes].filter(n => n).map(text).join(' ');
+}
+return text(document.body).replace(/\\s+/g, ' ');
+"""
+
+
+@pytest.fixture(scope="module")
+def tensorboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a TensorBoard that serves two runs as the quick start makes them."""
+    tmp_path = tmp_path_factory.mktemp("quickstart")
+    for method in ("bfp", "sgd"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            asked = ["experiment=quickstart", f"method={method}", "lr=0.1", f"max_epochs={EPOCHS}"]
+            patch.setattr(sys, "argv", [str(TRAIN), *asked])
+            patch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets both: have them put back
+            patch.setenv("BACKFORWARD_TRACEBACKS", "0")
+            assert command() == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (tmp_path / "tensorboard.log").open("w")
+    serve = [sys.executable, "-m", "tensorboard.main", "--logdir", "outputs", "--host", "127.0.0.1", f"--port={port}"]
+    with log, subprocess.Popen(serve, cwd=tmp_path, stdout=log, stderr=log, env=environment()) as server:
+        address = f"http://127.0.0.1:{port}"
+        try:
+            until(lambda: sorted(ask(address, "runs")) == RUNS)
+            yield address
+        finally:
+            server.terminate()
+
+
+def ask(address: str, route: str, post: dict[str, Any] | None = None, **arguments: str) -> Any:
+    query = f"?{urlencode(arguments)}" if arguments else ""
+    data = None if post is None else json.dumps(post).encode()
+    with urlopen(Request(f"{address}/data/{route}{query}", data, {"Content-Type": "application/json"})) as answer:
+        return json.load(answer)
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except URLError:  # it does not listen yet
+            pass
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+
+
+def test_what_it_serves(tensorboard: str) -> None:
+    tags = ask(tensorboard, "plugin/scalars/tags")
+    assert sorted(tags) == RUNS
+    for run in RUNS:
+        assert {"loss/train", "accuracy/validation", "shift/induced/model.head", "input/unit_mean/model.head"} <= set(
+            tags[run]
+        )
+        # Whole curves: final metrics among the hyper-parameters must not supersede them.
+        for tag in ("loss/validation", "accuracy/validation", "weight_norm/total"):
+            points = ask(tensorboard, "plugin/scalars/scalars", run=run, tag=tag)
+            assert sorted({step for _, step, _ in points}) == [40 * epoch for epoch in range(EPOCHS + 1)]
+    layout = ask(tensorboard, "plugin/custom_scalars/layout")
+    assert [category["title"] for category in layout["category"]] == ["Covariate shift", "Layer inputs", "Weights"]
+    experiment = ask(tensorboard, "plugin/hparams/experiment", post={"experimentName": ""})
+    assert {"method", "lr", "diagnostics"} <= {column["name"] for column in experiment["hparamInfos"]}
+    assert {"accuracy/test", "loss/validation"} <= {column["name"]["tag"] for column in experiment["metricInfos"]}
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    """A real browser without a window."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium with chromedriver here")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*BROWSER_FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+def test_what_a_browser_shows(browser: Any, tensorboard: str, tmp_path: Path) -> None:
+    def shows(page: str, *texts: str) -> None:
+        browser.get("about:blank")  # else only the fragment of the address changes
+        browser.get(f"{tensorboard}/#{page}&_smoothingWeight=0")
+        until(lambda: all(text in browser.execute_script(PAGE_TEXT) for text in texts))
+
+    shows("scalars", *RUNS, "accuracy/validation", "loss", "shift", "weight_norm")
+    shows("hparams", "Hyperparameters", "method", "batch_size", "accuracy/test", "loss/validation")
+    shows(
+        "custom_scalars", *RUNS, "Covariate shift", "induced shift, share of the gradient", "mean input of one unit",
+        f"shift/applied_relative/model.head ({RUNS[0]})",
+    )  # fmt: skip
+    time.sleep(1)  # lines fade in
+    picture = Path(os.environ.get("BACKFORWARD_SCREENSHOT", tmp_path / "tensorboard.png"))
+    assert browser.save_screenshot(str(picture.resolve()))
+    assert picture.stat().st_size > 20_000
