@@ -45,7 +45,7 @@ def _digest(parts: Iterable[str]) -> str:
 @functools.cache
 def engine_mark() -> str:
     """Names what a row depends on whatever the network: the engine's code, the check's, the packages' versions."""
-    modules = sorted(name for name in sys.modules if name.startswith("backforward"))
+    modules = sorted(name for name in sys.modules if name.split(".")[0] == "backforward")
     files = [str(sys.modules[name].__file__) for name in modules] + [str(check.__file__)]
     return _digest([Path(file).read_text() for file in files] + [f"{name} {version(name)}" for name in PACKAGES])
 

@@ -70,7 +70,9 @@ def write(wanted: Mapping[str, Sequence[tuple[str, str]]], folder: Path, package
 
 
 def _measured(lists: Mapping[str, Rows], packages: Sequence[str]) -> str:
-    days = sorted(datetime.fromtimestamp(row["when"], UTC).date().isoformat() for rows in lists.values() for row in rows)
+    days = sorted(
+        datetime.fromtimestamp(row["when"], UTC).date().isoformat() for rows in lists.values() for row in rows
+    )
     when = "nothing yet" if not days else days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
     with_version = ", ".join(f"{name} {_version(name)}" for name in packages)
     return f"Measured {when} on {_processor()}, one thread; Python {platform.python_version()}, {with_version}.\n"
@@ -94,17 +96,26 @@ def _processor() -> str:
 
 def _summary(lists: Mapping[str, Rows], missing: Mapping[str, list[str]], optimizers: Rows) -> str:
     words = ("exact", "refused", "wrong", "crashed")
-    out = ["## Summary", "", "| list | networks | exact | of these on the naive engine | refused | wrong | crashed | not measured |",
-           "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    head = ["list", "networks", "exact", "of these on the naive engine", *words[1:], "not measured"]
+    out = ["## Summary", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, rows in lists.items():
         count = Counter(row["verdict"] for row in rows)
         naive = sum(row["verdict"] == "exact" and row["engine"] == "naive" for row in rows)
-        cells = [len(rows) + len(missing[name]), count["exact"], naive, *(count[word] for word in words[1:]), len(missing[name])]
+        cells = [
+            len(rows) + len(missing[name]),
+            count["exact"],
+            naive,
+            *(count[word] for word in words[1:]),
+            len(missing[name]),
+        ]
         out.append(f"| {name} | " + " | ".join(map(str, cells)) + " |")
     if optimizers:
         count = Counter(row["verdict"] for row in optimizers)
-        out += ["", f"Optimizers: {len(optimizers)}, of which {count['equal']} equal one optimizer for each group bitwise, "
-                f"{count['refused']} are refused at construction, {count['wrong']} are wrong."]  # fmt: skip
+        told = (
+            f"Optimizers: {len(optimizers)}, of which {count['equal']} equal one optimizer for each group bitwise, "
+            f"{count['refused']} are refused at construction, {count['wrong']} are wrong."
+        )
+        out += ["", told]
     wrong = [row for rows in lists.values() for row in rows if row["verdict"] in {"wrong", "crashed"}]
     if wrong:
         out += ["", "What is wrong:", ""]
@@ -135,7 +146,9 @@ def _table(rows: Rows, times: Mapping[str, dict[str, Any]]) -> str:
 
 def _reason(row: dict[str, Any]) -> str:
     parts = [row["refused"], row["crashed"], row["why"]]
-    parts += [f"{kind}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" for kind, names in row["wrong"].items()]
+    parts += [
+        f"{kind}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" for kind, names in row["wrong"].items()
+    ]
     return "; ".join(part for part in parts if part)
 
 

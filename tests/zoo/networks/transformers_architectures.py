@@ -1,4 +1,4 @@
-"""Networks that other people wrote: torchvision, timm and transformers, untrained and as small as they come."""
+"""Architectures of transformers, each from a tiny configuration."""
 
 from __future__ import annotations
 
@@ -9,102 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tests.zoo.entry import CLASSES, Entry, generator, labels
+from tests.zoo.networks.pictures import STEPS, pictures
 from torch import Tensor, nn
-
-STEPS = 3
-
-
-def pictures(size: int, rows: int = 4) -> list[tuple[Any, Any]]:
-    """Square images of three channels with classes."""
-    g = generator()
-    return [(torch.randn(rows, 3, size, size, generator=g), labels(rows, g)) for _ in range(STEPS)]
-
-
-# --- torchvision -------------------------------------------------------------------------------------------------------
-
-TORCHVISION: dict[str, tuple[str, int, dict[str, Any], str | int]] = {  # family: (member, pixels, settings, groups)
-    "alexnet": ("alexnet", 64, {}, "layer"),
-    "convnext": ("ConvNeXt", 32, {"stochastic_depth_prob": 0.2}, "layer"),
-    "densenet": ("DenseNet", 32, {"growth_rate": 8, "block_config": (2, 2, 2), "num_init_features": 8}, "layer"),
-    "efficientnet": ("efficientnet_b0", 32, {}, 8),
-    "efficientnet_v2": ("efficientnet_v2_s", 32, {}, 8),
-    "googlenet": ("googlenet", 64, {"init_weights": True, "aux_logits": False}, 8),
-    "googlenet with auxiliary heads": ("googlenet", 64, {"init_weights": True}, 8),
-    "inception_v3": ("inception_v3", 75, {"init_weights": True, "aux_logits": False}, 8),
-    "maxvit": (
-        "MaxVit",
-        64,
-        {"input_size": (64, 64), "stem_channels": 8, "partition_size": 2, "block_channels": [8, 16],
-         "block_layers": [1, 1], "head_dim": 8, "stochastic_depth_prob": 0.2},
-        "layer",
-    ),
-    "mnasnet": ("mnasnet0_5", 64, {}, "layer"),
-    "mobilenet_v2": ("mobilenet_v2", 64, {}, 8),
-    "mobilenet_v3": ("mobilenet_v3_small", 64, {}, "layer"),
-    "regnet_x": ("regnet_x_400mf", 64, {}, 8),
-    "regnet_y": ("regnet_y_400mf", 64, {}, 8),
-    "resnet": ("resnet18", 64, {}, "layer"),
-    "resnext": ("ResNet", 64, {"layers": [1, 1, 1, 1], "groups": 32, "width_per_group": 4}, "layer"),
-    "shufflenet_v2": ("shufflenet_v2_x0_5", 64, {}, "layer"),
-    "squeezenet": ("squeezenet1_1", 64, {}, "layer"),
-    "swin": ("SwinTransformer", 32, {}, "layer"),
-    "swin_v2": ("SwinTransformer", 32, {"v2": True}, "layer"),
-    "vgg": ("vgg11", 32, {}, 4),
-    "vgg with BatchNorm": ("vgg11_bn", 32, {}, 4),
-    "vit": (
-        "VisionTransformer",
-        32,
-        {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 24},
-        "layer",
-    ),
-    "wide_resnet": ("ResNet", 64, {"layers": [1, 1, 1, 1], "width_per_group": 128}, "layer"),
-}  # fmt: skip
-
-
-def _torchvision(name: str, settings: dict[str, Any]) -> nn.Module:
-    """A member by its name (lower case), or a smaller one by its class."""
-    import backforward._torchvision  # noqa: F401  (mends its import beside a CPU torch)
-    from torchvision import models
-    from torchvision.models import convnext, resnet, swin_transformer
-
-    settings = settings | {"num_classes": CLASSES}
-    if name == "ConvNeXt":
-        blocks = [convnext.CNBlockConfig(16, 32, 1), convnext.CNBlockConfig(32, None, 1)]
-        return models.ConvNeXt(blocks, **settings)
-    if name == "ResNet":
-        return models.ResNet(resnet.Bottleneck, **settings)
-    if name == "SwinTransformer":
-        if settings.pop("v2", False):
-            settings["block"] = swin_transformer.SwinTransformerBlockV2
-            settings["downsample_layer"] = swin_transformer.PatchMergingV2
-        return models.SwinTransformer([2, 2], 8, [1, 2], [1, 2], [2, 2], stochastic_depth_prob=0.2, **settings)
-    if name[0].isupper():
-        return getattr(models, name)(**settings)
-    return models.get_model(name, weights=None, **settings)
-
-
-def _with_auxiliary(output: Any, y: Tensor) -> Tensor:
-    heads = (output.logits, output.aux_logits1, output.aux_logits2)
-    return sum((F.cross_entropy(head, y) for head in heads[1:]), start=F.cross_entropy(heads[0], y))
-
-
-def torchvision() -> list[Entry]:
-    """One member of each family of image classifiers."""
-    return [
-        Entry(
-            id=f"torchvision {family}",
-            about=f"{name} at {size} px",
-            build=partial(_torchvision, name, settings),
-            batches=partial(pictures, size),
-            loss_of=lambda model, auxiliary="auxiliary" in family: _with_auxiliary if auxiliary else F.cross_entropy,
-            optimizers=("gentle",),
-            groups=groups,
-        )
-        for family, (name, size, settings, groups) in TORCHVISION.items()
-    ]
-
-
-# --- transformers ------------------------------------------------------------------------------------------------------
 
 WORDS, LENGTH, ROWS = 50, 9, 2
 _TEXT = {
@@ -154,20 +60,17 @@ def _images(key: str = "pixel_values", size: int = 16) -> list[tuple[Any, Any]]:
     return [({key: x}, y) for x, y in pictures(size, ROWS)]
 
 
-def _waves() -> list[tuple[Any, Any]]:
+def _speech(key: str, *shape: int) -> list[tuple[Any, Any]]:
     g = generator()
-    return [
-        ({"input_values": torch.randn(ROWS, 200, generator=g), "labels": torch.randint(1, WORDS, (ROWS, 5), generator=g)},
-         None) for _ in range(STEPS)
-    ]  # fmt: skip
+    batches = []
+    for _ in range(STEPS):
+        heard = torch.randn(ROWS, *shape, generator=g)
+        batches.append(({key: heard, "labels": torch.randint(3, WORDS, (ROWS, 5), generator=g)}, None))
+    return batches
 
 
-def _spectrograms() -> list[tuple[Any, Any]]:
-    g = generator()
-    return [
-        ({"input_features": torch.randn(ROWS, 8, 40, generator=g), "labels": torch.randint(3, WORDS, (ROWS, 5), generator=g)},
-         None) for _ in range(STEPS)
-    ]  # fmt: skip
+_waves = partial(_speech, "input_values", 200)
+_spectrograms = partial(_speech, "input_features", 8, 40)
 
 
 def _pairs() -> list[tuple[Any, Any]]:
@@ -185,12 +88,9 @@ def _series() -> list[tuple[Any, Any]]:
     ]  # fmt: skip
 
 
-def _loss(output: Any, y: None) -> Tensor:
-    return output.loss
-
-
-def _logits(output: Any, y: Tensor) -> Tensor:
-    return F.cross_entropy(output.logits, y)
+def _loss(output: Any, y: Tensor | None) -> Tensor:
+    """The network's own loss, where there is no target."""
+    return output.loss if y is None else F.cross_entropy(output.logits, y)
 
 
 Batches = Callable[[], list[tuple[Any, Any]]]
@@ -210,7 +110,8 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Batches]] = {  # configuratio
         _TEXT | _LABELS | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0},
         _words,
     ),
-    "ModernBert": ("ModernBertForSequenceClassification", _TEXT | _LABELS | {"cls_token_id": 1, "sep_token_id": 2}, _words),
+    "ModernBert": ("ModernBertForSequenceClassification", _TEXT | _LABELS | {"cls_token_id": 1,
+     "sep_token_id": 2}, _words),
     "FNet": ("FNetForSequenceClassification", _TEXT | _LABELS, partial(_words, mask=False)),
     "BigBird": ("BigBirdForSequenceClassification", _TEXT | _LABELS | {"attention_type": "original_full"}, _words),
     "Funnel": (
@@ -225,7 +126,8 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Batches]] = {  # configuratio
     ),
     "GPT2": (
         "GPT2LMHeadModel",
-        {"vocab_size": WORDS, "n_positions": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2},
+        {"vocab_size": WORDS, "n_positions": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 1,
+         "eos_token_id": 2},
         _language,
     ),
     "GPTNeoX": ("GPTNeoXForCausalLM", _TEXT, _language),
@@ -236,7 +138,8 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Batches]] = {  # configuratio
     "Qwen3": ("Qwen3ForCausalLM", _DECODER, _language),
     "Phi3": ("Phi3ForCausalLM", _DECODER, _language),
     "Mixtral": ("MixtralForCausalLM", _DECODER | _EXPERTS | {"num_local_experts": 4}, _language),
-    "Qwen3Moe": ("Qwen3MoeForCausalLM", _DECODER | _EXPERTS | {"num_experts": 8, "moe_intermediate_size": 12}, _language),
+    "Qwen3Moe": ("Qwen3MoeForCausalLM", _DECODER | _EXPERTS | {"num_experts": 8, "moe_intermediate_size": 12},
+     _language),
     "GptOss": ("GptOssForCausalLM", _DECODER | _EXPERTS | {"num_local_experts": 4}, _language),
     "DeepseekV3": (
         "DeepseekV3ForCausalLM",
@@ -250,7 +153,8 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Batches]] = {  # configuratio
     "T5": ("T5ForConditionalGeneration", _T5, _language),
     "SwitchTransformers": (
         "SwitchTransformersForConditionalGeneration",
-        _T5 | {"num_experts": 4, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+        _T5 | {"num_experts": 4, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1,
+         "num_sparse_decoder_layers": 1},
         _language,
     ),
     "Bart": ("BartForConditionalGeneration", _SEQ2SEQ | {"encoder_layerdrop": 0.3}, _language),
@@ -267,7 +171,8 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Batches]] = {  # configuratio
     ),
     "Rwkv": (
         "RwkvForCausalLM",
-        {"vocab_size": WORDS, "hidden_size": 16, "num_hidden_layers": 2, "attention_hidden_size": 16, "intermediate_size": 24},
+        {"vocab_size": WORDS, "hidden_size": 16, "num_hidden_layers": 2, "attention_hidden_size": 16,
+         "intermediate_size": 24},
         partial(_language, mask=False),
     ),
     "RecurrentGemma": (
@@ -293,7 +198,8 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Batches]] = {  # configuratio
     ),
     "Swinv2": (
         "Swinv2ForImageClassification",
-        {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2, **_LABELS},
+        {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2],
+         "window_size": 2, **_LABELS},
         _images,
     ),
     "ResNet": (
@@ -325,8 +231,9 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Batches]] = {  # configuratio
 
 
 def _transformer(config: str, kind: str, settings: dict[str, Any]) -> nn.Module:
-    import backforward._torchvision  # noqa: F401
     import transformers
+
+    import backforward_suite._torchvision  # noqa: F401
 
     return getattr(transformers, kind)(getattr(transformers, f"{config}Config")(**settings))
 
@@ -339,7 +246,7 @@ def transformers() -> list[Entry]:
             about=kind,
             build=partial(_transformer, config, kind, settings),
             batches=batches,
-            loss_of=lambda model, own=batches()[0][1] is None: _loss if own else _logits,
+            loss_of=lambda model: _loss,
         )
         for config, (kind, settings, batches) in TRANSFORMERS.items()
     ]

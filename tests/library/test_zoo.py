@@ -7,8 +7,11 @@ from tests.oracles import definition
 from tests.zoo.cases import CASES
 from tests.zoo.check import check, is_refusal, train
 from tests.zoo.entry import Entry
+from tests.zoo.networks import torchvision
 
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+OTHERS = [entry for entry in torchvision() if entry.id in {"torchvision densenet", "torchvision vit"}]
+
+every_case = pytest.mark.parametrize("case", CASES + OTHERS, ids=lambda case: case.id)
 
 
 @every_case
