@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from backforward.normprop import DataNorm, NormPropConv2d, NormPropLinear, gaussian_moments, unit_norm_projection
+    from backforward.data_norm import DataNorm
+    from backforward.moments import gaussian_moments
+    from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
     from backforward.rules import Backforward, Backprop, Switch
 
 __version__ = "0.1.0"
@@ -17,11 +19,11 @@ __version__ = "0.1.0"
 _HOME = {
     "Backforward": "rules",
     "Backprop": "rules",
-    "DataNorm": "normprop",
+    "DataNorm": "data_norm",
     "NormPropConv2d": "normprop",
     "NormPropLinear": "normprop",
     "Switch": "rules",
-    "gaussian_moments": "normprop",
+    "gaussian_moments": "moments",
     "unit_norm_projection": "normprop",
 }
 

@@ -13,165 +13,42 @@ Covariate Shift in Deep Networks", ICML 2016, arXiv 1603.01431. Called NormProp 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-Activation: TypeAlias = "str | Callable[[Tensor], Tensor]"
-Scalar = TypeVar("Scalar", float, Tensor)
+from backforward.data_norm import DataNorm
+from backforward.moments import (
+    ACTIVATIONS,
+    Activation,
+    ActivationMoments,
+    gaussian_moments,
+    leaky_moments,
+    make_activation,
+)
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "prelu": nn.PReLU,
-    "elu": nn.ELU,
-    "selu": nn.SELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "softplus": nn.Softplus,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "identity": nn.Identity,
-}
+__all__ = [  # all of Normalization Propagation in one import
+    "ACTIVATIONS",
+    "JACOBIAN_FACTORS",
+    "ActivationMoments",
+    "DataNorm",
+    "NormPropConv2d",
+    "NormPropLinear",
+    "StandardizedActivation",
+    "gaussian_moments",
+    "make_activation",
+    "project_unit_norm_",
+    "unit_norm_projection",
+]
 
 JACOBIAN_FACTORS = ("none", "paper", "exact")
 
 #: The factor that the paper prints for ReLU (section 3.4): sqrt(1/2) / std, rounded.
 PAPER_JACOBIAN_FACTOR = 1.21
-
-
-def make_activation(activation: Activation) -> Callable[[Tensor], Tensor]:
-    """The activation of that name; a callable is returned as it is.
-
-    Raises:
-        ValueError: If the name is unknown.
-    """
-    if callable(activation):
-        return activation
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}: there are {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[activation]()
-
-
-class Moments(NamedTuple, Generic[Scalar]):
-    """What NormProp needs to know of ``act(z)`` for z from N(0, 1): tensors for PReLU, else numbers.
-
-    Attributes:
-        mean: E[act(z)].
-        std: Standard deviation of act(z).
-        jacobian: sqrt(E[act'(z)^2]) / std, the exact J: with it the mean squared singular value of a layer's Jacobian
-            is 1 where act is positively homogeneous.
-    """
-
-    mean: Scalar
-    std: Scalar
-    jacobian: Scalar
-
-
-def gaussian_moments(activation: Activation, kinks: Sequence[float] = ()) -> Moments[Any]:  # noqa: PLR0911
-    """Moments of an activation under N(0, 1): in closed form where there is one, else by quadrature.
-
-    Closed forms: identity, ReLU, LeakyReLU, PReLU (differentiable in its slopes), ELU, SELU, exact GELU. All others are
-    integrated to about 1e-14 by Gauss-Legendre panels with edges at the multiples of 1/4 and at ``kinks``.
-
-    The last two columns are the mean squared singular value of a layer's Jacobian at input N(0, 1), without J and with
-    the exact J: what the latter misses of 1 comes from J shrinking the activation's argument as well.
-
-    ========== ====== ===== ====== ========= ======
-    activation mean   std   J      without J with J
-    ========== ====== ===== ====== ========= ======
-    relu       .3989  .5838 1.2112 1.467     1.000
-    leaky_relu .3950  .5866 1.2056 1.453     1.000
-    prelu      .2992  .6646 1.0967 1.203     1.000
-    elu        .1605  .7869 1.0388 1.079     1.007
-    selu       .0000  1.000 1.0352 1.072     1.013
-    gelu       .2821  .5879 1.1484 1.319     .960
-    silu       .2066  .5595 1.1009 1.212     .965
-    softplus   .8061  .5211 1.0395 1.081     .992
-    tanh       .0000  .6279 1.0853 1.178     1.064
-    sigmoid    .5000  .2083 1.0167 1.034     1.008
-    ========== ====== ===== ====== ========= ======
-
-    Args:
-        activation: A name in ``ACTIVATIONS`` or any differentiable elementwise callable.
-        kinks: Where a callable has kinks or jumps, other than at multiples of 1/4.
-
-    Raises:
-        ValueError: If the name is unknown or the activation is constant.
-    """
-    act = make_activation(activation)
-    if isinstance(act, nn.Identity):
-        return Moments(0.0, 1.0, 1.0)
-    if isinstance(act, nn.ReLU) or act in (F.relu, torch.relu):
-        return _leaky_moments(0.0)
-    if isinstance(act, nn.LeakyReLU):
-        return _leaky_moments(act.negative_slope)
-    if isinstance(act, nn.PReLU):
-        return _leaky_moments(act.weight)
-    if isinstance(act, nn.ELU):
-        return _elu_moments(act.alpha)
-    if isinstance(act, nn.SELU):
-        return _elu_moments(alpha=1.6732632423543772, scale=1.0507009873554805)
-    if isinstance(act, nn.GELU) and act.approximate == "none":
-        return _gelu_moments()
-    return _quadrature_moments(act, kinks)
-
-
-def _leaky_moments(slope: Scalar) -> Moments[Scalar]:
-    """``max(z, 0) + slope * min(z, 0)`` (NormProp, section 3.3, has the case of slope 0)."""
-    mean = (1 - slope) / math.sqrt(2 * math.pi)
-    std = ((1 + slope**2 - (1 - slope) ** 2 / math.pi) / 2) ** 0.5
-    return Moments(mean, std, ((1 + slope**2) / 2) ** 0.5 / std)
-
-
-def _elu_moments(alpha: float, scale: float = 1.0) -> Moments[float]:
-    """``scale * (z if z > 0 else alpha (e^z - 1))``: E[e^(kz); z < 0] = e^(k^2 / 2) Phi(-k)."""
-    one = math.exp(0.5) * _normal_cdf(-1)
-    two = math.exp(2.0) * _normal_cdf(-2)
-    mean = 1 / math.sqrt(2 * math.pi) + alpha * (one - 0.5)
-    square = 0.5 + alpha**2 * (two - 2 * one + 0.5)
-    std = math.sqrt(square - mean**2)
-    return Moments(scale * mean, scale * std, math.sqrt(0.5 + alpha**2 * two) / std)
-
-
-def _gelu_moments() -> Moments[float]:
-    """``z Phi(z)``: by Stein's lemma, E[z f(z)] = E[f'(z)]."""
-    mean = 1 / (2 * math.sqrt(math.pi))
-    std = math.sqrt(1 / 3 + 1 / (2 * math.pi * math.sqrt(3)) - mean**2)
-    return Moments(mean, std, math.sqrt(1 / 3 + 2 / (3 * math.pi * math.sqrt(3))) / std)
-
-
-def _normal_cdf(z: float) -> float:
-    return math.erfc(-z / math.sqrt(2)) / 2
-
-
-def _quadrature_moments(act: Callable[[Tensor], Tensor], kinks: Sequence[float]) -> Moments[float]:
-    edges = torch.tensor(sorted({k / 4 for k in range(-48, 49)} | set(kinks)), dtype=torch.float64)
-    nodes, weights = _gauss_legendre(12)
-    half = edges.diff()[:, None] / 2
-    z = (edges[:-1, None] + half * (nodes + 1)).flatten().requires_grad_()
-    density = (half * weights).flatten() * torch.exp(-z.detach().square() / 2) / math.sqrt(2 * math.pi)
-    with torch.enable_grad():
-        y = act(z.clone())  # a copy, since some activations work in place
-        (slope,) = torch.autograd.grad(y.sum(), z)
-    y = y.detach()
-    mean = (density * y).sum()
-    std = (density * (y - mean).square()).sum().sqrt()
-    if not std > 1e-12 * mean.abs():
-        raise ValueError("an activation that is constant under N(0, 1) cannot be normalised")
-    return Moments(mean.item(), std.item(), ((density * slope.square()).sum().sqrt() / std).item())
-
-
-def _gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [-1, 1] (Golub & Welsch, 1969)."""
-    k = torch.arange(1, points, dtype=torch.float64)
-    off_diagonal = k / (4 * k.square() - 1).sqrt()
-    nodes, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))
-    return nodes, 2 * vectors[0].square()
 
 
 class _WithNorms(torch.autograd.Function):
@@ -202,10 +79,15 @@ class _WithNorms(torch.autograd.Function):
         return norms / length * (grad - along * weight / length), along
 
 
+def _plain_operations_only() -> bool:
+    """Whether an `autograd.Function` cannot serve: `torch.func` refuses it, `torch.jit.trace` cannot save it."""
+    return torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
+
+
 @torch.fx.wrap
 def _with_norms(weight: Tensor, norms: Tensor) -> Tensor:
     """``norms * W / ||W||`` in the memory layout of W."""
-    if weight.device.type not in ("cpu", "cuda") or torch._C._are_functorch_transforms_active():
+    if weight.device.type not in ("cpu", "cuda") or _plain_operations_only():
         return norms * weight / _lengths(weight)
     out: Tensor
     if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
@@ -245,7 +127,7 @@ class _Clamp(torch.autograd.Function):
 @torch.fx.wrap
 def _clamp(z: Tensor, floor: float) -> Tensor:
     """``max(z, floor)``; z may be overwritten."""
-    if torch._C._are_functorch_transforms_active():
+    if _plain_operations_only():
         return F.threshold(z, floor, floor)
     out: Tensor = _Clamp.apply(z, floor)
     return out
@@ -310,12 +192,12 @@ class _NormProp(nn.Module):
         nn.init.ones_(self.gamma)
         nn.init.zeros_(self.beta)
 
-    def moments(self) -> Moments[Any]:
+    def moments(self) -> ActivationMoments[Any]:
         """Mean, std and the J in use; for PReLU at its present slopes, differentiable in them."""
-        mean, std, exact = self._moments if self.slope is None else _leaky_moments(self.slope)
+        mean, std, exact = self._moments if self.slope is None else leaky_moments(self.slope)
         named = {"none": 1.0, "paper": PAPER_JACOBIAN_FACTOR, "exact": exact}
         factor = self.jacobian_factor
-        return Moments(mean, std, named[factor] if isinstance(factor, str) else factor)
+        return ActivationMoments(mean, std, named[factor] if isinstance(factor, str) else factor)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the plain layer that this one runs; gradients flow through ||W||."""
@@ -392,8 +274,8 @@ class NormPropLinear(_NormProp):
         out_features: Units.
         activation: A name in ``ACTIVATIONS`` (``identity`` for none) or a differentiable elementwise callable. PReLU
             learns its slopes as the parameter ``slope``.
-        jacobian_factor: J: ``none`` is 1, ``paper`` 1.21, ``exact`` that of the activation (``Moments.jacobian``), or a
-            number.
+        jacobian_factor: J: ``none`` is 1, ``paper`` 1.21, ``exact`` that of the activation
+            (``ActivationMoments.jacobian``), or a number.
         project: Whether ``project_unit_norm_`` scales these weights: not those of the network's last layer.
         device: Of the parameters.
         dtype: Of the parameters.
@@ -533,7 +415,7 @@ class StandardizedActivation(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Activate and standardise."""
         act = self.activation
-        mean, std, _ = _leaky_moments(act.weight) if isinstance(act, nn.PReLU) else self._moments
+        mean, std, _ = leaky_moments(act.weight) if isinstance(act, nn.PReLU) else self._moments
         return (act(z) - mean) / std
 
 
@@ -572,142 +454,3 @@ def unit_norm_projection(model: nn.Module) -> Callable[[Iterable[Tensor]], None]
 
 def _projected_weights(model: nn.Module) -> list[nn.Parameter]:
     return [m.weight for m in model.modules() if isinstance(m, _NormProp) and m.project]
-
-
-@torch.fx.wrap
-def _scaled_and_shifted(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """``x * scale + shift``, both of a number for each channel or pixel ``[C, H, W]``."""
-    # Spread over all pixels first: with two operands of one number a channel, addcmul takes four times as long.
-    shift, scale = (each.expand(x.shape[-3:]).contiguous() for each in (shift, scale))
-    return torch.addcmul(shift, x, scale)
-
-
-DATA_NORMS = ("global", "channel", "batch", "none")
-
-#: A standard deviation below this share of the input's range counts as 1: an ever-black pixel, say.
-CONSTANT_FEATURE_STD = 1e-3
-
-
-class DataNorm(nn.Module):
-    """Normalise the network's input: ``(x - mean) / std``, without parameters; put it first in the network.
-
-    ========= ======================================================================================
-    kind      mean and std
-    ========= ======================================================================================
-    global    of each feature (channel and pixel) over the training set (NormProp, section 4.2)
-    channel   of each channel over the training set
-    batch     of each feature over the mini-batch in training (NormProp, section 4.2), its average over
-              all training batches so far in evaluation
-    none      0 and 1
-    ========= ======================================================================================
-
-    A std below 1e-3 counts as 1. The averages of ``batch`` weigh all batches alike, not the last ones more as those of
-    BatchNorm do: the input's distribution does not move.
-
-    Shape: ``[N, C, H, W]`` to the same; values in [0, 1].
-
-    Args:
-        kind: One of the above.
-        mean: For ``global`` ``[C, H, W]``, for ``channel`` ``[C]``.
-        std: As ``mean``.
-        shape: For ``batch`` only: ``(C, H, W)``.
-
-    Raises:
-        ValueError: If the kind is unknown, what it needs is missing, or ``batch`` trains on a single image.
-    """
-
-    shift: Tensor
-    scale: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-    batches: Tensor
-
-    def __init__(
-        self,
-        kind: str,
-        mean: Tensor | Sequence[float] | None = None,
-        std: Tensor | Sequence[float] | None = None,
-        shape: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__()
-        if kind not in DATA_NORMS:
-            raise ValueError(f"unknown data norm {kind!r}: there are {', '.join(DATA_NORMS)}")
-        self.kind = kind
-        if kind in ("global", "channel"):
-            if mean is None or std is None:
-                raise ValueError(f"data norm {kind!r} needs mean and std (or use DataNorm.fit)")
-            scale = _inverse_std(torch.as_tensor(std, dtype=torch.float64))
-            shift = -torch.as_tensor(mean, dtype=torch.float64) * scale
-            shape = (-1, 1, 1) if kind == "channel" else shift.shape
-            self.register_buffer("shift", shift.reshape(shape).to(torch.get_default_dtype()))
-            self.register_buffer("scale", scale.reshape(shape).to(torch.get_default_dtype()))
-        elif kind == "batch":
-            if shape is None:
-                raise ValueError("data norm 'batch' needs shape=(channels, height, width)")
-            self.register_buffer("running_mean", torch.zeros(*shape))
-            self.register_buffer("running_var", torch.ones(*shape))
-            self.register_buffer("batches", torch.zeros(()))
-
-    @classmethod
-    def fit(cls, kind: str, images: Tensor) -> DataNorm:
-        """Make the layer from training images, without a float copy of the set.
-
-        Args:
-            kind: As for the class.
-            images: uint8 ``[N, C, H, W]``; 255 stands for 1.0.
-
-        Raises:
-            ValueError: If the kind is unknown.
-            TypeError: If the images are not uint8 in four dimensions.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
-            raise TypeError(f"DataNorm.fit needs uint8 images [N, C, H, W], got {images.dtype} {list(images.shape)}")
-        if kind not in ("global", "channel"):
-            return cls(kind, shape=images.shape[1:])
-        total = torch.zeros(images.shape[1:], dtype=torch.float64, device=images.device)
-        squares = torch.zeros_like(total)
-        for chunk in images.split(256):  # 256 * 255^2 < 2^24: every sum within a chunk is exact in float32
-            values = chunk.to(torch.float32)
-            total += values.sum(0)
-            squares += values.square_().sum(0)
-        count = len(images)
-        if kind == "channel":
-            count *= total[0].numel()
-            total, squares = total.sum((1, 2)), squares.sum((1, 2))
-        mean = total / count
-        std = (squares / count - mean.square()).clamp_min(0).sqrt()
-        return cls(kind, mean / 255, std / 255).to(images.device)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise images ``[N, C, H, W]``."""
-        if self.kind == "none":
-            return x
-        if self.kind != "batch":
-            return _scaled_and_shifted(x, self.scale, self.shift)
-        if self.training:
-            var, mean = self._batch_moments(x)
-        else:
-            var, mean = self.running_var, self.running_mean
-        scale = _inverse_std(var.sqrt())
-        return torch.addcmul(-mean * scale, x, scale)
-
-    def _batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Biased variance and mean of each feature over the batch; moves the running estimates (variance unbiased)."""
-        n = x.shape[0]
-        if n < 2:
-            raise ValueError("data norm 'batch' trains on batches of at least 2 images: use 'global' for batch size 1")
-        var, mean = torch.var_mean(x, dim=0, correction=0)
-        with torch.no_grad():
-            self.batches += 1
-            weight = 1 / self.batches
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
-            self.running_var.lerp_(var.to(self.running_var.dtype) * (n / (n - 1)), weight)
-        return var, mean
-
-    def extra_repr(self) -> str:
-        """The kind."""
-        return self.kind
-
-
-def _inverse_std(std: Tensor) -> Tensor:
-    return torch.where(std < CONSTANT_FEATURE_STD, 1.0, std).reciprocal()

@@ -12,8 +12,9 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from backforward.data_norm import DataNorm
 from backforward.models import weight_decay_groups
-from backforward.normprop import DataNorm, NormPropConv2d, NormPropLinear, unit_norm_projection
+from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
 from backforward.rules import Switch, UpdateRule
 from backforward_suite.config import Request
 from backforward_suite.data import DataSplits, load_data

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from backforward.models import MLP, NIN
 from backforward.models.blocks import NORMS
-from backforward.normprop import ACTIVATIONS, NormPropConv2d, NormPropLinear, unit_norm_projection
+from backforward.moments import ACTIVATIONS
+from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
 from backforward.rules import Backforward, Backprop, Rule
 from backforward_suite.bench.gpu import RULES, Conditions, Row, attempt, precise
 from backforward_suite.data import DataSplits, EpochLoader, Images

@@ -11,8 +11,8 @@ import torch
 from tests.helpers.configs import composed
 from torch import nn
 
+from backforward.data_norm import DataNorm
 from backforward.models import MLP
-from backforward.normprop import DataNorm
 from backforward_suite.data import EpochLoader, load_data
 from backforward_suite.run import train as train_alone
 from backforward_suite.runs.files import Result

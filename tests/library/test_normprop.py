@@ -2,26 +2,22 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.oracles.normprop import literal, monte_carlo_moments
+from tests.oracles.normprop import literal
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from backforward.data_norm import DataNorm
+from backforward.moments import ACTIVATIONS, gaussian_moments
 from backforward.normprop import (
-    ACTIVATIONS,
-    DataNorm,
-    Moments,
     NormPropConv2d,
     NormPropLinear,
     StandardizedActivation,
-    gaussian_moments,
-    make_activation,
     project_unit_norm_,
     unit_norm_projection,
 )
@@ -32,73 +28,6 @@ Layer = NormPropLinear | NormPropConv2d
 def smooth_abs(z: Tensor) -> Tensor:
     """A callable that PyTorch has no module for."""
     return (z.square() + 0.01).sqrt()
-
-
-def numbers(activation: Callable[[Tensor], Tensor] | str) -> list[float]:
-    with torch.no_grad():
-        return [float(moment) for moment in gaussian_moments(activation)]
-
-
-# --- moments ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [*ACTIVATIONS, "smooth_abs"])
-def test_moments_are_within_5_standard_errors_of_ten_million_draws(name: str):
-    act = smooth_abs if name == "smooth_abs" else make_activation(name)
-    mean, std, jacobian = numbers(act)
-    drawn = monte_carlo_moments(act.double() if isinstance(act, nn.Module) else act, draws=10_000_000, seed=0)
-    for ours, (theirs, error) in zip((mean, std, (jacobian * std) ** 2), drawn.values(), strict=True):
-        assert abs(ours - theirs) <= 5 * error + 1e-12
-
-
-@pytest.mark.parametrize("name", ["identity", "relu", "leaky_relu", "prelu", "elu", "selu", "gelu"])
-def test_closed_forms_equal_the_quadrature(name: str):
-    act = make_activation(name)
-    act = act.double() if isinstance(act, nn.Module) else act
-    by_quadrature = gaussian_moments(act.forward)
-    assert numbers(act) == pytest.approx(list(by_quadrature), abs=1e-13)
-
-
-def test_relu_as_in_the_paper():
-    """Section 3.3 and 3.4."""
-    expected = (math.sqrt(1 / (2 * math.pi)), math.sqrt((1 - 1 / math.pi) / 2), 1.2112)
-    assert gaussian_moments("relu") == pytest.approx(expected, abs=5e-5)
-    assert gaussian_moments(F.relu) == gaussian_moments(torch.relu) == gaussian_moments(nn.ReLU())
-
-
-def test_docstring_table_holds():
-    """E[act'(z / J)^2] / (J std)^2 is what J brings the mean squared singular value to."""
-    rows = {row[0]: row[1:] for row in map(str.split, inspect.getdoc(gaussian_moments).splitlines()) if len(row) == 6}
-    for name in ACTIVATIONS.keys() - {"identity"}:
-        act = make_activation(name)
-        act = act.double() if isinstance(act, nn.Module) else act
-        mean, std, jacobian = numbers(act)
-        shrunk = gaussian_moments(lambda z, act=act, jacobian=jacobian: act(z / jacobian))
-        reached = (shrunk.jacobian * shrunk.std / std) ** 2
-        assert [float(v) for v in rows[name]] == pytest.approx([mean, std, jacobian, jacobian**2, reached], abs=6e-4)
-
-
-@pytest.mark.parametrize("moment", Moments._fields)
-def test_prelu_moments_are_differentiable_in_the_slope(moment: str):
-    def of_slope(slope: Tensor) -> Tensor:
-        act = nn.PReLU(4, dtype=torch.float64)
-        del act.weight
-        act.weight = slope
-        return getattr(gaussian_moments(act), moment)
-
-    slopes = torch.tensor([-0.5, 0.0, 0.25, 1.5], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(of_slope, slopes)
-
-
-def test_kinks_of_a_callable_can_be_told():
-    def soft_threshold(z: Tensor) -> Tensor:
-        return F.softshrink(z, 0.3)
-
-    upper = math.erfc(0.3 / math.sqrt(2)) / 2
-    density = math.exp(-0.045) / math.sqrt(2 * math.pi)
-    std = math.sqrt(2 * ((1 + 0.09) * upper - 0.3 * density))
-    assert gaussian_moments(soft_threshold, kinks=(-0.3, 0.3)).std == pytest.approx(std, abs=1e-13)
-    assert abs(gaussian_moments(soft_threshold).std - std) > 1e-8
 
 
 # --- the layers against the printed formula --------------------------------------------------------------------------
@@ -369,6 +298,24 @@ def test_copies_compute_the_same(how: str):
     assert not ours
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is not supported in Python 3.14:DeprecationWarning")
+@pytest.mark.parametrize("how", ["trace", "export"])
+def test_a_deployed_network_computes_the_same_for_any_batch_size(how: str, tmp_path: Path):
+    net = network().eval()
+    x = torch.randn(2, 3, 8, 8)
+    if how == "trace":
+        torch.jit.save(torch.jit.trace(net, x), tmp_path / "net.pt")
+        deployed = torch.jit.load(tmp_path / "net.pt")
+    else:
+        any_size = ({0: torch.export.Dim("batch", min=1, max=64)},)
+        torch.export.save(torch.export.export(net, (x,), dynamic_shapes=any_size), tmp_path / "net.pt2")
+        deployed = torch.export.load(tmp_path / "net.pt2").module()
+    for samples in (2, 5):
+        x = torch.randn(samples, 3, 8, 8)
+        torch.testing.assert_close(deployed(x), net(x), rtol=1e-6, atol=1e-6)
+
+
 def test_torch_func_gives_gradients_per_sample():
     net = network()
     x = torch.randn(3, 3, 8, 8)
@@ -445,84 +392,6 @@ def test_projection_takes_tensors_and_spares_rows_of_zeros():
     torch.testing.assert_close(row_norms(other), torch.ones(3))
 
 
-# --- the input --------------------------------------------------------------------------------------------------------
-
-
-def images(n: int = 700) -> Tensor:
-    """uint8 images whose features differ in mean and spread; one pixel never changes, one hardly."""
-    generator = torch.Generator().manual_seed(0)
-    level = torch.linspace(20, 200, 3 * 5 * 4).view(3, 5, 4)
-    x = (level + torch.randn(n, 3, 5, 4, generator=generator) * level / 5).clamp(0, 255).to(torch.uint8)
-    x[:, 1, 2, 3] = 9
-    x[:, 0, 0, 0] = 0
-    x[0, 0, 0, 0] = 1
-    return x
-
-
-@pytest.mark.parametrize(("kind", "dims"), [("global", (0,)), ("channel", (0, 2, 3))])
-def test_data_norm_by_the_training_set(kind: str, dims: tuple[int, ...]):
-    x = images().double() / 255
-    std, mean = torch.std_mean(x, dim=dims, correction=0, keepdim=True)
-    std[std < 1e-3] = 1
-    layer = DataNorm.fit(kind, images())
-    torch.testing.assert_close(layer(x.float()), ((x - mean) / std).float(), rtol=1e-4, atol=1e-5)
-    assert not list(layer.parameters())
-    given = DataNorm(kind, mean.squeeze(), std.squeeze())
-    torch.testing.assert_close(given(x.float()), layer(x.float()))
-
-
-def test_data_norm_none_is_the_identity():
-    x = torch.rand(2, 3, 5, 4)
-    assert DataNorm.fit("none", images())(x) is x
-
-
-def test_data_norm_by_the_batch():
-    layer = DataNorm.fit("batch", images())
-    batches = (images() / 255).split(100)
-    for x in batches:
-        var, mean = torch.var_mean(x, dim=0, correction=0)
-        std = torch.where(var.sqrt() < 1e-3, 1, var.sqrt())
-        torch.testing.assert_close(layer(x), (x - mean) / std, rtol=1e-4, atol=1e-5)
-    layer.eval()
-    mean = torch.stack([x.mean(0) for x in batches]).mean(0)
-    std = torch.stack([x.var(0) for x in batches]).mean(0).sqrt()
-    std[std < 1e-3] = 1
-    x = batches[3]
-    torch.testing.assert_close(layer(x), (x - mean) / std, rtol=1e-4, atol=1e-5)
-    before = copy.deepcopy(layer.state_dict())
-    layer(x)
-    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
-
-
-def test_data_norm_by_the_batch_refuses_one_image():
-    layer = DataNorm("batch", shape=(1, 4, 4))
-    with pytest.raises(ValueError, match="at least 2 images"):
-        layer(torch.rand(1, 1, 4, 4))
-    assert layer.eval()(torch.rand(1, 1, 4, 4)).shape == (1, 1, 4, 4)
-
-
-def test_fitting_never_makes_a_float_copy_of_the_set():
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, Tensor) and out.is_floating_point():
-                self.elements = max(self.elements, out.numel())
-            return out
-
-    x = torch.zeros(5000, 1, 2, 2, dtype=torch.uint8)
-    with Largest() as largest:
-        DataNorm.fit("global", x)
-    assert 0 < largest.elements <= 256 * 4
-
-
-def test_sums_of_a_chunk_are_exact():
-    """256 images of white: the squares sum to the last integer below 2^24."""
-    layer = DataNorm.fit("global", torch.full((1000, 1, 1, 1), 255, dtype=torch.uint8))
-    assert layer(torch.ones(1, 1, 1, 1)).item() == 0
-
-
 # --- what cannot be had -----------------------------------------------------------------------------------------------
 
 
@@ -530,7 +399,6 @@ def test_sums_of_a_chunk_are_exact():
     ("call", "message"),
     [
         (lambda: NormPropLinear(2, 2, activation="rellu"), "unknown activation 'rellu': there are relu, leaky_relu, "),
-        (lambda: gaussian_moments("rellu"), "unknown activation 'rellu': there are relu, leaky_relu, "),
         (
             lambda: NormPropLinear(2, 2, jacobian_factor="on"),
             "unknown jacobian_factor 'on': there are none, paper, exact",
@@ -538,18 +406,9 @@ def test_sums_of_a_chunk_are_exact():
         (lambda: NormPropConv2d(2, 2, 1, jacobian_factor=0), "unknown jacobian_factor 0: there are none, paper, exact"),
         (lambda: NormPropConv2d(3, 4, 1, groups=2), "groups=2 must divide in_channels=3 and out_channels=4"),
         (lambda: NormPropLinear(2, 2, activation=nn.Linear(2, 2)), "of the activations with parameters only PReLU"),
-        (lambda: gaussian_moments(lambda z: z * 0 + 1), "an activation that is constant"),
-        (lambda: DataNorm("pixel"), "unknown data norm 'pixel': there are global, channel, batch, none"),
-        (lambda: DataNorm("global"), "data norm 'global' needs mean and std"),
-        (lambda: DataNorm("batch"), "data norm 'batch' needs shape="),
     ],
 )
 def test_bad_arguments_are_one_clear_line(call: Callable[[], object], message: str):
     with pytest.raises(ValueError, match="^" + message) as error:
         call()
     assert "\n" not in str(error.value)
-
-
-def test_fit_wants_bytes():
-    with pytest.raises(TypeError, match="needs uint8 images"):
-        DataNorm.fit("global", torch.rand(3, 1, 2, 2))

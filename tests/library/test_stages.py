@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from tests.helpers.problems import CLASSES, PROBLEMS, Problem
 from torch import Tensor, nn
 
+from backforward.data_norm import DataNorm
 from backforward.models import MLP, NIN
-from backforward.normprop import DataNorm
 from backforward.rules import Backforward
 from backforward.stages import (
     Cut,

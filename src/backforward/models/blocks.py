@@ -10,14 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from backforward.normprop import (
-    ACTIVATIONS,
-    NormPropConv2d,
-    NormPropLinear,
-    StandardizedActivation,
-    check_jacobian_factor,
-    make_activation,
-)
+from backforward.moments import ACTIVATIONS, make_activation
+from backforward.normprop import NormPropConv2d, NormPropLinear, StandardizedActivation, check_jacobian_factor
 
 NORMS = ("none", "batch", "prop")
 

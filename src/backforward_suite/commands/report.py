@@ -48,7 +48,7 @@ def page(scale: str | None, of_reference: bool) -> None:
             reference.unpack(REFERENCE, scale, Path(place))
         examined = page.examine_all(Path(place) if of_reference else OUTPUTS, scale)
         written = page.write(examined, source / "report", scale)
-    Console().print(page.tally(examined), highlight=False)
+    Console().print(page.tally(examined), highlight=False, soft_wrap=True)
     Console().print(f"{written}, report.md and figures/ beside it", highlight=False, soft_wrap=True)
     if faults := page.faults(examined):
         raise cli.RunsFailed("; ".join(faults))

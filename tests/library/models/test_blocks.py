@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from backforward import Backforward
+from backforward.data_norm import DataNorm
 from backforward.models import MLP, NIN, Residual, weight_decay_groups
 from backforward.models.blocks import Blocks
-from backforward.normprop import DataNorm, NormPropConv2d, NormPropLinear, unit_norm_projection
+from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
 
 
 def test_what_stands_in_a_block():

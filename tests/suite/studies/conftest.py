@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from tests.helpers.settings import MakeSetting
 from torch import nn
 
+from backforward.data_norm import DataNorm
 from backforward.models import MLP
-from backforward.normprop import DataNorm, unit_norm_projection
+from backforward.normprop import unit_norm_projection
 from backforward.rules import Backprop
 from backforward_suite.data import DataSplits, load_data
 from backforward_suite.studies import Setting

@@ -36,7 +36,7 @@ def _setting(digits: Any, seed: int = 0) -> Setting:
         raise AssertionError("a study of layers trains nothing")
 
     def network(_: int, **changes: Any) -> torch.nn.Module:
-        from backforward.normprop import DataNorm
+        from backforward.data_norm import DataNorm
 
         return torch.nn.ModuleDict({"data_norm": DataNorm.fit("global", digits.train.x)})
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from backforward.shift import Spectrum, UnitMoments
+from backforward.probes import Spectrum, UnitMoments
 
 STYLE: Any = {
     "figure.figsize": (6.4, 3.6),

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backforward import shift
-from backforward.shift import UnitMoments, Update, Watch
-from backforward.stages import Group
+from backforward import probes, shift
+from backforward.probes import UnitMoments
+from backforward.shift import Update, Watch
+from backforward.groups import Group
 
 Need = Literal["batch", "images", "training images"]
 
@@ -134,10 +135,10 @@ class Scene:
     @cached_property
     def inputs(self) -> tuple[dict[str, UnitMoments], dict[str, Tensor]]:
         """By layer: moments of its input over the held-out images, and the values that some of them gave."""
-        return shift.input_moments(self.replica, self.names, self.validation.floats(self.dtype))
+        return probes.input_moments(self.replica, self.names, self.validation.floats(self.dtype))
 
     @cached_property
-    def spectra(self) -> dict[str, list[shift.Spectrum]]:
+    def spectra(self) -> dict[str, list[probes.Spectrum]]:
         """By layer: of its block's Jacobian at a few held-out images."""
         blocks = {name: shift.block_name(name, self.names) for name in self.names}
         seen: dict[str, Tensor] = {}
@@ -159,7 +160,7 @@ class Scene:
                 handle.remove()
         return {
             name: [
-                shift.spectrum(shift.layer_jacobian(self.replica.get_submodule(blocks[name]), sample)) for sample in x
+                probes.spectrum(probes.layer_jacobian(self.replica.get_submodule(blocks[name]), sample)) for sample in x
             ]
             for name, x in seen.items()
         }
@@ -292,7 +293,7 @@ class InputDistribution(Diagnostic):
             yield Measure("input/std", now.std.mean(), name)
             if name in self._then:
                 then = UnitMoments(*(value.to(now.mean.device) for value in self._then[name]))
-                yield Measure("input/drift", shift.drift(now, then), name)
+                yield Measure("input/drift", probes.drift(now, then), name)
         self._then = dict(moments)
 
     def state_dict(self) -> dict[str, Any]:
@@ -313,11 +314,11 @@ class PreActivations(Diagnostic):
     def measure(self, scene: Scene) -> Iterator[Measure]:
         """Median, 5 and 95 percent over units of each; a unit that never changes is left out."""
         images = scene.validation
-        found = shift.pre_activations(
+        found = probes.pre_activations(
             scene.replica, scene.names, images.floats(scene.dtype), max(1, VALUES // len(images.x))
         )
         for name, values in found.items():
-            for kind, of_units in shift.gaussianity(values)._asdict().items():
+            for kind, of_units in probes.gaussianity(values)._asdict().items():
                 shares = torch.tensor(list(QUANTILES.values()), dtype=of_units.dtype, device=of_units.device)
                 for quantile, value in zip(QUANTILES, torch.nanquantile(of_units, shares), strict=True):
                     yield Measure(f"gaussianity/{kind}_{quantile}", value, name)
@@ -368,7 +369,7 @@ class LayerJacobian(Diagnostic):
 
 
 class Proposition1(Diagnostic):
-    """How incoherent the filters are, and Proposition 1 of Normalization Propagation (see `shift.Incoherence`)."""
+    """How incoherent the filters are, and Proposition 1 of Normalization Propagation (see `probes.Incoherence`)."""
 
     charts: ClassVar = {"coherence of the filters": "proposition1/coherence"}
 
@@ -381,8 +382,8 @@ class Proposition1(Diagnostic):
         for name in scene.names:
             weight = getattr(scene.replica.get_submodule(name), "weight", None)
             if isinstance(weight, Tensor) and weight.ndim > 1 and len(weight) > 1:
-                found = shift.incoherence(weight)
-                cosines = shift.cosines_of_pairs(weight)
+                found = probes.incoherence(weight)
+                cosines = probes.cosines_of_pairs(weight)
                 yield Measure("proposition1/pairs", len(cosines), name)
                 yield Measure("proposition1/incoherent_pairs", (cosines < INCOHERENT).sum(), name)
                 yield Measure("proposition1/coherence", found.coherence, name)
@@ -408,10 +409,10 @@ class Sharpness(Diagnostic):
 
             return loss
 
-        one, two = (shift.graph_bytes(scene.replica, part(0, stop)) for stop in (1, 2))
+        one, two = (probes.graph_bytes(scene.replica, part(0, stop)) for stop in (1, 2))
         room = GRAPH_BYTES // max(1, two - one)
         losses = [part(start, start + room) for start in range(0, count, room)]
-        yield Measure("sharpness", shift.sharpness(scene.replica, losses))
+        yield Measure("sharpness", probes.sharpness(scene.replica, losses))
 
 
 class Pictures(Diagnostic):

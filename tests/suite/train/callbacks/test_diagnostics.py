@@ -24,8 +24,8 @@ from tests.helpers.training import METHODS, CutOff, cut_off_at, same, weights
 from tests.oracles import shift as oracle
 
 from backforward import shift
+from backforward.data_norm import DataNorm
 from backforward.models import MLP
-from backforward.normprop import DataNorm
 from backforward_suite.config import Request, fingerprint, plain
 from backforward_suite.data import EpochLoader, load_data
 from backforward_suite.data.draws import first

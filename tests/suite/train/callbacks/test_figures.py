@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from backforward.shift import Spectrum, UnitMoments
+from backforward.probes import Spectrum, UnitMoments
 from backforward_suite.train.callbacks import figures
 
 

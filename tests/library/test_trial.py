@@ -1,0 +1,88 @@
+"""Whether an optimizer can be used: what a trial refuses, and that it leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.helpers import miniatures
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from backforward.rules import Backforward, Backprop
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    return torch.linspace(-1, 1, 20).view(4, 5), torch.tensor([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize("make", [*miniatures.COUNTING.values(), torch.optim.Adam])
+def test_making_a_rule_leaves_no_trace(make: Callable[..., Optimizer]) -> None:
+    model = network()
+    optimizer = make(model.parameters())
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    calls: list[Any] = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
+    handle = register_optimizer_step_post_hook(lambda *_: calls.append("global"))
+    before = {
+        name: copy.deepcopy(value) for name, value in vars(optimizer).items() if "hook" not in name and name != "step"
+    }
+    generators = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+    Backforward(model, optimizer, F.cross_entropy)
+    handle.remove()
+    assert not calls
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert (random.getstate(), str(np.random.get_state())) == generators[1:]
+    assert all(map(torch.equal, model.parameters(), network().parameters()))
+    assert all(p.grad is None for p in model.parameters())
+    assert str(before) == str({name: vars(optimizer)[name] for name in before})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (torch.optim.LBFGS, "LBFGS needs a closure"),
+        (miniatures.ClosureBySignature, "ClosureBySignature needs a closure"),
+        (miniatures.ClosureByAssertion, "ClosureByAssertion needs a closure"),
+        (miniatures.ReadsTheLoss, "ReadsTheLoss reads the loss, which only a closure gives"),
+        (miniatures.SecondDerivatives, "SecondDerivatives needs second derivatives"),
+        (miniatures.OwnLoop, r"OwnLoop needs a training loop of its own, which calls update_hessian\(\)"),
+        (miniatures.Wraps, "Wraps wraps another optimizer; give the SGD itself"),
+        (miniatures.KeepsObjects, r"KeepsObjects keeps 'schedule' \(a _Schedule\) from step to step"),
+        (miniatures.CannotBeCopied, "CannotBeCopied cannot be copied for a trial step"),
+        (miniatures.Fails, r"Fails cannot take a step \(NotImplementedError: use fit\(\) instead\)"),
+        (partial(torch.optim.SGD, lr=0.1, differentiable=True), "SGD has differentiable=True"),
+    ],
+)
+def test_refused_in_one_line(make: Callable[..., Optimizer], message: str) -> None:
+    model = network()
+    with pytest.raises(ValueError, match=f"^Backforward: {message}") as refusal:
+        Backforward(model, make(model.parameters()), F.cross_entropy)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("lr", [0.0, 1e38, float("inf")])
+def test_a_learning_rate_that_diverges_is_no_reason_to_refuse(lr: float) -> None:
+    model = network()
+    rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9), F.cross_entropy)
+    assert rule.step(*batch()).loss.isfinite()
+
+
+def test_refuses_hooks_that_would_never_run() -> None:
+    model = network()
+    model[0].weight.register_post_accumulate_grad_hook(lambda p: None)
+    with pytest.raises(ValueError, match="SGD has parameters with hooks on accumulated gradients"):
+        Backprop(model, torch.optim.SGD(model.parameters(), lr=0.1), F.cross_entropy)
