@@ -41,6 +41,7 @@ WITHOUT_EFFECT = frozenset(
         "name",
         "scale",
         "timeout_min",
+        "go_on_from",  # a run whose settings are the same but for `max_epochs`
         "data.root",
         "trainer.accelerator",
         "trainer.progress_bar",
@@ -178,6 +179,7 @@ class Settings(_Model):
     data_norm: Literal["none", "channel", "global", "batch"]
     max_grad_norm: Positive | None
     timeout_min: Minutes | None
+    go_on_from: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
     @classmethod
@@ -223,6 +225,8 @@ class Settings(_Model):
                 raise BadInput(f"engine=shortcut works on one device, not {devices}; give method.engine=replay")
             if self.trainer.precision == "bf16-mixed":
                 raise BadInput("engine=shortcut needs full precision; give trainer.precision=32-true")
+        if self.go_on_from is not None and devices > 1:
+            raise BadInput(f"go_on_from works on one device, not {devices}; give trainer.devices=1")
         if batch % devices:
             raise BadInput(f"batch_size={batch} cannot be shared by {devices} devices; give a multiple of {devices}")
         if "shortcut" in _values(self.method.model_extra) and (self.diagnostics.shift or self.diagnostics.update):
@@ -259,6 +263,8 @@ class Settings(_Model):
             raise BadInput(f"a study works on one device, not {self.trainer.devices}; give trainer.devices=1")
         if self.trainer.precision == "bf16-mixed":
             raise BadInput("a study needs full precision; give trainer.precision=32-true")
+        if self.go_on_from is not None:
+            raise BadInput("go_on_from is of trainings, and a study has none; leave it out")
         if any(self.diagnostics.when().values()):
             raise BadInput("diagnostics watch a training, and a study has none; give diagnostics=off")
 
