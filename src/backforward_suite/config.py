@@ -61,6 +61,10 @@ def has_effect(key: str) -> bool:
 # Keys younger than the first committed results, with the value that means what runs did before there was the key. At
 # that value a key is left out of the hash, so that results made before it stay valid.
 ADDED_LATER = {
+    "head_lr": None,
+    "stop_loss": None,
+    "patience": None,
+    "min_delta": 0.0,
     "trainer.limit_train_batches": None,
 }
 
@@ -73,6 +77,10 @@ PUBLIC_NAMES = {
     "backforward_suite.studies.Moments": "backforward.studies.Moments",
     "backforward_suite.studies.OneStep": "backforward.studies.OneStep",
     "backforward_suite.studies.Speed": "backforward.studies.Speed",
+    "backforward_suite.study_rules.Dose": "backforward.study_rules.Dose",
+    "backforward_suite.study_rules.FreshDirection": "backforward.study_rules.FreshDirection",
+    "backforward_suite.study_rules.FreshLength": "backforward.study_rules.FreshLength",
+    "backforward_suite.study_rules.ShiftNoise": "backforward.study_rules.ShiftNoise",
 }
 
 
@@ -95,11 +103,12 @@ class ScheduleSettings(_Group):
 
 
 class NormSettings(_Model):
-    """The `norm` group."""
+    """The `norm` group: one of the models' own, or a function of a layer (`_target_`) and its arguments."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
-    kind: Literal["none", "batch", "prop"]
+    kind: str
+    target: str | None = Field(alias="_target_", default=None)
 
 
 def _with_home(value: object) -> object:
@@ -170,11 +179,15 @@ class Settings(_Model):
     diagnostics: DiagnosticsSettings
     logger: _Group | None = None
     study: _Group | None
-    scale: Literal["smoke", "small", "paper"] | None
+    scale: Literal["smoke", "small", "medium", "paper"] | None
     name: Annotated[str, Field(pattern=NAME)]
     lr: NonNegative
+    head_lr: NonNegative | None = None
     batch_size: Count
     max_epochs: Count
+    stop_loss: Positive | None = None
+    patience: Count | None = None
+    min_delta: NonNegative = 0.0
     weight_decay: NonNegative
     data_norm: Literal["none", "channel", "global", "batch"]
     max_grad_norm: Positive | None
@@ -220,13 +233,16 @@ class Settings(_Model):
         devices, batch = self.trainer.devices, self.batch_size
         if self.study is not None:
             self._check_study()
+        if self.go_on_from is not None:
+            self._check_going_on()
+        self._check_norm()
+        if self.min_delta and self.patience is None:
+            raise BadInput(f"min_delta={self.min_delta} is of patience; give patience=200, say, or no min_delta")
         if (self.method.model_extra or {}).get("engine") == "shortcut":
             if devices > 1:
                 raise BadInput(f"engine=shortcut works on one device, not {devices}; give method.engine=replay")
             if self.trainer.precision == "bf16-mixed":
                 raise BadInput("engine=shortcut needs full precision; give trainer.precision=32-true")
-        if self.go_on_from is not None and devices > 1:
-            raise BadInput(f"go_on_from works on one device, not {devices}; give trainer.devices=1")
         if batch % devices:
             raise BadInput(f"batch_size={batch} cannot be shared by {devices} devices; give a multiple of {devices}")
         if "shortcut" in _values(self.method.model_extra) and (self.diagnostics.shift or self.diagnostics.update):
@@ -239,32 +255,62 @@ class Settings(_Model):
                 "diagnostics.shift and diagnostics.update look into a step, and trainer.capture=on replays it whole;"
                 " give trainer.capture=auto or off, or diagnostics=off"
             )
+        if self.trainer.capture == "on" and self.draws_anew:
+            raise BadInput(
+                "this method draws anew for each batch, and trainer.capture=on replays one step;"
+                " give trainer.capture=auto or off"
+            )
         if self.trainer.capture == "on" and devices > 1:
             raise BadInput(f"trainer.capture=on works on one device, not {devices}; give trainer.capture=auto or off")
         each = "" if devices == 1 else " on each device"
-        if batch == devices and self.norm.kind == "batch":
+        if batch == devices and self.norm.kind in ("batch", "noisy_batch"):
             raise BadInput(
-                f"norm=batch needs at least two samples to a batch{each}; "
+                f"norm={self.norm.kind} needs at least two samples to a batch{each}; "
                 f"give batch_size={2 * devices} or more, or norm=prop"
             )
         if batch == devices and self.data_norm == "batch":
             raise BadInput(f"data_norm=batch needs at least two samples to a batch{each}; give data_norm=global")
 
+    def _check_norm(self) -> None:
+        kind, model = self.norm.kind, self.model
+        if self.norm.target is None and kind not in ("none", "batch", "prop"):
+            raise BadInput(
+                f"norm.kind={kind}: input should be 'none', 'batch' or 'prop', or norm._target_ a function of a layer"
+            )
+        if kind != "none" and (model.model_extra or {}).get("norm") != kind:
+            raise BadInput(
+                f"norm={kind} does not reach the model: {model.target} is not given norm=${{norm.kind}}; give norm=none"
+            )
+
     def _looks_into_steps(self) -> bool:
         return bool(self.diagnostics.shift or self.diagnostics.update)
 
     @property
+    def draws_anew(self) -> bool:
+        """Whether the update rule itself draws random numbers for each batch."""
+        noise = self.method.target == "backforward_suite.study_rules.ShiftNoise"
+        return noise or "random" in _values(self.method.model_extra)
+
+    @property
     def capture(self) -> Literal["auto", "on", "off"]:
-        """`trainer.capture`, as far as diagnostics leave the choice."""
-        return "off" if self._looks_into_steps() else self.trainer.capture
+        """`trainer.capture`, as far as diagnostics and method leave the choice."""
+        return "off" if self._looks_into_steps() or self.draws_anew else self.trainer.capture
+
+    def _check_going_on(self) -> None:
+        if self.study is not None:
+            raise BadInput("go_on_from is of trainings, and a study has none; leave it out")
+        if self.trainer.devices > 1:
+            raise BadInput(f"go_on_from works on one device, not {self.trainer.devices}; give trainer.devices=1")
+        if self.stop_loss is not None or self.patience is not None:
+            raise BadInput("go_on_from needs a run that ends at max_epochs alone; leave out stop_loss and patience")
 
     def _check_study(self) -> None:
         if self.trainer.devices > 1:
             raise BadInput(f"a study works on one device, not {self.trainer.devices}; give trainer.devices=1")
         if self.trainer.precision == "bf16-mixed":
             raise BadInput("a study needs full precision; give trainer.precision=32-true")
-        if self.go_on_from is not None:
-            raise BadInput("go_on_from is of trainings, and a study has none; leave it out")
+        if self.stop_loss is not None or self.patience is not None:
+            raise BadInput("stop_loss and patience end a training, and a study has none; leave them out")
         if any(self.diagnostics.when().values()):
             raise BadInput("diagnostics watch a training, and a study has none; give diagnostics=off")
 

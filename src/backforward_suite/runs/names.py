@@ -95,4 +95,4 @@ def _checked_name(name: Any) -> str:
 
 def _by_scale(smoke: Any, small: Any, paper: Any, *, _root_: DictConfig) -> Any:
     scale = _root_.scale or "small"
-    return {"smoke": smoke, "small": small, "paper": paper}.get(scale)
+    return {"smoke": smoke, "small": small, "medium": small, "paper": paper}.get(scale)

@@ -7,6 +7,7 @@ import backforward_suite._torchvision  # noqa: F401  (before Lightning, which im
 # isort: split
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from backforward_suite.build import Parts
 from backforward_suite.config import Request
 from backforward_suite.data import DataSplits
 from backforward_suite.errors import BadInput, cause_of
+from backforward_suite.hardware import emulates_bf16
 from backforward_suite.precision import set_matmul_precision
 from backforward_suite.processes import made_by_slurm, rank
 from backforward_suite.results import assembled, shows_progress
@@ -38,6 +40,7 @@ from backforward_suite.train.bar import ProgressBar
 from backforward_suite.train.callbacks.checkpoint import Checkpoints, WholeFileIO
 from backforward_suite.train.callbacks.diagnostics import Diagnostics
 from backforward_suite.train.callbacks.record import RunRecord
+from backforward_suite.train.callbacks.stopping import Stopping
 from backforward_suite.train.capture import say_ordinary
 from backforward_suite.train.module import Arithmetic, Classification, InMemoryData, quiet_lightning
 
@@ -122,11 +125,16 @@ def fit(
     # Lightning took it, as it was imported, from what a scheduler may have said of other processes.
     rank_zero_only.rank = rank(devices)  # type: ignore[attr-defined]
     if settings.capture != settings.trainer.capture and rank(devices) == 0:
-        say_ordinary("diagnostics look into them")
+        say_ordinary("the method draws anew for each batch" if settings.draws_anew else "diagnostics look into them")
+    accelerator = _accelerator(settings.trainer.accelerator)
+    if settings.trainer.precision == "bf16-mixed" and accelerator == "cpu" and emulates_bf16() and rank(devices) == 0:
+        print("this CPU emulates bfloat16: trainer=cpu is faster", file=sys.stderr, flush=True)
     record = RunRecord(folder, settings.trainer.log_every_n_steps)
     diagnostics = Diagnostics(settings.diagnostics.when(), settings.diagnostics.samples, folder)
     # Before the record, so that the run's time includes their price.
     callbacks: list[L.Callback] = [diagnostics, record] if diagnostics.when else [record]
+    stopping = Stopping(record, settings.stop_loss, settings.patience, settings.min_delta)
+    callbacks.append(stopping)
     resume: Path | None = None
     logger: Logger | None = None
     if folder is not None:
@@ -151,7 +159,7 @@ def fit(
 
     with tempfile.TemporaryDirectory() as nowhere:
         trainer = L.Trainer(
-            accelerator=_accelerator(settings.trainer.accelerator),
+            accelerator=accelerator,
             devices=devices,
             # Each rank keeps its own sums and statistics: DistributedDataParallel would overwrite them by the first's.
             strategy=DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto",
@@ -185,6 +193,7 @@ def fit(
     return assembled(
         {
             "status": "diverged" if module.diverged else "finished",
+            **stopping.found,
             "final": final,
             "best": dict(record.best() or {}),
             "arithmetic": arithmetic or [],
