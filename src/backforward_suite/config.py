@@ -213,6 +213,8 @@ class Settings(_Model):
             raise BadInput(_first_fault(error)) from None
         if here:
             settings._check_machine()
+        if settings.go_on_from is not None:
+            settings._check_going_on()
         settings._check_combination()
         return settings
 
@@ -233,8 +235,6 @@ class Settings(_Model):
         devices, batch = self.trainer.devices, self.batch_size
         if self.study is not None:
             self._check_study()
-        if self.go_on_from is not None:
-            self._check_going_on()
         self._check_norm()
         if self.min_delta and self.patience is None:
             raise BadInput(f"min_delta={self.min_delta} is of patience; give patience=200, say, or no min_delta")
