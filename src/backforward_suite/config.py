@@ -41,6 +41,7 @@ WITHOUT_EFFECT = frozenset(
         "name",
         "scale",
         "timeout_min",
+        "go_on_from",  # a run whose settings are the same but for `max_epochs`
         "data.root",
         "trainer.accelerator",
         "trainer.progress_bar",
@@ -191,6 +192,7 @@ class Settings(_Model):
     data_norm: Literal["none", "channel", "global", "batch"]
     max_grad_norm: Positive | None
     timeout_min: Minutes | None
+    go_on_from: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
     @classmethod
@@ -211,6 +213,8 @@ class Settings(_Model):
             raise BadInput(_first_fault(error)) from None
         if here:
             settings._check_machine()
+        if settings.go_on_from is not None:
+            settings._check_going_on()
         settings._check_combination()
         return settings
 
@@ -291,6 +295,14 @@ class Settings(_Model):
     def capture(self) -> Literal["auto", "on", "off"]:
         """`trainer.capture`, as far as diagnostics and method leave the choice."""
         return "off" if self._looks_into_steps() or self.draws_anew else self.trainer.capture
+
+    def _check_going_on(self) -> None:
+        if self.study is not None:
+            raise BadInput("go_on_from is of trainings, and a study has none; leave it out")
+        if self.trainer.devices > 1:
+            raise BadInput(f"go_on_from works on one device, not {self.trainer.devices}; give trainer.devices=1")
+        if self.stop_loss is not None or self.patience is not None:
+            raise BadInput("go_on_from needs a run that ends at max_epochs alone; leave out stop_loss and patience")
 
     def _check_study(self) -> None:
         if self.trainer.devices > 1:

@@ -6,6 +6,7 @@ import backforward_suite._torchvision  # noqa: F401  (before Lightning, which im
 
 # isort: split
 
+import re
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tests.helpers.commands import REPOSITORY, environment
 from tests.helpers.loops import BATCHES, Recipe, batches, by_hand, network, optimizer_of, trainer, with_accelerate
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from backforward import Backforward, Backprop, in_accelerate, in_lightning
 
@@ -40,6 +42,8 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
 
+
+PAGE = (REPOSITORY / "docs" / "lightning.md").read_text()
 
 RULES: dict[str, Callable[..., Any]] = {
     "Backforward": Backforward,
@@ -68,6 +72,23 @@ def test_lightning_stops_after_so_many_batches_and_goes_on(tmp_path: Path) -> No
     other = Recipe()
     trainer(tmp_path).fit(other, batches(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert equal(other.network, by_hand())  # momentum included
+
+
+@pytest.mark.filterwarnings("ignore:.*")  # Lightning's hints
+@pytest.mark.parametrize(
+    "example", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL), ids=["Lightning", "Accelerate"]
+)
+def test_the_pages_examples_run(example: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(example, "docs/lightning.md", "exec"), names)
+    if "Classifier" in names:
+        images = TensorDataset(torch.rand(32, 1, 28, 28), torch.arange(32) % 10)
+        fit = trainer(tmp_path)
+        fit.fit(names["Classifier"](), DataLoader(images, batch_size=8))
+        assert fit.global_step == 8
+        assert list(tmp_path.rglob("*.ckpt"))
+    else:
+        assert capsys.readouterr().out.startswith("loss ")
 
 
 def test_accelerate_trains_the_same(tmp_path: Path) -> None:

@@ -22,7 +22,12 @@ from backforward_suite.sweep.grids import _product
 GROUPS = sorted(
     path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("experiment", "hydra", "data")
 )
-CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+CHOICES = [
+    (group, path.stem)
+    for group in GROUPS
+    for path in sorted((CONF / group).glob("*.yaml"))
+    if path.stem not in ("wandb", "mlflow")  # not of our extras: tested in train/test_loggers.py where installed
+]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 TINY = (
     *("data=digits", "data.train_images=128", "data.evaluation_images=100", "model.hidden=8", "batch_size=32"),

@@ -146,6 +146,8 @@ def fit(
         )
         callbacks.append(last)
         step = None
+        if settings.go_on_from is not None and not last.path.exists():
+            last.begin_from(Path(settings.go_on_from))
         if last.path.exists():
             resume, step = last.path, last.step_to_resume(module)
             if rank(devices) == 0:

@@ -281,6 +281,31 @@ class Checkpoints(Checkpoint):
         checkpoint["settings"] = self.request.values
         checkpoint["stands_on"] = self.stands_on
 
+    def begin_from(self, run: Path) -> None:
+        """Take the last checkpoint of a shorter run for this one's; the weights are then what they would have been.
+
+        Args:
+            run: The folder of a run whose settings differ in `max_epochs` alone, and which stays as it is.
+
+        Raises:
+            BadInput: It has no checkpoint, it diverged, or its settings differ in anything else.
+        """
+        source, epochs = run / "last.ckpt", self.request.settings.max_epochs
+        if not source.is_file():
+            raise BadInput(f"go_on_from={run}: no last.ckpt there; give the folder of a run that has trained")
+        checkpoint = read_checkpoint(source)
+        found = checkpoint["settings"]
+        if keys := differing({**self.request.values, "max_epochs": found.get("max_epochs")}, found):
+            raise BadInput(f"go_on_from={run} is of other settings than max_epochs: {keys}; give the same ones")
+        if found["max_epochs"] >= epochs:
+            raise BadInput(f"go_on_from={run} was asked for {found['max_epochs']} epochs; give a larger max_epochs")
+        if checkpoint["diverged"]:
+            raise BadInput(f"go_on_from={run} diverged; there is nothing to go on from")
+        for name in ("best.ckpt", "last.ckpt"):  # the last one last: with it, the run is half-done
+            if (run / name).is_file():
+                kept = {**read_checkpoint(run / name), "settings": self.request.values}
+                WholeFileIO().save_checkpoint(kept, self.path.with_name(name))
+
     def step_to_resume(self, module: Classification) -> int:
         """Look at an existing checkpoint before a run goes on from it.
 
