@@ -217,6 +217,14 @@ def at_values(axes: Axes, values: Sequence[float], form: str = "{:g}") -> None:
     axes.set_xticks([], minor=True)
 
 
+def log_ticks(axes: Axes) -> None:
+    """A logarithmic vertical axis with plain numbers at 1, 2 and 5 times the powers of ten."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def few_ticks(axes: Axes) -> None:
     """A logarithmic horizontal axis with at most four labels, none between powers of ten that could collide."""
     axes.xaxis.set_major_locator(LogLocator(base=10, numticks=4))

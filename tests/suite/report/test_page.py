@@ -85,7 +85,8 @@ def test_claims_and_questions_are_counted_apart(tmp_path: Path) -> None:
     examined = page.examine_all(tmp_path, "small")
     claims = read_claims()
     questions = sum(claim.kind == "question" for claim in claims)
-    assert page.tally(examined) == f"{len(claims) - questions} claims: {len(claims) - questions} not run; {questions} questions: {questions} not run"  # fmt: skip
+    told = f"{len(claims) - questions} claims: {len(claims) - questions} not run"
+    assert page.tally(examined) == f"{told}; {questions} questions: {questions} not run"
     page.write(examined, tmp_path / "report", "small")
     assert f"<b>{len(claims) - questions}</b>" in (tmp_path / "report" / "index.html").read_text()
 
@@ -271,7 +272,8 @@ def test_in_a_browser(browser: Any, report: Path, tmp_path: Path, width: int, sc
     assert min(sizes) >= 12
     for anchor in ask("return [...document.querySelectorAll('a')].map(a => a.hash.slice(1))"):
         assert ask("return document.getElementById(arguments[0]) !== null", anchor), anchor
-    shown = "return [...document.querySelectorAll('tr[data-verdict]')].filter(r => r.offsetParent).map(r => r.dataset.verdict)"
+    rows = "[...document.querySelectorAll('tr[data-verdict]')].filter(row => row.offsetParent)"
+    shown = f"return {rows}.map(row => row.dataset.verdict)"
     everything = ask(shown)
     ask("document.getElementById('v-contradicted').click()")
     assert set(ask(shown)) == {"contradicted"} & set(everything)
@@ -298,7 +300,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
             patch.setenv("BACKFORWARD_TRACEBACKS", "0")
             patch.setenv("COLUMNS", "200")
             capfd.readouterr()
-            code = cli.run(report_command.main, report_command.CONF)
+            code = report_command.command()
         return Ended(code, *capfd.readouterr())
 
     return call

@@ -85,7 +85,8 @@ def examine(runs: Runs, claims: Mapping[str, Claim], scale: str) -> Found:
         "Moments and Jacobians are of untrained layers on white Gaussian input. The paper's singular value is the root "
         "of the mean eigenvalue of E[J J^T]; those of J at one input scatter widely, since ReLU stops about half of "
         "the units. E[J J^T] itself is known in closed form: with unit rows at cosine r its entries are "
-        "r (1/4 + asin(r) / (2 pi)) over the variance of a rectified normal.",
+        "r (1/4 + asin(r) / (2 pi)) over the variance of a rectified normal, "
+        "so that orthogonal rows give the identity.",
     ]
     return Found(judged, tables, _figures(study, trained), notes if len(study) else [])
 
