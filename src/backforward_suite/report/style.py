@@ -130,7 +130,8 @@ def look(arm: str) -> Look:
     rule, _, norm = arm.partition(RULES_AND_NORMS)
     by_rule, by_norm = LOOKS[rule], LOOKS[norm]
     dash = "-" if rule == "sgd" else "--" if rule == "bfp" else by_rule.dash
-    marker = {"sgd": "o", "bfp": "s"}.get(rule, by_rule.marker)
+    # Told apart without colour, too: SGD has the norm's own marker, Backforward another for each norm.
+    marker = {"none": "D", "batch": "P", "prop": "v"}[norm] if rule == "bfp" else by_norm.marker
     return Look(f"{by_rule.label}, {by_norm.label}", by_norm.colour, dash, marker)
 
 
