@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -21,6 +22,8 @@ from backforward_suite.hardware import cpu_count, gpu_count
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"  # of a sweep: a path that leads nowhere else
+Minutes = Annotated[float, Field(gt=0, le=5_000_000)]  # ten years: clocks count no further
 
 
 def _switched(value: object) -> object:
@@ -84,11 +87,16 @@ class NormSettings(_Model):
     kind: Literal["none", "batch", "prop"]
 
 
+def _with_home(value: object) -> object:
+    """A leading `~` of a path stands for the home folder, also where no shell has seen it."""
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111  (a path may be no user's)
+
+
 class DataSettings(_Model):
     """The `data` group."""
 
     name: str
-    root: str
+    root: Annotated[str, BeforeValidator(_with_home)]
     protocol: Literal["holdout", "paper", "poster"]
     size: Count | None
     shuffle: bool
@@ -145,14 +153,14 @@ class Settings(_Model):
     diagnostics: DiagnosticsSettings
     study: _Group | None
     scale: Literal["smoke", "small", "paper"] | None
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
+    name: Annotated[str, Field(pattern=NAME)]
     lr: NonNegative
     batch_size: Count
     max_epochs: Count
     weight_decay: NonNegative
     data_norm: Literal["none", "channel", "global", "batch"]
     max_grad_norm: Positive | None
-    timeout_min: Positive | None
+    timeout_min: Minutes | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
     @classmethod

@@ -9,7 +9,6 @@ python src/report.py keep
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from backforward_suite import cli
+from backforward_suite.arguments import Parser
 from backforward_suite.errors import BadInput
 from backforward_suite.report.reading import SCALES
 from backforward_suite.report.status import sweep_status
@@ -84,7 +84,7 @@ def _wide() -> Console:
 
 def main() -> None:
     """Parse the command line and do what it says."""
-    parser = argparse.ArgumentParser(description="Read finished runs.")
+    parser = Parser(description="Read finished runs.")
     commands = parser.add_subparsers(required=True, metavar="command")
     table = commands.add_parser("table", help="a sweep as a table: mean and spread over seeds")
     table.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/quickstart")

@@ -87,7 +87,7 @@ def examine(runs: Runs, claims: Mapping[str, Claim], scale: str) -> Found:
         "of the mean eigenvalue of E[J J^T]; those of J at one input scatter widely, since ReLU stops about half of "
         "the units. E[J J^T] itself is known in closed form: with unit rows at cosine r its entries are "
         "r (1/4 + asin(r) / (2 pi)) over the variance of a rectified normal, "
-        "so that orthogonal rows give the identity.",
+        "so that orthogonal rows give a multiple of the identity.",
     ]
     return Found(judged, tables, _figures(study, trained), notes if len(study) else [])
 
@@ -312,7 +312,9 @@ def _bounds_table(study: pd.DataFrame) -> Table:
 
 def _pooling_table(study: pd.DataFrame) -> Table:
     rows = _rows(study, part="pooling")
-    rows = rows[rows["quantity"].isin(["mean", "std"])]
+    rows = rows[rows["quantity"].isin(["mean", "std"])] if len(rows) else rows
+    when = {"none": "before", "max": "after max pooling", "average": "after average pooling"}
+    rows = rows.assign(pooling=[when.get(kind, kind) for kind in rows["pooling"]]) if len(rows) else rows
     note = (
         "Mean and standard deviation of a NormProp layer's output, over channels, positions and images. Neighbours in "
         "white input are independent, in images alike."
