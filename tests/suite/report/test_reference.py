@@ -39,7 +39,7 @@ def write_run(outputs: Path, name: str, status: str = "finished", **result: obje
     request = replace(requested(), values=SETTINGS, choices={})
     found = {"status": status, "final": {"loss/train": 0.1 + 0.2}}
     data = load_data("digits", Path())
-    written = assembled(found, request, data, torch.device("cpu"), {"seconds": 2.5})
+    written = assembled(found, request, data, torch.device("cpu"), {"seconds": 2.5}, {})
     files.write_result(folder, {**written, **result})
     return folder
 
