@@ -41,7 +41,8 @@ def test_every_claim_is_sound_and_every_experiment_has_one() -> None:
         *("np_batch_size", "np_table", "np_speed"),
     }
     for claim in claims:
-        assert claim.source.startswith(("BFP", "NormProp", "Published logs")), claim.id
+        papers = ("BFP", "NormProp", "Published logs")
+        assert claim.kind == "question" or claim.source.startswith(papers), claim.id
         assert claim.statement.endswith("?" if claim.kind == "question" else "."), claim.id
 
 
@@ -54,7 +55,7 @@ def test_the_questions_are_those_that_no_paper_answers() -> None:
 def test_every_claim_names_page_or_section() -> None:
     place = re.compile(r"p\. [12]|abstract|Fig\. \d|Table 1|\b[345]\.\d|Future Work|logs|footnote|batch size")
     for claim in read_claims():
-        assert place.search(claim.source), claim.id
+        assert claim.kind == "question" or place.search(claim.source), claim.id
 
 
 def test_claims_about_training_normprop_ask_for_one_of_the_papers_epochs() -> None:
