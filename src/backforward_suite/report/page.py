@@ -236,7 +236,7 @@ def _context(examined: Sequence[Examined], scale: str) -> dict[str, Any]:
         "claims": counted(examined, "claim"),
         "questions": counted(examined, "question"),
         "answer": answer.sentences(findings),
-        "hardware": _distinct(finding.hardware for finding in findings),
+        "hardware": _distinct(each for finding in findings for each in finding.hardware.split("; ")),
         "code": ", ".join(_distinct(part(run) for part in (commit_of, torch_of) for run in runs)),
         "runs": len(runs),
         "stand_in": any(finding.stand_in for finding in findings),
