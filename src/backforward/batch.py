@@ -185,8 +185,13 @@ def changes_only_buffers(model: nn.Module) -> bool:
     return True
 
 
+# Modules of this library whose classes change nothing but their buffers and draw nothing.
+_QUIET_HOMES = {f"backforward.{name}" for name in ("data_norm", "normprop")}
+_QUIET_HOMES |= {f"backforward.models.{name}" for name in ("blocks", "mlp", "nin", "residual")}
+
+
 def _is_ours(kind: type) -> bool:
-    return kind.__module__.startswith(("torch.nn.modules.", "backforward."))
+    return kind.__module__.startswith("torch.nn.modules.") or kind.__module__ in _QUIET_HOMES
 
 
 def _known_activation(activation: Any) -> bool:

@@ -122,8 +122,11 @@ def _function(run: Sequence[_Call], start: Tensor) -> Callable[[Tensor], Tensor]
         return identity
     if len(run) == 1 and run[0].func in {torch.relu, F.relu, Tensor.relu}:
         return torch.relu
-    places = {id(start): 0} | {id(call.out): i + 1 for i, call in enumerate(run)}
-    calls = [(call.func, _placed(call.args, places), _placed(call.kwargs, places)) for call in run]
+    places = {id(start): 0}
+    calls = []
+    for i, call in enumerate(run, start=1):
+        calls.append((call.func, _placed(call.args, places), _placed(call.kwargs, places)))
+        places[id(call.out)] = i  # of a call in place the same tensor, with a new value
     in_place = any(call.in_place for call in run)
 
     def function(value: Tensor) -> Tensor:

@@ -334,8 +334,9 @@ class Recording(TorchFunctionMode):
         for t in found:
             old = t.__dict__.get(_MARK)
             if id(t) in self._known or (old is not None and old.token is self.token and any(t is a for a in tensors)):
-                mark = self._known[id(t)] if id(t) in self._known else old
-                assert mark is not None
+                known = self._known.get(id(t), old)
+                assert known is not None
+                mark = known
             else:
                 mark = _Mark(self.token, deps, storage_of(t), object(), t.requires_grad)
                 t.__dict__[_MARK] = mark
