@@ -49,6 +49,11 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
+# Keys that came later, each with the value at which it changes nothing. At that value a key is left out of the hash, so
+# that results and half-done runs of versions which did not have it stay valid.
+LATER: dict[str, Any] = {}
+
+
 # What a hash of settings calls our own classes, whatever module they live in: the paths under which results were first
 # committed. A class that moves gets a line here, so that finished runs and committed results stay valid. A new class
 # needs none: its first path is its public name.
@@ -315,11 +320,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide a result, flat: dotted key -> value; our own classes by their public names."""
+    """The settings that decide a result, flat: dotted key -> value; our own classes by their public names.
+
+    Keys that came later are left out where they change nothing.
+    """
     return {
         key: PUBLIC_NAMES.get(value, value) if key.rpartition(".")[2] == "_target_" else value
         for key, value in flatten(values)
-        if key not in WITHOUT_EFFECT
+        if key not in WITHOUT_EFFECT and not (key in LATER and value == LATER[key])
     }
 
 
