@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -91,11 +92,16 @@ class NormSettings(_Model):
     kind: Literal["none", "batch", "prop"]
 
 
+def _with_home(value: object) -> object:
+    """A leading `~` of a path stands for the home folder, also where no shell has seen it."""
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111  (a path may be no user's)
+
+
 class DataSettings(_Model):
     """The `data` group."""
 
     name: str
-    root: str
+    root: Annotated[str, BeforeValidator(_with_home)]
     protocol: Literal["holdout", "paper", "poster"]
     size: Count | None
     shuffle: bool

@@ -45,3 +45,14 @@ def modules_after(code: str) -> set[str]:
         text=True,
     )
     return set(ended.stdout.split())
+
+
+def assert_one_line(ended: Ended, *parts: str, code: int = 2) -> None:
+    """One line of error, with these parts in it, and nothing else."""
+    lines = [line for line in ended.err.splitlines() if line.strip()]
+    assert len(lines) == 1, ended.err
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+    assert "Traceback" not in ended.out + ended.err
+    assert ended.code == code

@@ -9,20 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.helpers.commands import Command, Ended
+from tests.helpers.commands import Command, assert_one_line
 
 DIGITS = ("data=digits", "max_epochs=1", "model.hidden=8", "batch_size=64", "trainer.accelerator=cpu")
 FINISHED = "outputs/train/sgd-hidden8-digits-batch_size64-max_epochs1"
-
-
-def assert_one_line(ended: Ended, *parts: str, code: int = 2) -> None:
-    lines = [line for line in ended.err.splitlines() if line.strip()]
-    assert len(lines) == 1, ended.err
-    assert lines[0].startswith("error: ")
-    for part in parts:
-        assert part in lines[0]
-    assert "Traceback" not in ended.out + ended.err
-    assert ended.code == code
 
 
 CONFIG = [
@@ -78,7 +68,7 @@ CONFIG = [
     (["lr=0.1,0.2"], ["lr"]),
     (["-m", "seed=range(0)"], ["this sweep has no runs"]),
     (["-m", "lr=0.1,0.2", "--cfg", "job"], ["Only one of --run, --multirun, --cfg"]),
-    (["-m", "lr=interval(0,1)"], ["does not support sweep type", "INTERVAL"]),
+    (["-m", "lr=interval(0,1)"], ["lr=interval(0,1): interval has no list of values", "optuna"]),
     (["-m", "hydra/launcher=slurm", "lr=-1"], ["lr=-1"]),
 ]
 

@@ -10,7 +10,6 @@ python src/report.py keep
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from backforward_suite import cli
+from backforward_suite.arguments import Parser
 from backforward_suite.config import fingerprint
 from backforward_suite.errors import BadInput
 from backforward_suite.report.reading import SCALES
@@ -52,7 +52,7 @@ def page(scale: str | None, of_reference: bool) -> None:
             reference.unpack(REFERENCE, scale, Path(place))
         examined = page.examine_all(Path(place) if of_reference else OUTPUTS, scale)
         written = page.write(examined, source / "report", scale)
-    Console().print(page.tally(examined), highlight=False)
+    Console().print(page.tally(examined), highlight=False, soft_wrap=True)
     Console().print(f"{escape(str(written))}, report.md and figures/ beside it", highlight=False, soft_wrap=True)
     if faults := page.faults(examined):
         raise cli.RunsFailed("; ".join(faults))
@@ -137,7 +137,7 @@ def _wide() -> Console:
 
 def main() -> None:
     """Parse the command line and do what it says."""
-    parser = argparse.ArgumentParser(description="Read finished runs.")
+    parser = Parser(description="Read finished runs.")
     commands = parser.add_subparsers(required=True, metavar="command")
     table = commands.add_parser("table", help="a sweep as a table: mean and spread over seeds")
     table.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/quickstart")

@@ -7,7 +7,6 @@ What is done is skipped; what was interrupted goes on. Further arguments are ove
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backforward_suite import cli
+from backforward_suite.arguments import Parser
 from backforward_suite.errors import BadInput, Stopped
 from backforward_suite.hardware import cpu_count, gpu_count
 from backforward_suite.report import experiments, page, reference
@@ -56,7 +56,7 @@ class ExperimentSweep:
 
 def main() -> None:
     """Parse the command line and do what it says."""
-    parser = argparse.ArgumentParser(description="Run the referee's experiments; write the report.")
+    parser = Parser(description="Run the referee's experiments; write the report.")
     parser.add_argument("--scale", choices=SCALES, help="default: paper where there is a GPU, else small")
     parser.add_argument("--only", default="", metavar="NAMES", help="experiments, with commas between; default: all")
     parser.add_argument("--stand-in", action="store_true", help="on scikit-learn's digits, marked as stand-in data")

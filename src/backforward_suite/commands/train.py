@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -16,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from backforward_suite import cli, processes
+from backforward_suite import arguments, cli, processes
 from backforward_suite.errors import BadInput
 from backforward_suite.run import run
 from backforward_suite.runs import files, lifecycle, names
@@ -59,4 +60,13 @@ def command() -> int:
     """The command line; returns its exit code."""
     processes.end_with_parent()
     names.register_resolvers()
-    return cli.run(main, CONF)
+    return cli.run(_main, CONF)
+
+
+def _main() -> None:
+    given = sys.argv[1:]
+    if arguments.wants_help(given):
+        print(arguments.manual(given, CONF))
+        return
+    sys.argv[1:] = arguments.checked(given, CONF)
+    main()

@@ -81,7 +81,7 @@ KNOWN = {
 
 def default_root() -> Path:
     """Return the folder of data sets: ``$BACKFORWARD_DATA``, else ``data``."""
-    return Path(os.environ.get("BACKFORWARD_DATA") or "data")
+    return Path(os.path.expanduser(os.environ.get("BACKFORWARD_DATA") or "data"))  # noqa: PTH111  (may be no user's)
 
 
 def read(name: str, root: Path) -> tuple[Parts, str]:

@@ -1,4 +1,8 @@
-"""The claims of both papers: what they say, where, with which number, and by which rule it is judged."""
+"""What both papers claim and what we ask besides: where it stands, with which number, and by which rule it is judged.
+
+To add one, write an entry in `claims.yaml` and name its word (the part of its id after the dot) in the experiment that
+measures it; `backforward_suite.report.experiments` says how.
+"""
 
 from __future__ import annotations
 
@@ -19,42 +23,50 @@ PUBLISHED_RUNS = Path(__file__).parent / "published" / "bfp_runs.csv"
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 Text = Annotated[str, Field(min_length=1)]
 Rule = Literal["direction", "value", "identity", "share", "curve"]
+Number = float | Annotated[tuple[float, float], Field(strict=False)]
 
 
 class Claim(BaseModel):
-    """One statement of a paper that can be measured.
+    """One statement of a paper that can be measured, or one question that no paper answers.
 
     Attributes:
         id: Its name, unique: the experiment's name, a dot, a word.
         experiment: The experiment that measures it.
-        statement: What is claimed, in our words.
-        source: Paper, section, page or figure.
+        kind: `claim`: a paper states it. `question`: no paper does; it is answered, and counted apart.
+        statement: What is claimed, in our words; a question ends with a question mark.
+        source: Paper, section, page or figure; of a question, what it follows from.
         rule: How it is judged; `backforward_suite.report.verdicts` says what each rule asks.
-        published: Published numbers by name, in `unit`; empty where the paper gives none.
+        published: Published numbers by name, in `unit`, or pairs of them where a range is published; empty where the
+            paper gives none.
         unit: Of `published`, `tolerance` and of our estimate: `%`, `s`, `nats`; empty for a pure number or a ratio.
         tolerance: By how much ours may differ (`value`, `identity`, `curve`); how small an effect counts as none
             (`direction`). A `share` has none: it asks for `arguments["at_least"]`.
         tolerance_why: Why that much, or how the paper's words were turned into a number.
+        post_hoc: Whether tolerance, rows or wording were set when results were known already.
         data: Data sets the claim is about; empty: any. Runs on another one are stand-ins.
-        arguments: Of the rule. `sign`: of the effect that is claimed (direction). `over`: for which rows, `all` (the
-            default), `most` or `any`. `rows`: labels of the rows that the paper speaks of; the others are shown.
-            `negated`: the claim is that this effect is not there; so it must be in each row, unless `over` says
-            otherwise. `relative`: the tolerance is a share of the number (value). `at_least`: see above.
-            Others are for the experiment, which alone knows what they mean.
+        least_images: Training images that a run must have seen before it says anything; fewer leave a row open.
+        arguments: Of the rule. `sign`: of the effect that is claimed (direction); 0: there is none either way. `over`:
+            for which rows, `all` (the default), `most` or `any`. `rows`: labels of the rows that the paper speaks of;
+            the others are shown. `negated`: the claim is that an effect of this sign is not there. `relative`: the
+            tolerance is a share of the number (value). `at_least`: see above. `protocol`: judged only where the
+            paper's whole protocol was run. Others are for the experiment, which alone knows what they mean.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9_]+\.[a-z0-9_]+$")]
     experiment: Name
+    kind: Literal["claim", "question"] = "claim"
     statement: Text
     source: Text
     rule: Rule
-    published: Mapping[str, float] = {}
+    published: Mapping[str, Number] = {}
     unit: str = ""
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     tolerance_why: str = ""
+    post_hoc: bool = False
     data: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    least_images: Annotated[int, Field(ge=0)] = 0
     arguments: Mapping[str, Any] = {}
 
     @property
@@ -73,13 +85,21 @@ class Claim(BaseModel):
             raise ValueError(f"rule {self.rule} needs a tolerance")
         if not self.tolerance_why:
             raise ValueError("does not say why its tolerance is what it is")
-        if self.rule == "direction" and self.arguments.get("sign") not in (-1, 1):
-            raise ValueError("claims a direction: give arguments.sign, 1 or -1")
+        if self.rule == "direction" and self.arguments.get("sign") not in (-1, 0, 1):
+            raise ValueError("claims a direction: give arguments.sign, 1, -1 or 0")
         if self.rule in ("value", "identity") and not self.published:
             raise ValueError(f"rule {self.rule} needs published numbers")
         if self.arguments.get("over", "all") not in ("all", "most", "any"):
             raise ValueError("arguments.over is all, most or any")
+        if (self.kind == "question") != self.statement.endswith("?"):
+            raise ValueError("a question ends with a question mark, and a claim does not")
         return self
+
+    def number(self, label: str) -> float:
+        """A published number that is no range."""
+        found = self.published[label]
+        assert isinstance(found, float | int), f"{self.id}: {label} is a range"
+        return float(found)
 
 
 def read_claims(path: Path = FILE) -> tuple[Claim, ...]:

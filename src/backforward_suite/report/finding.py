@@ -16,6 +16,9 @@ from backforward_suite.report.reading import Run
 Method = Literal["t", "bootstrap", "quantile", "exact"]
 Kind = Literal["reproduced", "contradicted", "inconclusive", "not run", "stand-in data"]
 KINDS: tuple[Kind, ...] = ("reproduced", "contradicted", "inconclusive", "not run", "stand-in data")
+#: What a question's answer is called.
+ANSWERS: dict[Kind, str] = {"reproduced": "yes", "contradicted": "no", "inconclusive": "open"}
+State = Literal["for", "against", "open"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,9 @@ class Estimate:
         low: Lower end of the interval; None where there is none (one seed).
         high: Upper end; None where there is none.
         n: How many values it rests on: seeds, pairs of runs, images.
-        method: How the interval was made: Student's `t`, `bootstrap`, order statistics (`quantile`), or `exact`
-            (known without error, or a proportion's Wilson interval).
-        level: Of the interval, before any correction for several comparisons.
+        method: How the interval was made: Student's `t`, `bootstrap`, order statistics (`quantile`), or `exact`: a
+            proportion's Wilson interval, or both ends at the value where nothing was sampled.
+        level: Of the interval.
         unit: As in `Claim.unit`.
     """
 
@@ -59,6 +62,8 @@ class Estimate:
         if self.value is None:
             return "-"
         unit = f" {self.unit}" if self.unit else ""
+        if self.method == "exact" and self.low == self.high:
+            return f"{self.value:.4g}{unit}"
         if self.method == "quantile" or (
             self.low is not None and self.high is not None and 0 < 5 * self.low < self.high
         ):
@@ -82,22 +87,54 @@ def _rounded(value: float, width: float) -> str:
 
 
 @dataclass(frozen=True)
+class Row:
+    """What one row of a table (a learning rate, a data set) says of a claim.
+
+    Attributes:
+        label: Names the row; empty where there is one only.
+        state: Whether it speaks for the claim, against it, or for neither.
+        estimate: Its number, with the 95 % interval.
+        why: Why this state.
+        judged: Whether the claim is about it; else it is shown beside.
+        corrected: The number with the interval that is corrected over the rows; None where there is no other row.
+    """
+
+    label: str
+    state: State
+    estimate: Estimate
+    why: str
+    judged: bool = True
+    corrected: Estimate | None = None
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What became of a claim.
+    """What became of a claim, or of a question.
 
     Attributes:
         claim: The claim.
         kind: One of `KINDS`.
         ours: What was measured, in a few words and numbers, with its scale.
         why: Why this verdict; what to do where it is `not run`.
-        estimates: What it rests on.
+        rows: What it rests on, and what is shown beside.
+        holds: For which tolerances the verdict is the same, in words; empty where it does not depend on one.
     """
 
     claim: Claim
     kind: Kind
     ours: str
     why: str
-    estimates: tuple[Estimate, ...] = ()
+    rows: tuple[Row, ...] = ()
+    holds: str = ""
+
+    @property
+    def word(self) -> str:
+        """What it is called: a question is answered by yes, no, or open."""
+        return ANSWERS.get(self.kind, self.kind) if self.claim.kind == "question" else self.kind
+
+    def row(self, label: str = "") -> Row | None:
+        """The row of a label; None where there is none."""
+        return next((row for row in self.rows if row.label == label), None)
 
 
 @dataclass(frozen=True)

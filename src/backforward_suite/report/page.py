@@ -19,9 +19,9 @@ from markupsafe import Markup, escape
 
 from backforward_suite.atomic import whole
 from backforward_suite.errors import cause_of
-from backforward_suite.report import experiments, style
+from backforward_suite.report import answer, experiments, style
 from backforward_suite.report.claims import Claim, read_claims
-from backforward_suite.report.finding import KINDS, Figure, Finding, Kind, Verdict
+from backforward_suite.report.finding import ANSWERS, KINDS, Figure, Finding, Kind, Verdict
 from backforward_suite.report.reading import Run, read_runs, refuse_mixed_data
 
 SIGNS: Mapping[Kind, str] = {
@@ -34,15 +34,17 @@ SIGNS: Mapping[Kind, str] = {
 MEANINGS: Mapping[Kind, str] = {
     "reproduced": "the 95 % interval of what was measured agrees with the claim",
     "contradicted": "the interval excludes the claim, or lies within what counts as no effect",
-    "inconclusive": "the interval allows both, or the scale is too small to say",
+    "inconclusive": "the interval allows both, or the runs are too few or too short to say",
     "not run": "there are no runs for it; its row says what to do",
     "stand-in data": "measured on another data set than the claim is about, which says nothing of the claim",
 }
 SCALES: Mapping[str, str] = {
     "smoke": "minutes; shows that everything runs, and gives no verdict beyond inconclusive",
-    "small": "hours on two cores; real data, fewer images and smaller networks; verdicts speak of direction only",
+    "small": "hours on two cores; real data, fewer images and smaller networks; verdicts speak of direction only, but "
+    "for what was run under a paper's whole protocol",
     "paper": "the papers' own protocol",
 }
+PAPERS = {"bfp": "Backforward Propagation", "np": "Normalization Propagation"}  # by the start of an experiment's name
 COMMIT_LENGTH = 9
 
 
@@ -115,7 +117,7 @@ def _examine(name: str, runs: Sequence[Run], claims: Sequence[Claim], scale: str
     except Exception as error:
         fault = f"could not be examined: {cause_of(error)}"
         verdicts = tuple(Verdict(claim, "inconclusive", "", fault) for claim in claims)
-        return Examined(Finding(name, experiment.QUESTION, verdicts, (), (), tuple(runs), scale, ""), fault=fault)
+        return Examined(Finding(name, experiment.question, verdicts, (), (), tuple(runs), scale, ""), fault=fault)
 
 
 def stamp_of(finding: Finding) -> str:
@@ -138,11 +140,22 @@ def faults(examined: Sequence[Examined]) -> list[str]:
     return [f"{each.finding.experiment} {each.fault}" for each in examined if each.fault]
 
 
+def counted(examined: Sequence[Examined], kind: str) -> Counter[Kind]:
+    """How many of the papers' claims (`claim`), or of our questions (`question`), got which verdict."""
+    verdicts = (verdict for each in examined for verdict in each.finding.verdicts)
+    return Counter(verdict.kind for verdict in verdicts if verdict.claim.kind == kind)
+
+
 def tally(examined: Sequence[Examined]) -> str:
-    """How many claims got which verdict, in one line."""
-    counts = Counter(verdict.kind for each in examined for verdict in each.finding.verdicts)
-    told = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind])
-    return f"{sum(counts.values())} claims: {told}" if counts else "no claims"
+    """How many claims got which verdict, and how many questions which answer, in one line."""
+    claims, questions = counted(examined, "claim"), counted(examined, "question")
+    told = ", ".join(f"{claims[kind]} {kind}" for kind in KINDS if claims[kind])
+    asked = ", ".join(f"{questions[kind]} {ANSWERS.get(kind, kind)}" for kind in KINDS if questions[kind])
+    parts = [
+        f"{claims.total()} claims: {told}" if told else "",
+        f"{questions.total()} questions: {asked}" if asked else "",
+    ]
+    return "; ".join(filter(None, parts)) or "no claims"
 
 
 # --- pages -----------------------------------------------------------------------------------------------------------
@@ -202,19 +215,27 @@ def _environment(markdown: bool = False) -> Environment:
         "anchor": anchor,
         "runs": count_of_runs,
     }
-    environment.globals |= {"signs": SIGNS, "meanings": MEANINGS, "scales": SCALES, "kinds": KINDS}
+    environment.globals |= {
+        "signs": SIGNS,
+        "meanings": MEANINGS,
+        "scales": SCALES,
+        "kinds": KINDS,
+        "answers": ANSWERS,
+        "papers": PAPERS,
+    }
     return environment
 
 
 def _context(examined: Sequence[Examined], scale: str) -> dict[str, Any]:
     findings = [e.finding for e in examined]
-    counts = Counter(verdict.kind for finding in findings for verdict in finding.verdicts)
     runs = _trained(run for finding in findings for run in finding.runs)
     return {
         "scale": scale,
         "examined": [{"finding": e.finding, "drawn": e.drawn, "fault": e.fault, "runs": list(map(row, e.finding.runs))}
                      for e in examined],
-        "counts": {kind: counts[kind] for kind in KINDS},
+        "claims": counted(examined, "claim"),
+        "questions": counted(examined, "question"),
+        "answer": answer.sentences(findings),
         "hardware": _distinct(finding.hardware for finding in findings),
         "code": ", ".join(_distinct(part(run) for part in (commit_of, torch_of) for run in runs)),
         "runs": len(runs),
@@ -277,10 +298,14 @@ def _number(value: Any, form: str) -> str:
 
 def published(claim: Claim, most: int | None = None) -> str:
     """The paper's numbers of a claim, in one line; beyond `most` of them, how many more there are."""
-    numbers = [f"{name}: {value:g}" for name, value in claim.published.items()]
+    numbers = [f"{name}: {_span(value)}" for name, value in claim.published.items()]
     rest = len(numbers) - most if most is not None else 0
     unit = f" ({claim.unit})" if claim.unit and numbers else ""
     return ", ".join(numbers[:most]) + (f" and {rest} more" if rest > 0 else "") + unit
+
+
+def _span(value: Any) -> str:
+    return f"{value[0]:g} to {value[1]:g}" if isinstance(value, tuple) else f"{value:g}"
 
 
 def commands(finding: Finding) -> list[str]:
@@ -291,14 +316,24 @@ def commands(finding: Finding) -> list[str]:
     return [f"python src/train.py -m experiment={name} scale={scale}", f"make reproduce ONLY={name} SCALE={scale}"]
 
 
+RULES: Mapping[str, str] = {
+    "direction": "sign of the effect",
+    "value": "published number",
+    "identity": "what mathematics says",
+    "share": "how often it happens",
+    "curve": "published curve",
+}
+
+
 def rule(claim: Claim) -> str:
     """How a claim is judged, in one line."""
     if claim.tolerance is None:
-        asked = f"at least {claim.arguments['at_least']:.0%}" if "at_least" in claim.arguments else ""
+        asked = f", at least {claim.arguments['at_least']:.0%}" if "at_least" in claim.arguments else ""
     else:
         share = " as a share" if claim.arguments.get("relative") else f" {claim.unit}".rstrip()
-        asked = f"tolerance {claim.tolerance:g}{share}"
-    return " ".join(filter(None, [f"{claim.rule},", f"{asked}." if asked else "", claim.tolerance_why]))
+        asked = f", tolerance {claim.tolerance:g}{share}"
+    late = " Set when results were known (post hoc)." if claim.post_hoc else ""
+    return f"{RULES[claim.rule]}{asked}. {claim.tolerance_why}{late}"
 
 
 def count_of_runs(count: int) -> str:

@@ -1,4 +1,4 @@
-"""Estimates from runs: paired effects over seeds, intervals, corrections, cost of a loss level, choice of settings.
+"""Estimates from runs: paired effects over seeds, intervals, cost of a loss level, choice of settings.
 
 What is compared: two arms' runs of the same seed and setting, which share initial weights and the order of samples, so
 that their difference is free of most of the spread between seeds. What is reported: the mean of these differences (or
@@ -29,7 +29,6 @@ LEVEL = 0.95
 FEW = 10  # values under which the bootstrap is made beside the t interval
 HEAVY = 2.0  # excess kurtosis from which tails count as heavy
 RESAMPLES = 9999
-ROUNDING = 1e-12  # a mean effect under this is none
 GENERATOR_SEED = 20230207  # of the bootstrap: the same runs give the same report
 
 Values = NDArray[np.float64]
@@ -143,10 +142,12 @@ class Effect:
         unit: Of the difference.
         lost: Pairs that gave no value: a run is missing, or neither run reached the level (`note` says).
         note: What a reader must know of this row.
-        corrected_p: After Holm's correction over the rows of the table; None before, or without a test.
-        exact: Whether a single value is known without error, and so needs no interval.
+        exact: Whether nothing was sampled (a closed form, hand-picked matrices): its one value has no interval.
         reach: By how much the mean may be off, either way, because values were read from a grid; logarithm if `ratio`.
-            The interval is wider by it on both sides, and p is that of the mean nearest to equality.
+            It widens an interval only where arms are said to be equal: a grid hides differences, and makes none.
+        what: What is compared, in words, such as `epochs to the loss, BFP / SGD`.
+        images: The fewest training images that a run behind it saw; None where it rests on no training.
+        protocol: Whether it was measured under the paper's whole protocol, whatever the scale.
     """
 
     label: str
@@ -155,38 +156,34 @@ class Effect:
     unit: str = ""
     lost: int = 0
     note: str = ""
-    corrected_p: float | None = None
     exact: bool = False
     reach: float = 0.0
+    what: str = ""
+    images: int | None = None
+    protocol: bool = False
 
     @property
     def equality(self) -> float:
         """What it is where the arms do not differ."""
         return 1.0 if self.ratio else 0.0
 
-    def estimate(self, level: float = LEVEL) -> Estimate:
-        """Mean difference, or geometric mean of ratios."""
+    def estimate(self, level: float = LEVEL, *, with_reach: bool = False) -> Estimate:
+        """Mean difference, or geometric mean of ratios.
+
+        Args:
+            level: Of the interval.
+            with_reach: Widen the interval by `reach` on both sides.
+        """
+        if self.exact and len(self.values) == 1:
+            (value,) = self.values
+            return Estimate(value, value, value, 1, "exact", level, self.unit)
         inner = mean(self.values, self.unit, level)
-        if inner.low is not None and inner.high is not None:
+        if with_reach and inner.low is not None and inner.high is not None:
             inner = replace(inner, low=inner.low - self.reach, high=inner.high + self.reach)
         if not self.ratio or inner.value is None:
             return inner
         low, high = (None if end is None else _exponential(end) for end in (inner.low, inner.high))
         return replace(inner, value=_exponential(inner.value), low=low, high=high)
-
-    @property
-    def p(self) -> float | None:
-        """Two-sided p of Student's t test that the arms are equal; None for fewer than two pairs."""
-        data = np.asarray(self.values)
-        if len(data) < 2:
-            return None
-        apart = abs(float(data.mean())) - self.reach
-        if apart < ROUNDING:  # equal arms, whose numbers came about in another order, or not to be told apart
-            return 1.0
-        error = float(data.std(ddof=1)) / math.sqrt(len(data))
-        if error == 0:
-            return 0.0
-        return float(2 * scipy.stats.t.sf(apart / error, len(data) - 1))
 
 
 def _exponential(value: float) -> float:
@@ -224,17 +221,6 @@ def told_lost(effect: Effect) -> str:
     """How many pairs a row with values goes without, in words; empty where none is lost."""
     total = len(effect.values) + effect.lost
     return f"{len(effect.values)} of {total} pairs, the others gave no value" if effect.values and effect.lost else ""
-
-
-def holm(effects: Sequence[Effect]) -> tuple[Effect, ...]:
-    """Holm's step-down correction over the rows of a table: the chance of any false finding among them stays 5 %."""
-    tested = sorted((p, index) for index, effect in enumerate(effects) if (p := effect.p) is not None)
-    corrected = list(effects)
-    largest = 0.0
-    for rank, (p, index) in enumerate(tested):
-        largest = max(largest, min(1.0, (len(tested) - rank) * p))
-        corrected[index] = replace(effects[index], corrected_p=largest)
-    return tuple(corrected)
 
 
 def sign_test(ours: Sequence[float | None], theirs: Sequence[float | None]) -> tuple[int, int, float]:

@@ -20,7 +20,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from backforward_suite.report.finding import Estimate
 
@@ -61,7 +61,7 @@ STYLE: Any = {
     "svg.fonttype": "path",  # the page shows its figures without any font of its own
     "path.simplify": True,
 }
-PANEL = (3.6, 2.8)  # inches, of one panel
+PANEL = (2.8, 2.3)  # inches, of one panel: two of them can still be read on a phone
 STAMP_SIZE = 6.5  # points
 
 Dash = str | tuple[float, tuple[float, ...]]
@@ -96,7 +96,7 @@ LOOKS: dict[str, Look] = {
     # update rules
     "sgd": Look("SGD", BLACK, "-", "o"),
     "bfp": Look("BFP", VERMILLION, "-", "s"),
-    "bfp_poster": Look("BFP + joint pass (published loop)", BLUE, "--", "^"),
+    "bfp_poster": Look("published loop", BLUE, "--", "^"),
     "sgd_2lr": Look("SGD at twice the lr", GREEN, "-.", "v"),
     "sgd_repeat": Look("SGD, two steps a batch", PURPLE, ":", "D"),
     "bfp_warmup": Look("BFP first, then SGD", ORANGE, (0, (5, 1)), "P"),
@@ -215,6 +215,13 @@ def at_values(axes: Axes, values: Sequence[float], form: str = "{:g}") -> None:
     ticks = sorted(set(values))
     axes.set_xticks(ticks, [form.format(value) for value in ticks])
     axes.set_xticks([], minor=True)
+
+
+def few_ticks(axes: Axes) -> None:
+    """A logarithmic horizontal axis with at most four labels, none between powers of ten that could collide."""
+    axes.xaxis.set_major_locator(LogLocator(base=10, numticks=4))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def stamp(figure: Figure, text: str) -> None:

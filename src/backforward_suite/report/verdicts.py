@@ -1,96 +1,57 @@
-"""From estimates to verdicts: five rules, and what scale, data and missing runs allow to be said.
+"""From estimates to verdicts: five rules, one correction, and what scale, data and missing runs allow to be said.
 
 direction  An effect of a claimed sign, in each row of a table (a learning rate, a data set). A row speaks for the claim
-           if its 95 % interval and Holm's correction over the rows exclude "no difference" on the claimed side and the
-           interval is not wholly within the tolerance; against it if they exclude it on the other side, or if the
-           interval lies wholly within the tolerance: there is no effect worth the name. Else the row is open.
-           Where the claim is that the effect is not there (`negated`), for and against change places in each row.
-value      Published numbers: ours agrees where its interval lies within the tolerance about the number, disagrees
-           where the interval (Bonferroni's level over the rows) lies wholly outside. At paper scale only.
+           if its interval excludes "no difference" on the claimed side and is not wholly within the tolerance; against
+           it if it excludes it on the other side, or lies wholly within the tolerance: no effect worth the name.
+           `negated`, the claim is that an effect of this sign is not there: for it, if the interval leaves no room for
+           one beyond the tolerance. Sign 0, there is none either way: for it, if the interval lies within the
+           tolerance; against it, if it lies outside.
+value      Published numbers: ours agrees where its interval lies within the tolerance about the number, disagrees where
+           it lies wholly outside. Only a row that was run under the paper's whole protocol is judged.
 identity   The same for what mathematics says must hold; scale does not matter but for smoke.
-share      How often something happens: Wilson's interval (Bonferroni's level over the rows) against the share asked.
-curve      Runs follow a published curve: the mean ratio over epochs, with its interval over seeds, is within the
-           tolerance. They are off where it is wholly outside, and the published curve is not like one more seed of
-           ours either (prediction interval): it is of one seed.
+share      How often something happens: Wilson's interval against the share asked. Where all of it is asked for, one
+           counterexample decides.
+curve      Runs follow a published curve: the mean ratio over epochs is within the tolerance. They are off where it is
+           wholly outside, and the published curve is not like one more seed of ours either (prediction interval): it is
+           of one seed.
 
 What a claim's rows say together is decided by its `over`: all (the default), most or any.
 
+Correction for several rows: `backforward_suite.report.ground`.
+
 A verdict says no more than its runs allow: below paper scale it speaks of direction only, smoke is `inconclusive` at
-most, runs on other data than the claim's are `stand-in data`, and no runs are `not run`.
+most, a row whose runs saw fewer images than the claim asks for is open, runs on other data than the claim's are
+`stand-in data`, and no runs are `not run`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
 
 import numpy as np
 import scipy.stats
 
 from backforward_suite.report import statistics
 from backforward_suite.report.claims import Claim
-from backforward_suite.report.finding import Estimate, Kind, Verdict
-from backforward_suite.report.reading import Run, planned_and_not_done
+from backforward_suite.report.finding import Estimate, Kind, Row, State, Verdict
+from backforward_suite.report.ground import Family, Ground
 from backforward_suite.report.statistics import LEVEL, Effect
-from backforward_suite.runs.files import DONE
 
-State = Literal["for", "against", "open"]
 _KINDS: dict[State, Kind] = {"for": "reproduced", "against": "contradicted", "open": "inconclusive"}
 NOTHING = "nothing to compare"
-
-
-@dataclass(frozen=True)
-class Ground:
-    """What a verdict stands on.
-
-    Attributes:
-        scale: `smoke`, `small` or `paper`.
-        runs: The runs behind it.
-        missing: What ought to be there and is not, such as `bfp at lr 0.1`.
-        awaited: Names of runs that sweeps have planned and that are not done. A verdict on part of a sweep would
-            depend on where it happened to stand, so that it is open until they are.
-    """
-
-    scale: str
-    runs: tuple[Run, ...]
-    missing: tuple[str, ...] = ()
-    awaited: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, runs: Sequence[Run], scale: str, missing: Sequence[str] = ()) -> Ground:
-        """The ground that the finished and diverged of these runs give; failed ones are missing."""
-        failed = tuple(f"{run.name} (failed: {run.result.get('cause', 'no cause')})" for run in runs if not _done(run))
-        there = tuple(run for run in runs if _done(run))
-        return cls(scale, there, (*missing, *failed), planned_and_not_done(runs))
-
-    def stands_in(self, claim: Claim) -> str:
-        """Name of the data set that stands in for the claim's; empty where none does."""
-        other = {run.data for run in self.runs if claim.data and run.data not in claim.data}
-        return ", ".join(sorted(other))
-
-    @property
-    def diverged(self) -> int:
-        """How many of the runs diverged."""
-        return sum(run.status == "diverged" for run in self.runs)
-
-
-def _done(run: Run) -> bool:
-    return run.status in DONE
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one row of a table says of a claim."""
-
-    label: str
-    state: State
-    estimate: Estimate
-    why: str
+Said = tuple[State, str]  # what a row says, and why
+Ask = Callable[[float], Said]  # what it says, given a tolerance
 
 
 # --- the rules -------------------------------------------------------------------------------------------------------
+
+
+def judge(claim: Claim, effects: Sequence[Effect], ground: Ground) -> Verdict:
+    """Judge a claim of any rule but `share` and `curve` by the rows of a table."""
+    return {"direction": direction, "value": value, "identity": identity}[claim.rule](claim, effects, ground)
 
 
 def direction(claim: Claim, effects: Sequence[Effect], ground: Ground) -> Verdict:
@@ -98,44 +59,21 @@ def direction(claim: Claim, effects: Sequence[Effect], ground: Ground) -> Verdic
 
     Args:
         claim: Its `sign` is that of ours - theirs, or of log(ours / theirs).
-        effects: All rows of the table: Holm's correction is over all of them, whichever the claim speaks of.
+        effects: All rows of the table, whichever the claim speaks of.
         ground: What they stand on.
     """
-    rows = [_signed(claim, effect) for effect in statistics.holm(effects)]
-    corrected = f"Holm's correction over {len(effects)} rows" if len(effects) > 1 else ""
-    return _judged(claim, rows, ground, corrected)
+    return _judged(claim, effects, ground, partial(_direction, claim))
 
 
-def value(claim: Claim, measured: Sequence[Effect], ground: Ground, effects: Sequence[Effect] = ()) -> Verdict:
-    """Compare numbers with published ones; below paper scale judge the sign of what lies between them, if anything.
+def value(claim: Claim, measured: Sequence[Effect], ground: Ground) -> Verdict:
+    """Compare numbers with published ones, row by row; only those of the paper's whole protocol are judged.
 
     Args:
         claim: Its `published` has a number for each label of `measured`.
         measured: One a number: its values over seeds.
         ground: What they stand on.
-        effects: The differences whose sign the published numbers show (claim's `sign`), for smaller scales; none where
-            another claim is about that sign, lest one result counts twice.
     """
-    if ground.scale != "paper" and ground.runs:
-        shown = tuple(effect.estimate() for effect in measured)
-        ours = _listed([Row(effect.label, "open", effect.estimate(), "") for effect in measured])
-        if effects and "sign" in claim.arguments:
-            judged = direction(claim, effects, ground)
-            same = [effect.label for effect in measured] == [effect.label for effect in effects]
-            told = judged.ours if same else f"{judged.ours}; numbers, not judged: {ours}"
-            return replace(judged, ours=told, estimates=shown)
-        why = "a published number is compared at paper scale only"
-        return _grounded(claim, "open", ours, why, shown, ground)
-    relative = bool(claim.arguments.get("relative"))
-    rows = []
-    for effect in measured:
-        published = claim.published.get(effect.label)
-        if published is None:
-            raise KeyError(f"{claim.id} has no published number called {effect.label!r}")
-        reach = _tolerance(claim) * (abs(published) if relative else 1)
-        rows.append(_near(effect.label, effect, published, reach, claim.unit, len(measured)))
-    corrected = f"Bonferroni's level over {len(rows)} rows" if len(rows) > 1 else ""
-    return _judged(claim, rows, ground, corrected)
+    return _judged(claim, measured, ground, partial(_near, claim), any_scale=True)
 
 
 def identity(claim: Claim, measured: Sequence[Effect], ground: Ground) -> Verdict:
@@ -146,38 +84,7 @@ def identity(claim: Claim, measured: Sequence[Effect], ground: Ground) -> Verdic
         measured: One a number: its values over draws or seeds.
         ground: What they stand on.
     """
-    rows = [
-        _near(effect.label, effect, claim.published[effect.label], _tolerance(claim), claim.unit, len(measured))
-        for effect in measured
-    ]
-    corrected = f"Bonferroni's level over {len(rows)} rows" if len(rows) > 1 else ""
-    return _judged(claim, rows, ground, corrected, any_scale=True)
-
-
-def share(claim: Claim, counts: Mapping[str, tuple[int, int]], ground: Ground) -> Verdict:
-    """Judge how often something happens.
-
-    Args:
-        claim: Its `at_least` is the share asked for.
-        counts: By row, how often it happened, of how many.
-        ground: What they stand on.
-    """
-    asked = float(claim.arguments["at_least"])
-    rows = []
-    for label, (hits, n) in counts.items():
-        level = 1 - (1 - LEVEL) / len(counts)
-        wide = statistics.share(hits, n, level)
-        state: State = "open"
-        if wide.low is not None and wide.high is not None:
-            # Asked for all, no sample can prove it: then one counterexample decides, and none must be seen.
-            proved = hits == n if asked == 1 else wide.low > asked
-            refuted = hits < n if asked == 1 else wide.high < asked
-            state = "for" if proved else "against" if refuted else "open"
-        words = {"for": "over", "against": "under", "open": "not told apart from"}[state]
-        why = f"{words} the share asked for, {asked:.0%}" if n else NOTHING
-        rows.append(Row(label, state, statistics.share(hits, n), why))
-    corrected = f"Bonferroni's level over {len(rows)} rows" if len(rows) > 1 else ""
-    return _judged(claim, rows, ground, corrected, any_scale=True)
+    return _judged(claim, measured, ground, partial(_near, claim), any_scale=True)
 
 
 def curve(claim: Claim, ratios: Sequence[Effect], ground: Ground, epochs: str) -> Verdict:
@@ -189,24 +96,39 @@ def curve(claim: Claim, ratios: Sequence[Effect], ground: Ground, epochs: str) -
         ground: What they stand on.
         epochs: Over which epochs, in words.
     """
+    return _judged(claim, ratios, ground, _follows, epochs, any_scale=True)
+
+
+def share(
+    claim: Claim, counts: Mapping[str, tuple[int, int]], ground: Ground, *, what: str = "", sampled: bool = True
+) -> Verdict:
+    """Judge how often something happens.
+
+    Args:
+        claim: Its `at_least` is the share asked for.
+        counts: By row, how often it happened, of how many.
+        ground: What they stand on.
+        what: What happens, in words.
+        sampled: Whether the cases are a sample; of hand-picked ones a share has no interval.
+    """
+    asked = float(claim.arguments["at_least"])
+    family = Family(sum(n > 0 and _asked(claim, label) for label, (_, n) in counts.items()), _over(claim))
     rows = []
-    for effect in ratios:
-        if not effect.values:
-            rows.append(Row(effect.label, "open", effect.estimate(), effect.note or NOTHING))
-            continue
-        wide = effect.estimate(1 - (1 - LEVEL) / len(ratios))
-        narrow = effect.estimate()
+    for label, (hits, n) in counts.items():
+        narrow = statistics.share(hits, n)
+        told = narrow if sampled or not n else replace(narrow, low=narrow.value, high=narrow.value)
+        low, high = statistics.share(hits, n, family.level("for")), statistics.share(hits, n, family.level("against"))
         state: State = "open"
-        if _within(narrow, *_band(1.0, _tolerance(claim))):
-            state = "for"
-        elif _outside(wide, *_band(1.0, _tolerance(claim))) and not _like_another_seed(effect):
-            state = "against"
-        words = {"for": "follows it", "against": "is off", "open": "may or may not follow it"}[state]
-        if state == "open" and len(effect.values) > 1:
-            words += f", our own seeds differ by a factor of {math.exp(float(np.std(effect.values, ddof=1))):.2f}"
-        rows.append(Row(effect.label, state, narrow, _remarked(words, effect)))
-    corrected = f"Bonferroni's level over {len(rows)} rows" if len(rows) > 1 else ""
-    return _judged(claim, rows, ground, "; ".join(filter(None, [epochs, corrected])), any_scale=True)
+        if low.low is not None and high.high is not None:
+            # Asked for all, no sample can prove it: then one counterexample decides, and none must be seen.
+            proved = hits == n if asked == 1 else low.low > asked
+            refuted = hits < n if asked == 1 else high.high < asked
+            state = "for" if proved else "against" if refuted else "open"
+        words = {"for": "over", "against": "under", "open": "not told apart from"}[state]
+        seen = f"{hits} of {n}, " if not sampled else ""
+        why = f"{seen}{words} the share asked for, {asked:.0%}" if n else NOTHING
+        rows.append(Row(label, state, told, why, _asked(claim, label)))
+    return _together(claim, rows, ground, family, what, family.told() if sampled and asked < 1 else "", any_scale=True)
 
 
 def not_run(claim: Claim, scale: str, missing: Sequence[str] = ()) -> Verdict:
@@ -216,52 +138,117 @@ def not_run(claim: Claim, scale: str, missing: Sequence[str] = ()) -> Verdict:
     return Verdict(claim, "not run", "nothing", why)
 
 
+def too_short(claim: Claim, ground: Ground, ours: str, seen: int) -> Verdict:
+    """Say that runs ended before the paper's first data point."""
+    return _grounded(claim, "open", ours, _seen_too_little(claim, seen), (), ground, any_scale=True)
+
+
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _signed(claim: Claim, effect: Effect) -> Row:
-    found, equal, sign = effect.estimate(), effect.equality, int(claim.arguments["sign"])
-    if found.value is None:
-        return Row(effect.label, "open", found, effect.note or NOTHING)
-    if not found.has_interval:
-        return Row(effect.label, "open", found, _remarked("one pair of runs: no interval", effect))
-    low, high = _band(equal, _tolerance(claim), effect.ratio)
-    sure = effect.corrected_p is not None and effect.corrected_p < 1 - LEVEL
-    beyond = sure and _outside(found, equal, equal)
-    shows = (found.value > equal) == (sign > 0)
-    denied = bool(claim.arguments.get("negated"))
-    state: State = "open"
-    if _within(found, low, high):
-        # Paired runs may tell even an effect from none that is too small to speak of.
-        told = "an effect too small to count" if beyond else "no effect"
-        state, why = "for" if denied else "against", f"{told}: within {_number(low)} to {_number(high)}"
-    elif beyond:
-        state = "for" if shows != denied else "against"
-        why = ("the effect that is denied" if denied else "as claimed") if shows else "the other way"
-    else:
-        why = "not told apart from no difference"
-    return Row(effect.label, state, found, _remarked(why, effect))
+@dataclass(frozen=True)
+class _Read:
+    """A row's intervals: as shown, and as read where it would count for the claim, against it, or as equal."""
+
+    shown: Estimate
+    support: Estimate
+    counter: Estimate
+    equal: Estimate
+
+    @classmethod
+    def of(cls, effect: Effect, family: Family) -> _Read:
+        return cls(
+            effect.estimate(),
+            effect.estimate(family.level("for")),
+            effect.estimate(family.level("against")),
+            effect.estimate(family.equality, with_reach=True),
+        )
+
+    def ends(self) -> list[float]:
+        """All ends of intervals, at which a verdict may turn."""
+        return [end for each in (self.support, self.counter, self.equal) for end in (each.low, each.high)
+                if end is not None]  # fmt: skip
 
 
-def _near(label: str, effect: Effect, target: float, reach: float, unit: str, rows: int) -> Row:
-    found = replace(effect.estimate(), unit=unit)
-    if not effect.values:
-        return Row(label, "open", found, effect.note or NOTHING)
-    if len(effect.values) == 1 and effect.exact:
-        found = replace(found, low=found.value, high=found.value, method="exact")
-    wide = found if found.method == "exact" else effect.estimate(1 - (1 - LEVEL) / rows)
-    state: State = "open"
-    if _within(found, target - reach, target + reach):
-        state = "for"
-    elif _outside(wide, target - reach, target + reach):
-        state = "against"
-    words = {"for": "agrees with", "against": "differs from", "open": "may or may not agree with"}[state]
-    return Row(label, state, found, _remarked(f"{words} {_number(target)} ± {_number(reach)}", effect))
+Rule = Callable[[Effect, Family], tuple[Ask, list[float]]]  # what a row says, and at which tolerances it may turn
 
 
-def _remarked(why: str, effect: Effect) -> str:
-    """With what a reader must know of a row that has values: its note, and what gave none."""
-    return "; ".join(filter(None, [why, effect.note, statistics.told_lost(effect)]))
+def _direction(claim: Claim, effect: Effect, family: Family) -> tuple[Ask, list[float]]:
+    read, equal, sign = _Read.of(effect, family), effect.equality, int(claim.arguments["sign"])
+    kind = _no_difference if sign == 0 else _denied if claim.arguments.get("negated") else _claimed
+
+    def says(tolerance: float) -> Said:
+        return kind(read, equal, _band(equal, tolerance, effect.ratio), sign)
+
+    turns = [abs(math.log(end / equal)) if effect.ratio and end > 0 else abs(end - equal) for end in read.ends()]
+    return says, [math.expm1(turn) if effect.ratio else turn for turn in turns]
+
+
+def _claimed(read: _Read, equal: float, band: tuple[float, float], sign: int) -> Said:
+    if _within(read.equal, *band):  # paired runs may tell even an effect from none that is too small to speak of
+        told = "an effect too small to count" if _beyond(read.shown, equal, sign) else "no effect"
+        return "against", f"{told}: {_spanned(band)}"
+    if _beyond(read.support, equal, sign):
+        return "for", "as claimed"
+    reverse = _beyond(read.counter, equal, -sign)
+    return ("against", "the other way") if reverse else ("open", "not told apart from no difference")
+
+
+def _denied(read: _Read, equal: float, band: tuple[float, float], sign: int) -> Said:
+    if _beyond(read.equal, band[sign > 0], -sign):
+        return "for", "the effect that is denied is not there, or within the tolerance"
+    there = _beyond(read.counter, equal, sign)
+    return ("against", "the effect that is denied") if there else ("open", "the effect may or may not be there")
+
+
+def _no_difference(read: _Read, _: float, band: tuple[float, float], __: int) -> Said:
+    if _within(read.equal, *band):
+        return "for", f"no difference: {_spanned(band)}"
+    if _beyond(read.counter, band[1], 1) or _beyond(read.counter, band[0], -1):
+        return "against", f"a difference: not {_spanned(band)}"
+    return "open", f"may or may not be {_spanned(band)}"
+
+
+def _beyond(found: Estimate, bound: float, side: int) -> bool:
+    """Whether an interval lies wholly beyond a bound, on a side."""
+    end = found.low if side > 0 else found.high
+    return end is not None and (end - bound) * side > 0
+
+
+def _spanned(band: tuple[float, float]) -> str:
+    return f"within {_number(band[0])} to {_number(band[1])}"
+
+
+def _near(claim: Claim, effect: Effect, family: Family) -> tuple[Ask, list[float]]:
+    target = claim.published[effect.label]
+    least, most = target if isinstance(target, tuple) else (target, target)
+    unit = abs(least) if claim.arguments.get("relative") else 1.0
+    found = effect.estimate(family.equality)
+
+    def says(tolerance: float) -> Said:
+        low, high = least - tolerance * unit, most + tolerance * unit
+        state: State = "for" if _within(found, low, high) else "against" if _outside(found, low, high) else "open"
+        words = {"for": "agrees with", "against": "differs from", "open": "may or may not agree with"}[state]
+        span = f"{_number(least)} to {_number(most)}" if least != most else _number(least)
+        return state, f"{words} {span}, ± {_number(tolerance * unit)}"
+
+    ends = [end for end in (found.low, found.high) if end is not None]
+    return says, [max(least - end, end - most, 0.0) / unit for end in ends if unit]
+
+
+def _follows(effect: Effect, family: Family) -> tuple[Ask, list[float]]:
+    found = effect.estimate(family.equality)
+
+    def says(tolerance: float) -> Said:
+        low, high = _band(1.0, tolerance)
+        if _within(found, low, high):
+            return "for", "follows it"
+        if _outside(found, low, high) and not _like_another_seed(effect):
+            return "against", "is off"
+        spread = float(np.std(effect.values, ddof=1)) if len(effect.values) > 1 else 0.0
+        return "open", f"may or may not follow it, our own seeds differ by a factor of {math.exp(spread):.2f}"
+
+    return says, [math.expm1(abs(math.log(end))) for end in (found.low, found.high) if end]
 
 
 def _like_another_seed(effect: Effect) -> bool:
@@ -272,11 +259,6 @@ def _like_another_seed(effect: Effect) -> bool:
         return False
     reach = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1)) * float(values.std(ddof=1)) * math.sqrt(1 + 1 / n)
     return abs(float(values.mean())) <= reach
-
-
-def _tolerance(claim: Claim) -> float:
-    assert claim.tolerance is not None, f"{claim.id} was read with one"
-    return claim.tolerance
 
 
 def _band(centre: float, reach: float, ratio: bool = True) -> tuple[float, float]:
@@ -294,53 +276,109 @@ def _outside(found: Estimate, low: float, high: float) -> bool:
 # --- together --------------------------------------------------------------------------------------------------------
 
 
-def _judged(claim: Claim, rows: Sequence[Row], ground: Ground, corrected: str, any_scale: bool = False) -> Verdict:
+def _asked(claim: Claim, label: str) -> bool:
+    """Whether a claim is about a row."""
     wanted = claim.arguments.get("rows")
-    asked = [row for row in rows if wanted is None or row.label in wanted]
-    absent = [label for label in wanted or [] if label not in [row.label for row in rows]]
+    return wanted is None or label in wanted
+
+
+def _over(claim: Claim) -> str:
+    return str(claim.arguments.get("over", "all"))
+
+
+def _judged(
+    claim: Claim, effects: Sequence[Effect], ground: Ground, rule: Rule, note: str = "", any_scale: bool = False
+) -> Verdict:
+    """Judge each row, and all of them together; then look for which tolerances that is so."""
+    assert claim.tolerance is not None, f"{claim.id} was read with one"
+    closed = {effect.label: why for effect in effects if (why := _why_open(claim, effect, ground))}
+    judged = [effect for effect in effects if _asked(claim, effect.label) and effect.label not in closed]
+    family = Family(len(judged), _over(claim))
+    asks: dict[str, Ask] = {}
+    turns: list[float] = []
+    for effect in (effect for effect in effects if effect.label not in closed):
+        asks[effect.label], at = rule(effect, family if effect in judged else Family(1))
+        turns += at if effect in judged else []
+
+    def row(effect: Effect, tolerance: float) -> Row:
+        ask = asks.get(effect.label)
+        state, why = ask(tolerance) if ask else ("open", closed[effect.label])
+        found = replace(effect.estimate(), unit="" if effect.ratio else effect.unit or claim.unit)
+        corrected = effect.estimate(family.equality, with_reach=True) if effect in judged and family.rows > 1 else None
+        return Row(effect.label, state, found, _remarked(why, effect), _asked(claim, effect.label), corrected)
+
+    def together(tolerance: float) -> State:
+        states = [row(effect, tolerance).state for effect in effects if _asked(claim, effect.label)]
+        return family.together(states, complete=not _absent(claim, effects))
+
+    rows = [row(effect, claim.tolerance) for effect in effects]
+    sampled = any(len(effect.values) > 1 for effect in judged)
+    notes = "; ".join(filter(None, [note, family.told() if sampled else ""]))
+    verdict = _together(claim, rows, ground, family, _head(claim, effects), notes, any_scale)
+    if not judged or verdict.kind == "not run":
+        return verdict
+    low, high = _holds(together, claim.tolerance, turns)
+    if verdict.kind == "inconclusive" and (low, high) == (0.0, math.inf):
+        return verdict
+    return replace(verdict, holds=_range(claim, low, high, any(effect.ratio for effect in effects)))
+
+
+def _why_open(claim: Claim, effect: Effect, ground: Ground) -> str:
+    """Why a row cannot be judged whatever its number is; empty where it can."""
+    if not effect.values:
+        return effect.note or NOTHING
+    if len(effect.values) == 1 and not effect.exact:
+        return "one pair of runs: no interval" if claim.rule == "direction" else "one run: no interval"
+    if effect.images is not None and effect.images < claim.least_images:
+        return _seen_too_little(claim, effect.images)
+    wants_protocol = claim.rule == "value" or claim.arguments.get("protocol")
+    if wants_protocol and ground.scale != "paper" and not effect.protocol:
+        return "not run under the paper's whole protocol, which a published number is compared at"
+    return ""
+
+
+def _seen_too_little(claim: Claim, seen: int) -> str:
+    return f"its runs saw {seen:,} images, fewer than at the paper's first data point ({claim.least_images:,})"
+
+
+def _absent(claim: Claim, rows: Sequence[Effect] | Sequence[Row]) -> list[str]:
+    labels = [row.label for row in rows]
+    return [label for label in claim.arguments.get("rows") or [] if label not in labels]
+
+
+def _remarked(why: str, effect: Effect) -> str:
+    """With what a reader must know of a row that has values: its note, and what gave none."""
+    note = effect.note if effect.values else ""
+    return "; ".join(filter(None, [why, note, statistics.told_lost(effect)]))
+
+
+def _together(
+    claim: Claim, rows: Sequence[Row], ground: Ground, family: Family, head: str, notes: str, any_scale: bool = False
+) -> Verdict:
+    """What all rows say together, as far as the ground allows."""
+    asked, absent = [row for row in rows if row.judged], _absent(claim, rows)
     ground = replace(ground, missing=(*ground.missing, *absent))
     # A row without a number may still have a reason why there is none; that is an open row, not a missing run.
     if not ground.runs or not any(row.estimate.value is not None or row.why != NOTHING for row in asked):
-        return _or_stand_in(not_run(claim, ground.scale, ground.missing), ground)
-    state = _together(asked, str(claim.arguments.get("over", "all")), complete=not absent)
-    reasons = [_reasons(asked), corrected]
+        return or_stand_in(not_run(claim, ground.scale, ground.missing), ground)
+    state = family.together([row.state for row in asked], complete=not absent)
+    reasons = [_reasons(asked), notes]
     if ground.awaited:
         state = "open"
         reasons.insert(0, f"open until all is run that was planned; not done: {some(ground.awaited)}")
-    beside = [row for row in rows if row not in asked]
-    if beside:
-        reasons.append(f"not judged: {_reasons(beside, named=True)}")
     if ground.diverged:
         reasons.append(f"{ground.diverged} of {len(ground.runs)} runs diverged and count as the worst")
     if ground.missing:
         reasons.append(f"missing: {some(ground.missing)}")
-    why = "; ".join(filter(None, reasons))
-    estimates = tuple(row.estimate for row in rows)
-    return _grounded(claim, state, _listed(asked), why, estimates, ground, any_scale)
-
-
-def _together(rows: Sequence[Row], over: str, complete: bool) -> State:
-    count = {state: sum(row.state == state for row in rows) for state in ("for", "against", "open")}
-    n = len(rows)
-    if over == "any":
-        return "for" if count["for"] else "against" if count["against"] == n and complete else "open"
-    if over == "most":
-        return "for" if 2 * count["for"] > n else "against" if 2 * count["against"] > n else "open"
-    return "against" if count["against"] else "for" if count["for"] == n and complete else "open"
+    ours = ": ".join(filter(None, [head, _listed(asked)]))
+    return _grounded(claim, state, ours, "; ".join(filter(None, reasons)), tuple(rows), ground, any_scale)
 
 
 def _grounded(
-    claim: Claim,
-    state: State,
-    ours: str,
-    why: str,
-    estimates: tuple[Estimate, ...],
-    ground: Ground,
-    any_scale: bool = False,
+    claim: Claim, state: State, ours: str, why: str, rows: tuple[Row, ...], ground: Ground, any_scale: bool
 ) -> Verdict:
     """The verdict that this ground allows."""
     kind = _KINDS[state]
-    ours = f"{ours} ({ground.scale} scale)"
     if ground.scale == "smoke":
         would = "" if kind == "inconclusive" else f" (it points to {kind})"
         kind, why = "inconclusive", f"smoke scale shows that it runs, no more{would}; {why}"
@@ -350,26 +388,70 @@ def _grounded(
     if other:
         why = f"on {other} in place of {' and '.join(claim.data)} it would be {kind}: {why}"
         kind = "stand-in data"
-    return Verdict(claim, kind, ours, why, estimates)
+    return Verdict(claim, kind, ours, why, rows)
 
 
-def _or_stand_in(verdict: Verdict, ground: Ground) -> Verdict:
+def or_stand_in(verdict: Verdict, ground: Ground) -> Verdict:
+    """A verdict for want of runs, marked where what there is stands in for other data."""
     other = ground.stands_in(verdict.claim)
     if not other:
         return verdict
     return replace(verdict, kind="stand-in data", why=f"on {other}, and nothing to judge: {verdict.why}")
 
 
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _head(claim: Claim, effects: Sequence[Effect]) -> str:
+    """What the numbers are, and which side of no difference favours the claim."""
+    what = next((effect.what for effect in effects if effect.what), "")
+    if claim.rule != "direction" or not what:
+        return what
+    sign = int(claim.arguments["sign"]) * (-1 if claim.arguments.get("negated") else 1)
+    equal = effects[0].equality
+    asked = "a yes" if claim.kind == "question" else "the claim"
+    return f"{what} ({'over' if sign > 0 else 'under' if sign < 0 else 'near'} {equal:g} favours {asked})"
+
+
+def _holds(together: Callable[[float], State], tolerance: float, turns: Iterable[float]) -> tuple[float, float]:
+    """The widest range of tolerances about the claim's own over which its rows say the same together."""
+    here, low, high = together(tolerance), 0.0, math.inf
+    tick = 1e-9
+    for turn in sorted({turn for turn in turns if turn >= tolerance}):
+        if together(turn * (1 + tick) + tick * tick) != here:
+            high = turn
+            break
+    for turn in sorted({turn for turn in turns if turn <= tolerance}, reverse=True):
+        if together(max(0.0, turn * (1 - tick) - tick * tick)) != here:
+            low = turn
+            break
+    return low, high
+
+
+def _range(claim: Claim, low: float, high: float, ratio: bool) -> str:
+    """A range of tolerances in words."""
+    share = ratio or claim.arguments.get("relative")
+
+    def told(end: float) -> str:
+        return f"{100 * end:.2g} %" if share else f"{end:.2g} {claim.unit}".rstrip()
+
+    if low == 0 and math.isinf(high):
+        return "whatever the tolerance"
+    if math.isinf(high):
+        return f"for tolerances from {told(low)} up"
+    return f"for tolerances up to {told(high)}" if low == 0 else f"for tolerances from {told(low)} to {told(high)}"
+
+
 def _listed(rows: Sequence[Row]) -> str:
     return "; ".join(f"{row.label}: {row.estimate}" if row.label else str(row.estimate) for row in rows)
 
 
-def _reasons(rows: Sequence[Row], named: bool = False) -> str:
+def _reasons(rows: Sequence[Row]) -> str:
     """Why, each reason once, with the rows it holds for."""
     labels: dict[str, list[str]] = {}
     for row in rows:
         labels.setdefault(row.why, []).append(row.label)
-    if len(labels) == 1 and not named:
+    if len(labels) == 1:
         return next(iter(labels))
     return "; ".join(f"{', '.join(names)}: {why}" for why, names in labels.items())
 

@@ -53,7 +53,8 @@ class Moments:
     jacobian     of the Jacobian G of one layer on white input, by ``activation``, ``jacobian_factor``, ``width`` and
                  random or orthogonal ``weights``: ``diagonal``, the mean diagonal entry of E[G G^T] (the mean squared
                  singular value); ``off_diagonal``, root mean square of the entries beside it; ``eigenvalue_min`` and
-                 ``_max`` of E[G G^T]; ``singular_min``, ``_median``, ``_max`` of G at one input
+                 ``_max`` of the sampled E[G G^T], which few inputs make too wide; ``exact_eigenvalue_min`` and ``_max``
+                 of E[G G^T] in closed form, of ReLU; ``singular_min``, ``_median``, ``_max`` of G at one input
     proposition1 of weights with ``rows`` x ``columns``, rows of one ``length`` and random, orthogonal, or equal: any
                  two at one ``cosine``. ``coherence``; ``distance``, ||Sigma - diag(alpha)||_F; ``sampled_distance``,
                  the same from the covariance of W x over white x, with its sampling ``error``; ``printed_bound`` (nan
@@ -210,6 +211,9 @@ class Moments:
             "singular_median": singular.median(),
             "singular_max": singular[0],
         }
+        if activation == "relu":
+            exact = torch.linalg.eigvalsh(expected_relu_product(layer))
+            values |= {"exact_eigenvalue_min": exact[0], "exact_eigenvalue_max": exact[-1]}
         where: Where = {"activation": activation, "jacobian_factor": factor, "width": width, "weights": weights}
         for quantity, value in values.items():
             yield _row("jacobian", quantity, value.item(), **where)
@@ -339,6 +343,26 @@ def _column(rows: Sequence[Row], where: Mapping[str, object], key: str = "value"
 
 def _white(setting: Setting, purpose: str, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator(setting.seed, purpose, *shape)).to(setting.device, setting.dtype)
+
+
+def expected_relu_product(layer: NormPropLinear) -> Tensor:
+    r"""E[G G^T] of a fresh NormProp layer of ReLU on white Gaussian input, in closed form.
+
+    With unit rows at cosine r, two pre-activations are both positive with probability 1/4 + asin(r) / (2 pi) (Sheppard
+    1899), and then the gradients of the two units have the product r / (J s)^2, s the deviation of a rectified normal.
+    Tests compare it with samples.
+
+    Returns:
+        units x units, double precision.
+    """
+    rows = layer.weight.detach().double()
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    cosines = (rows @ rows.T).clamp(-1, 1)
+    cosines.fill_diagonal_(1.0)
+    moments = layer.moments()
+    scale = float(moments.jacobian) * float(moments.std)
+    found: Tensor = cosines * (0.25 + cosines.asin() / (2 * math.pi)) / scale**2
+    return found
 
 
 def _drawn(setting: Setting, network: nn.Module) -> nn.Module:

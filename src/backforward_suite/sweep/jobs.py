@@ -9,6 +9,7 @@ from pathlib import Path
 from backforward_suite import cli
 from backforward_suite.config import Request
 from backforward_suite.errors import BadInput, Refused, cause_of
+from backforward_suite.explain import explain
 from backforward_suite.runs import files, lifecycle
 
 
@@ -57,7 +58,7 @@ _HINTS: dict[int, str] = {
 
 def not_started(error: Exception) -> Outcome:
     """Of a job whose folder cannot be used: the cause, in a line."""
-    return Outcome(cause=cli.explain(error, Path(), ()) or cause_of(error), refused=isinstance(error, Refused))
+    return Outcome(cause=explain(error, Path(), ()) or cause_of(error), refused=isinstance(error, Refused))
 
 
 def conclude(job: Job, code: int, seconds: float) -> Outcome:

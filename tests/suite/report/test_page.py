@@ -74,6 +74,41 @@ def test_verdicts_are_told_by_word_and_sign(report: Path) -> None:
     assert len(set(page.SIGNS.values())) == len(KINDS)
 
 
+def test_the_page_opens_with_methods_question_answer_and_tally(report: Path) -> None:
+    text = (report / "index.html").read_text()
+    parts = ["<h1>", "<svg", "What was asked.", 'id="answer"', 'id="tally"', 'id="summary"', "<section"]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_claims_and_questions_are_counted_apart(tmp_path: Path) -> None:
+    examined = page.examine_all(tmp_path, "small")
+    claims = read_claims()
+    questions = sum(claim.kind == "question" for claim in claims)
+    count = len(claims) - questions
+    assert page.tally(examined) == f"{count} claims: {count} not run; {questions} questions: {questions} not run"
+    page.write(examined, tmp_path / "report", "small")
+    assert f"<b>{len(claims) - questions}</b>" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_what_was_set_post_hoc_is_marked_in_the_summary(tmp_path: Path) -> None:
+    page.write(page.examine_all(tmp_path, "small"), tmp_path / "report", "small")
+    lines = (tmp_path / "report" / "report.md").read_text().splitlines()
+    for claim in read_claims():
+        (row,) = [line for line in lines if line.startswith("| ") and f"| {page.in_markdown(claim.statement)}" in line]
+        assert ("*post hoc*" in row) == claim.post_hoc
+
+
+def test_the_page_has_no_names_that_only_the_code_knows(tmp_path: Path) -> None:
+    """But for commands, which stand as code."""
+    page.write(page.examine_all(tmp_path, "small"), tmp_path / "report", "small")
+    text = re.sub(
+        r"<(code|style)>.*?</\1>|<[^>]*>", " ", (tmp_path / "report" / "index.html").read_text(), flags=re.DOTALL
+    )
+    for name in ("bfp_poster", "sgd_repeat", "sgd_2lr", "middle of the range", "batch_size", "np_"):
+        assert name not in text, name
+
+
 def test_what_comes_from_runs_is_no_markup(report: Path) -> None:
     html, markdown = (report / "index.html").read_text(), (report / "report.md").read_text()
     assert (
@@ -169,7 +204,7 @@ def test_an_experiment_that_fails_hides_no_other(tmp_path: Path, monkeypatch: py
     name = experiments.names()[0]
 
     class Failing:
-        QUESTION = "Why?"
+        question = "Why?"
 
         @staticmethod
         def examine(*_: object) -> None:
@@ -239,6 +274,15 @@ def test_in_a_browser(browser: Any, report: Path, tmp_path: Path, width: int, sc
     assert min(sizes) >= 12
     for anchor in ask("return [...document.querySelectorAll('a')].map(a => a.hash.slice(1))"):
         assert ask("return document.getElementById(arguments[0]) !== null", anchor), anchor
+    rows = "[...document.querySelectorAll('tr[data-verdict]')].filter(r => r.offsetParent)"
+    shown = f"return {rows}.map(r => r.dataset.verdict)"
+    everything = ask(shown)
+    ask("document.getElementById('v-contradicted').click()")
+    assert set(ask(shown)) == {"contradicted"} & set(everything)
+    ask("document.getElementById('v-all').click(); document.getElementById('p-np').click()")
+    assert 0 < len(ask(shown)) < len(everything)
+    ask("document.getElementById('p-all').click()")
+    assert ask(shown) == everything
     folder = Path(os.environ.get("BACKFORWARD_SCREENSHOTS", tmp_path))
     assert browser.save_screenshot(str(folder.resolve() / f"page-{width}-{scheme}.png"))
 

@@ -115,47 +115,26 @@ def test_pairing_removes_what_a_seed_brings_to_both_arms() -> None:
     assert 0.08 < found.low < found.high < 0.12
 
 
-def test_p_agrees_with_the_t_interval_and_with_scipy() -> None:
-    import scipy.stats
-
-    values = (0.1, 0.3, 0.2, 0.4, 0.15)
-    effect = st.Effect("", values)
-    assert effect.p == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue)
-    touching = st._t_interval(np.asarray(values), 1 - effect.p)
-    assert touching[0] == pytest.approx(0, abs=1e-12)
-    assert st.Effect("", (1.0,)).p is None
-    assert st.Effect("", (0.0, 0.0)).p == 1
-    assert st.Effect("", (0.1, 0.1)).p == 0
-    assert st.Effect("", (-1e-16, -1e-16, -1.1e-16)).p == 1
-
-
-def test_holm_s_correction_is_that_of_his_paper() -> None:
-    def row(p: float) -> st.Effect:
-        class Fixed(st.Effect):
-            @property
-            def p(self) -> float | None:
-                return None if math.isnan(p) else p
-
-        return Fixed("", ())
-
-    corrected = [row.corrected_p for row in st.holm([row(p) for p in (0.01, 0.04, 0.03, 0.005, math.nan, 0.9)])]
-    assert corrected == pytest.approx([0.04, 0.09, 0.09, 0.025, None, 0.9])
-
-
-def test_under_no_effect_a_table_of_six_rows_rarely_has_a_finding() -> None:
-    draw = np.random.default_rng(3)
-    tables = [st.holm([st.Effect("", tuple(row)) for row in draw.standard_normal((6, 5))]) for _ in range(400)]
-    found = np.mean([any(row.corrected_p < 0.05 for row in table) for table in tables])
-    assert found < 0.08
-    uncorrected = np.mean([any(row.p < 0.05 for row in table) for table in tables])
-    assert uncorrected > 0.2
-
-
 def test_a_known_effect_is_found_and_its_size_is_inside() -> None:
     draw = np.random.default_rng(4)
     effect = st.Effect("", tuple(0.5 + 0.1 * draw.standard_normal(5)))
-    assert effect.p < 0.001
+    assert effect.estimate(0.999).low > 0
     assert effect.estimate().low < 0.5 < effect.estimate().high
+
+
+def test_what_was_not_sampled_has_no_interval() -> None:
+    found = st.Effect("", (0.8275,), exact=True, unit="nats").estimate()
+    assert (found.value, found.low, found.high, found.method) == (0.8275, 0.8275, 0.8275, "exact")
+    assert str(found) == "0.8275 nats"
+    assert st.Effect("", (0.8275,)).estimate().low is None  # one run of many
+
+
+def test_a_grid_widens_an_interval_where_it_is_asked_for() -> None:
+    effect = st.Effect("", (0.1, 0.2, 0.3), ratio=True, reach=0.5)
+    narrow, wide = effect.estimate(), effect.estimate(with_reach=True)
+    assert wide.value == narrow.value
+    assert wide.low == pytest.approx(narrow.low * math.exp(-0.5))
+    assert wide.high == pytest.approx(narrow.high * math.exp(0.5))
 
 
 def test_the_sign_test_lets_those_who_never_arrive_come_last() -> None:

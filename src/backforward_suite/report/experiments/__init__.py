@@ -1,19 +1,22 @@
 """What the referee examines: a module for each experiment, named as its config in `conf/experiment`.
 
-Each has `QUESTION: str` and `examine(runs, claims, scale) -> Finding`, and may name the `DIAGNOSTICS` that it reads
-(measures of `diagnostics.csv`), which are then kept among the committed results.
+To add an experiment, or a question to one:
+
+1.  Write what is asked into `claims.yaml`: `kind: question` where no paper states it, the sign that a yes has, the
+    tolerance and why, `post_hoc: true` if results are known already. Commit it before the runs.
+2.  Write `conf/experiment/NAME.yaml`, the sweep.
+3.  Write `NAME.py` here with an `EXPERIMENT`, and put its name into `ORDER`. `_experiment` says what a module holds:
+    rows, arms, a measure, and the words of the claims that a comparison answers. `_measures` has measures and how to
+    make one, `_figures` what can be drawn. Verdicts, tables and the page follow from that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import import_module
-from typing import Protocol, cast
+from typing import cast
 
 from backforward_suite.errors import BadInput
-from backforward_suite.report.claims import Claim
-from backforward_suite.report.finding import Finding
-from backforward_suite.report.reading import Run
+from backforward_suite.report.experiments._experiment import Experiment
 
 #: In the order of the page.
 ORDER = (
@@ -40,32 +43,22 @@ ORDER = (
 )
 
 
-class Experiment(Protocol):
-    """What the module of an experiment offers."""
-
-    QUESTION: str
-
-    def examine(self, runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
-        """Judge the experiment's claims by its runs, of which some or all may be missing."""
-        ...
-
-
 def names() -> list[str]:
     """The experiments that can be examined, in the order of the page."""
     return list(ORDER)
 
 
 def load(name: str) -> Experiment:
-    """The module of an experiment.
+    """An experiment by its name.
 
     Raises:
         BadInput: There is none of that name.
     """
     if name not in names():
         raise BadInput(f"{name}: no such experiment; there are {', '.join(names())}")
-    return cast(Experiment, import_module(f"{__name__}.{name}"))
+    return cast(Experiment, import_module(f"{__name__}.{name}").EXPERIMENT)
 
 
 def diagnostics_of(name: str) -> tuple[str, ...]:
     """The measures of `diagnostics.csv` that an experiment reads."""
-    return tuple(getattr(load(name), "DIAGNOSTICS", ()))
+    return load(name).diagnostics

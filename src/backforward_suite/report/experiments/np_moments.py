@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.figure
@@ -12,82 +13,87 @@ import pandas as pd
 
 from backforward_suite.report import statistics, style, verdicts
 from backforward_suite.report.claims import Claim
-from backforward_suite.report.experiments import _common as common
-from backforward_suite.report.experiments import _normprop as family
-from backforward_suite.report.finding import Figure, Finding, Table, Verdict
+from backforward_suite.report.experiments._experiment import INTERVALS, Experiment, Found, Own, table
+from backforward_suite.report.experiments._measures import Measure, Runs, done
+from backforward_suite.report.finding import Figure, Table
+from backforward_suite.report.ground import Ground
 from backforward_suite.report.reading import Run
 from backforward_suite.report.statistics import Effect
 
-QUESTION = "Do the moments, the Jacobian and the bounds hold on which NormProp rests, and the assumptions behind them?"
+NORMS = ("none", "batch", "prop")
+MOMENTS = {"mean": "mean", "std": "standard deviation"}
 DIAGNOSTICS = ("gaussianity/distance_median", "proposition1/pairs", "proposition1/incoherent_pairs")
 SLACK = 1e-9  # of a bound that is met with equality, for rounding
 FACTORS = {"none": "J = 1", "paper": "J = 1.21", "exact": "exact J"}
 
 
-def examine(runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
+def examine(runs: Runs, claims: Mapping[str, Claim], scale: str) -> Found:
     """Judge the mathematics by a study of untrained layers, the assumptions by trained networks."""
-    ended = common.done(runs)
+    ended = done(runs)
     studies = [run for run in ended if {"part", "quantity", "value"} <= set(run.study)]
     study = studies[0].study if studies else pd.DataFrame({"part": [], "quantity": [], "value": []})
-    trained = {norm: [run for run in common.done(ended, norm=norm) if len(run.diagnostics)] for norm in family.NORMS}
-    mathematics = verdicts.Ground.of([run for run in runs if run not in _flat(trained)], scale)
-    networks = verdicts.Ground.of(_flat(trained), scale)
-    widest = _widest(study)
-    chain: Where = {"part": "chain", "activation": "relu", "jacobian_factor": "paper", "width": widest, "layer": 1}
+    trained = {norm: [run for run in ended if run.choice("norm") == norm and len(run.diagnostics)] for norm in NORMS}
+    networks = Ground.of([run for members in trained.values() for run in members], scale)
+    mathematics = Ground.of([run for run in runs if run not in networks.runs], scale)
     # Of unit rows the expectation is the same at every width; each width and kind of rows is a sample of it.
     diagonals = _rows(study, part="jacobian", quantity="diagonal", activation="relu", jacobian_factor="none")["value"]
     eigenvalues = tuple(float(value) for value in diagonals)
-    pooled = _pooled(study)
-    measured: Mapping[str, Sequence[Effect]] = {
-        "remark_1": [_exact(quantity, _moment(study, "relu", quantity)) for quantity in ("mean", "std")],
-        "remark_2": [
-            _exact(f"{quantity} at a = 0.25", _moment(study, "prelu", quantity)) for quantity in ("mean", "std")
-        ],
-        "jacobian": [
-            Effect("mean eigenvalue", eigenvalues),
-            Effect("singular value", tuple(math.sqrt(value) for value in eigenvalues)),
-        ],
-        "keeps_normal": [_exact(quantity, _one(study, quantity=quantity, **chain)) for quantity in ("mean", "std")],
-        "pooling": [
-            _exact("mean", max((shift for shift, _ in pooled), key=abs, default=None)),
-            _exact("std", max((ratio for _, ratio in pooled), key=lambda ratio: abs(ratio - 1), default=None)),
-        ],
-        "gaussian": [family.sample(trained["prop"], _distance, "distance from normal")],
-        "incoherent": [family.sample(trained["prop"], _incoherent, "share of pairs")],
+    layer = f"{_widest(study):.0f} units, white input"
+    measured: Mapping[str, tuple[str, Sequence[Effect], Ground]] = {
+        "remark_1": ("by quadrature", _moments_of(study, "relu", ""), mathematics),
+        "remark_2": ("by quadrature", _moments_of(study, "prelu", ", a = 0.25"), mathematics),
+        "jacobian": (
+            "mean over layers of 64, 256 and 1,024 units, with random and with orthogonal rows",
+            [
+                Effect("mean eigenvalue", eigenvalues),
+                Effect("its root", tuple(math.sqrt(value) for value in eigenvalues)),
+            ],
+            mathematics,
+        ),
+        "isometry": (f"eigenvalues of E[J J^T] in closed form, random weights, {layer}", _extremes(study), mathematics),
+        "keeps_normal": (f"outputs of ReLU layers of {layer}", _chain(study, "none"), mathematics),
+        "keeps_normal_factor": (f"outputs of ReLU layers of {layer}", _chain(study, "paper"), mathematics),
+        "pooling": (
+            "the worst of max and average pooling and of both filter sizes, images",
+            _worst(study),
+            mathematics,
+        ),
+        "gaussian": (DISTANCE.name, [DISTANCE.sample(trained["prop"], style.look("prop").label)], networks),
+        "incoherent": (
+            f"{INCOHERENT.name}, trained - random",
+            [
+                INCOHERENT.compare(members, [_untrained(run) for run in members], style.look(norm).label)
+                for norm, members in trained.items()
+                if members
+            ],
+            networks,
+        ),
     }
-
-    def judge(claim: Claim) -> Verdict:
-        if claim.word == "proposition_1":
-            return verdicts.share(claim, _bound_kept(study, "printed_bound"), mathematics)
-        after_training = claim.word in ("gaussian", "incoherent")
-        return verdicts.identity(claim, measured[claim.word], networks if after_training else mathematics)
-
-    incoherent = common.by_word(claims).get("incoherent")
-    there = [each for each in (_moments_table(study), _layers_table(study), _bounds_table(study), _pooling_table(study),
-                               _trained_table(trained, incoherent)) if len(each.frame)]  # fmt: skip
-    return common.finding(
-        "np_moments", QUESTION, runs, claims, scale,
-        [judge(claim) for claim in claims],
-        tables=there,
-        figures=_figures(study, trained),
-        notes=[
-            "Moments and Jacobians are of untrained layers on white Gaussian input. The paper's singular value is the "
-            "root of the mean eigenvalue of E[J J^T]; those of J at one input scatter widely (table), since ReLU stops "
-            "about half of the units.",
-            "Pooling: by how much the mean moves and by which factor the standard deviation changes, the worst of max "
-            "and average pooling and of both filter sizes, on images, with the printed factor.",
-        ],
+    judged = [
+        verdicts.judge(claims[word], [replace(row, what=what) for row in rows], ground)
+        for word, (what, rows, ground) in measured.items()
+    ]
+    judged.append(
+        verdicts.share(
+            claims["proposition_1"], _bound_kept(study, "printed_bound"), mathematics,
+            what="share of hand-picked weight matrices whose covariance is within the bound", sampled=False,
+        )
     )  # fmt: skip
+    tables = [_moments_table(study), _layers_table(study), _bounds_table(study), _pooling_table(study),
+              _trained_table(trained)]  # fmt: skip
+    notes = [
+        "Moments and Jacobians are of untrained layers on white Gaussian input. The paper's singular value is the root "
+        "of the mean eigenvalue of E[J J^T]; those of J at one input scatter widely, since ReLU stops about half of "
+        "the units. E[J J^T] itself is known in closed form: with unit rows at cosine r its entries are "
+        "r (1/4 + asin(r) / (2 pi)) over the variance of a rectified normal.",
+    ]
+    return Found(judged, tables, _figures(study, trained), notes if len(study) else [])
 
 
 Where = dict[str, Any]
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def _flat(arms: Mapping[str, Sequence[Run]]) -> list[Run]:
-    return [run for runs in arms.values() for run in runs]
 
 
 def _rows(study: pd.DataFrame, **where: Any) -> pd.DataFrame:
@@ -107,8 +113,39 @@ def _moment(study: pd.DataFrame, activation: str, quantity: str, method: str = "
 
 
 def _exact(label: str, value: float | None) -> Effect:
-    """A number that is known but for rounding, or rests on so many draws that its error is far below the tolerance."""
+    """A number without sampling, or one of so many draws that its error is far below the tolerance."""
     return Effect(label, () if value is None else (value,), exact=True)
+
+
+def _moments_of(study: pd.DataFrame, activation: str, suffix: str) -> list[Effect]:
+    return [_exact(f"{name}{suffix}", _moment(study, activation, key)) for key, name in MOMENTS.items()]
+
+
+def _extremes(study: pd.DataFrame) -> list[Effect]:
+    where = {"activation": "relu", "jacobian_factor": "none", "width": _widest(study), "weights": "random"}
+    ends = {"least": "exact_eigenvalue_min", "largest": "exact_eigenvalue_max"}
+    return [
+        _exact(f"{end} eigenvalue", _one(study, part="jacobian", quantity=key, **where)) for end, key in ends.items()
+    ]
+
+
+def _worst(study: pd.DataFrame) -> list[Effect]:
+    pooled = _pooled(study)
+    shift = max((shift for shift, _ in pooled), key=abs, default=None)
+    ratio = max((ratio for _, ratio in pooled), key=lambda ratio: abs(ratio - 1), default=None)
+    return [_exact("shift of the mean", shift), _exact("ratio of standard deviations", ratio)]
+
+
+def _chain(study: pd.DataFrame, factor: str) -> list[Effect]:
+    """Mean and standard deviation after one layer and after the last, which the widest layers are nearest to."""
+    chain = {"part": "chain", "activation": "relu", "jacobian_factor": factor, "width": _widest(study)}
+    return [
+        _exact(
+            f"{name}, {layer} {'layer' if layer == 1 else 'layers'}", _one(study, quantity=key, layer=layer, **chain)
+        )
+        for layer in (1, 12)
+        for key, name in MOMENTS.items()
+    ]
 
 
 def _widest(study: pd.DataFrame) -> float:
@@ -156,10 +193,11 @@ def _bound_kept(study: pd.DataFrame, bound: str) -> dict[str, tuple[int, int]]:
     return {"weight matrices": (int(kept.sum()), len(cases))}
 
 
-def _last(run: Run, measure: str) -> pd.Series[float]:
-    """A measure after the last epoch, by layer."""
+def _at(run: Run, measure: str, first: bool = False) -> pd.Series[float]:
+    """A measure after the last epoch (or before the first), by layer."""
     rows = run.diagnostics[run.diagnostics["measure"] == measure]
-    return rows[rows["epoch"] == rows["epoch"].max()].set_index("layer")["value"].astype("float64")
+    epoch = rows["epoch"].min() if first else rows["epoch"].max()
+    return rows[rows["epoch"] == epoch].set_index("layer")["value"].astype("float64")
 
 
 def _distance(run: Run) -> float | None:
@@ -167,15 +205,26 @@ def _distance(run: Run) -> float | None:
 
     Not the mean, since NIN pads one of its 1 x 1 convolutions: most of what that layer sees is zeros.
     """
-    by_layer = _last(run, "gaussianity/distance_median").iloc[:-1]  # the head has no activation behind it
+    by_layer = _at(run, "gaussianity/distance_median").iloc[:-1]  # the head has no activation behind it
     middle = float(by_layer.median()) if len(by_layer) else math.nan
     return middle if math.isfinite(middle) else None
 
 
-def _incoherent(run: Run) -> float | None:
-    """Share of the pairs of filters, each pair within its layer, that are near to orthogonal after training."""
-    pairs = float(_last(run, "proposition1/pairs").sum())
-    return float(_last(run, "proposition1/incoherent_pairs").sum()) / pairs if pairs else None
+def _incoherent(run: Run, first: bool = False) -> float | None:
+    """Share of the pairs of filters, each pair within its layer, that are near to orthogonal."""
+    pairs = float(_at(run, "proposition1/pairs", first).sum())
+    return float(_at(run, "proposition1/incoherent_pairs", first).sum()) / pairs if pairs else None
+
+
+def _untrained(run: Run) -> Run:
+    """The same network before its first update: its filters are random ones."""
+    rows = run.diagnostics
+    return Run(run.folder, run.result, {"metrics": run.metrics, "diagnostics": rows[rows["epoch"] == 0]})
+
+
+DISTANCE = Measure("distance of pre-activations from normal", _distance)
+INCOHERENT = Measure("share of pairs of filters near to orthogonal", _incoherent)
+RANDOM = Measure("the same of random filters", lambda run: _incoherent(run, first=True))
 
 
 def _cell(value: float | None, digits: int) -> str:
@@ -202,7 +251,7 @@ def _moments_table(study: pd.DataFrame) -> Table:
     note = (
         "Of the activation of N(0, 1). Library: what layers use, in closed form where there is one. ±: standard error."
     )
-    return common.table("Gaussian moments and the factor J", rows, note)
+    return table("Gaussian moments and the factor J", rows, note)
 
 
 def _layers_table(study: pd.DataFrame) -> Table:
@@ -214,16 +263,16 @@ def _layers_table(study: pd.DataFrame) -> Table:
         for layer in dict.fromkeys((1.0, float(last))):
             mean, std = (_one(chain, quantity=key, jacobian_factor=factor, layer=layer) for key in ("mean", "std"))
             cells[f"mean, std after {layer:.0f}"] = "" if mean is None or std is None else f"{mean:+.3f}, {std:.3f}"
-        for quantity in ("diagonal", "eigenvalue_min", "eigenvalue_max", "singular_median", "singular_max"):
+        for quantity in ("diagonal", "exact_eigenvalue_min", "exact_eigenvalue_max", "singular_median", "singular_max"):
             value = _one(study, part="jacobian", quantity=quantity, activation="relu", jacobian_factor=factor,
                          width=widest, weights="random")  # fmt: skip
-            cells[quantity.replace("_", " ")] = _cell(value, 3)
+            cells[quantity.replace("_", " ").replace("exact ", "")] = _cell(value, 3)
         rows.append(cells)
     note = (
-        f"ReLU, width {widest:.0f}, random weights. Diagonal and eigenvalues: of E[J J^T]; singular values: of J at "
-        "one input."
+        f"ReLU, width {widest:.0f}, random weights. Diagonal: sampled; eigenvalues: of E[J J^T] in closed "
+        "form; singular values: of J at one input."
     )
-    return common.table("NormProp layers on white input", rows, note)
+    return table("NormProp layers on white input", rows, note)
 
 
 def _bounds_table(study: pd.DataFrame) -> Table:
@@ -246,7 +295,7 @@ def _bounds_table(study: pd.DataFrame) -> Table:
         "Matrices of several sizes. The proof takes ||W_i||^2 for ||W_i||^4 and multiplies by m(m-1) once too often; "
         "mended: mu sqrt(sum over pairs of ||W_i||^2 ||W_j||^2)."
     )
-    return common.table("Proposition 1", rows, note)
+    return table("Proposition 1", rows, note)
 
 
 def _pooling_table(study: pd.DataFrame) -> Table:
@@ -268,34 +317,28 @@ def _pooling_table(study: pd.DataFrame) -> Table:
         "Mean and standard deviation of a NormProp layer's output, over channels, positions and images. Neighbours in "
         "white input are independent, in images alike."
     )
-    return common.table("Pooling", rows, note)
+    return table("Pooling", rows, note)
 
 
-def _trained_table(trained: Mapping[str, Sequence[Run]], incoherent: Claim | None) -> Table:
-    rows = []
-    for norm, runs in trained.items():
-        if runs:
-            rows.append(
-                {
-                    "norm": style.look(norm).label,
-                    "seeds": len(runs),
-                    "distance from normal": common.estimate_of(runs, _distance),
-                    "incoherent pairs of filters": common.estimate_of(runs, _incoherent),
-                }
-            )
+def _trained_table(trained: Mapping[str, Runs]) -> Table:
+    rows = [
+        {"norm": style.look(norm).label, "seeds": len(runs)}
+        | {measure.name: measure.mean(runs) for measure in (DISTANCE, INCOHERENT, RANDOM)}
+        for norm, runs in trained.items()
+        if runs
+    ]
     note = (
         "After training. Distance: largest gap between the distribution functions of a unit's standardised "
-        "pre-activations and of a normal one, median over units, then over hidden layers; 95 % intervals over seeds."
+        "pre-activations and of a normal one, median over units, then over hidden layers. Near to orthogonal: |cosine| "
+        f"under 0.3. {INTERVALS}"
     )
-    if incoherent is not None:
-        note += f" Incoherent: |cosine| under {incoherent.arguments['cosine_below']:g}."
-    return common.table("Trained networks", rows, note)
+    return table("Trained networks", rows, note)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _figures(study: pd.DataFrame, trained: Mapping[str, Sequence[Run]]) -> list[Figure]:
+def _figures(study: pd.DataFrame, trained: Mapping[str, Runs]) -> list[Figure]:
     figures = []
     if len(_rows(study, part="chain", activation="relu")):
         figures.append(
@@ -362,20 +405,30 @@ def _draw_bounds(study: pd.DataFrame) -> matplotlib.figure.Figure:
     return figure
 
 
-def _draw_gaussian(trained: Mapping[str, Sequence[Run]]) -> matplotlib.figure.Figure:
+def _draw_gaussian(trained: Mapping[str, Runs]) -> matplotlib.figure.Figure:
     figure, panels = style.canvas()
     axes = panels[0, 0]
     layers: list[str] = []
     for norm, runs in trained.items():
-        by_run = [_last(run, "gaussianity/distance_median") for run in runs]
+        by_run = [_at(run, "gaussianity/distance_median") for run in runs]
         layers = layers or [str(layer) for layer in (by_run[0].index if by_run else ())]
         estimates = [
             statistics.mean(float(values[layer]) for values in by_run if math.isfinite(values.get(layer, math.nan)))
             for layer in layers
         ]
         style.points(axes, style.look(norm), range(len(layers)), estimates)
-    axes.set_xticks(range(len(layers)), map(family.short, layers), rotation=45)
+    axes.set_xticks(
+        range(len(layers)), [layer.removeprefix("model.").removesuffix(".conv") for layer in layers], rotation=45
+    )
     axes.set_ylabel("distance from normal")
     axes.set_ylim(bottom=0)
     style.legend(figure)
     return figure
+
+
+EXPERIMENT = Experiment(
+    "np_moments",
+    "Do the moments, the Jacobian and the bounds hold on which NormProp rests, and the assumptions behind them?",
+    Own(examine),
+    diagnostics=DIAGNOSTICS,
+)
