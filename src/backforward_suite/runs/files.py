@@ -146,6 +146,8 @@ def read_result(folder: Path) -> Result | None:
             raise ValueError("it does not match its checksum")
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        raise BadInput(f"{folder} is a file, where the folder of a run should be; move it away") from None
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

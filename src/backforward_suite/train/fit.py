@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
+from torch.utils.tensorboard.summary import hparams
 
 from backforward_suite import cli
 from backforward_suite.build import Parts
@@ -168,7 +169,7 @@ def fit(
             enable_model_summary=False,
             default_root_dir=nowhere if folder is None else folder,
         )
-        with _interruptible():
+        with _interruptible(), _writer_heard_once():
             with nullcontext() if resume is None else _fitting(last):
                 trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
             final = dict(record.rows[-1])
@@ -217,6 +218,22 @@ def _fitting(last: Checkpoints) -> Iterator[None]:
 
 
 @contextmanager
+def _writer_heard_once() -> Iterator[None]:
+    """Print no traceback of TensorBoard's writing thread: what the disk told it is raised here as well."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+@contextmanager
 def _interruptible() -> Iterator[None]:
     """Let Ctrl-C be what it is: Lightning makes of it an exit with code 1, and has the process ignore a second one."""
     before = signal.getsignal(signal.SIGINT)
@@ -248,11 +265,16 @@ def opened_logger(folder: Path, request: Request, resumed_after: int | None) -> 
 
 
 def close_logger(logger: TensorBoardLogger, request: Request, final: Mapping[str, Any], step: int) -> None:
-    """Log final metrics beside the settings, for HParams."""
+    """Log final metrics beside the settings, for HParams, which shows the last point of each curve.
+
+    The record has logged all but those of the test set. Theirs come a step after the last: a sitting that goes on from
+    there hides what one that was cut off in this moment has logged, and every point is there once.
+    """
     metrics = {key: value for key, value in final.items() if isinstance(value, float) and math.isfinite(value)}
-    # At the last step: at its default, 0, TensorBoard takes every curve of these metrics for superseded.
     shown = {key: metrics[key] for key in _SHOWN if key in metrics}
-    logger.log_hyperparams(_readable(request), shown, step=step)
+    logger.log_metrics({key: value for key, value in shown.items() if key.endswith("/test")}, step=step + 1)
+    for summary in hparams(_readable(request), shown):
+        logger.experiment._get_file_writer().add_summary(summary)
     logger.finalize("success")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -24,6 +25,8 @@ from tests.helpers.sweeps import left_by
 from backforward_suite import cli
 from backforward_suite.commands import report, train
 from backforward_suite.sweep import pool
+
+logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of purged points, which are meant to go
 
 LIMIT = 300.0  # seconds that a command may take
 
