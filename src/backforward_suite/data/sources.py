@@ -144,7 +144,7 @@ def _digits() -> Parts:
 def _read_npz(path: Path, parts: Iterable[str]) -> Parts:
     """Map the arrays ``x_<part>`` and ``y_<part>`` of an npz file: checksums are checked, nothing is unpickled."""
     wanted = [f"{letter}_{part}" for part in parts for letter in "xy"]
-    if not path.is_file():  # a pipe would be read for ever
+    if not (path.is_file() or path.is_dir()):  # a pipe would be read for ever
         raise DataError(f"{path} is no regular file; write one with numpy.savez")
     try:
         with zipfile.ZipFile(path) as archive:
