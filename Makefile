@@ -31,7 +31,7 @@ quickstart: $(VENV)/.core ## Sweep Backforward and SGD over learning rates on sm
 	@$(PY) src/report.py table outputs/quickstart
 	@echo "Curves: make tensorboard, then open http://localhost:$(PORT)"
 
-reproduce: $(VENV)/.core ## Judge both papers' claims: outputs/report (SCALE=smoke|small|paper ONLY=names STAND_IN=1 FROM=outputs/reference)
+reproduce: $(VENV)/.core ## Judge both papers' claims: outputs/report (SCALE=smoke|small|medium|paper ONLY=names STAND_IN=1 FROM=outputs/reference)
 	@$(PY) src/reproduce.py $(if $(SCALE),--scale $(SCALE)) $(if $(ONLY),--only $(ONLY)) $(if $(STAND_IN),--stand-in) $(if $(FROM),--go-on-from $(FROM)) $(OVERRIDES)
 
 test: $(VENV)/.dev ## Run the tests, but for those that take long and rarely break

@@ -20,6 +20,7 @@ Depends on torch, the standard library, `stages` and `optimizers` only.
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -87,8 +88,8 @@ class Rule(Protocol):
     def prepare(self, x: Any) -> None:
         """Refuse, before anything starts, a network or groups that the rule cannot work with."""
 
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins (from 0)."""
+    def set_epoch(self, epoch: int, batch: int | None = None) -> None:
+        """Say which epoch begins (from 0), and how many batches came before it, over all epochs."""
 
     def step(self, x: Any, y: Any) -> Result:
         """Change the weights by one mini-batch."""
@@ -98,8 +99,8 @@ class Rule(Protocol):
 class Engine(Protocol):
     """Computes the passes of a batch. The caller updates the weights between one pass and the next."""
 
-    def run(self, inputs: Sequence[Any], target: Any) -> Generator[Pass, None, None]:
-        """The passes, in order; each at the weights that it finds."""
+    def run(self, inputs: Sequence[Any], target: Any, order: Sequence[int]) -> Generator[Pass, None, None]:
+        """The passes, in this order; each at the weights that it finds."""
         ...
 
 
@@ -165,6 +166,7 @@ class UpdateRule:
         self._step = step
         self._after_update = after_update
         self._plan: _Plan | None = None
+        self._batches = 0
 
     @property
     def groups(self) -> list[Group]:
@@ -178,8 +180,16 @@ class UpdateRule:
         inputs = _inputs(x)
         self._plan = self._make_plan(inputs)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the rule which epoch begins (from 0). Only switching rules care."""
+    def set_epoch(self, epoch: int, batch: int | None = None) -> None:
+        """Tell the rule which epoch begins, and after how many batches.
+
+        Args:
+            epoch: From 0; only switching rules use it.
+            batch: Batches trained on before, over all epochs; None keeps the rule's own count. A run that goes on from
+                a checkpoint needs it where chance is drawn anew for each batch.
+        """
+        if batch is not None:
+            self._batches = batch
 
     def step(self, x: Any, y: Any) -> Result:
         """Let one mini-batch change the weights.
@@ -201,20 +211,27 @@ class UpdateRule:
         autocast = _autocast(plan.device)
         for parameter in plan.held:
             parameter.grad = None
-        last = len(plan.passes) - 1
-        with closing(plan.engine.run(inputs, y)) as passes:
-            for k, group in enumerate(plan.passes):
+        order = self._order(len(plan.passes))
+        last = len(order) - 1
+        with closing(plan.engine.run(inputs, y, order)) as passes:
+            for turn, k in enumerate(order):
                 output, loss, gradients = next(passes)  # groups before this one are updated, those after it not
-                if k == 0:
+                if turn == 0:
                     result = Result(loss.detach(), _map(Tensor.detach, output))
-                if k == last and plan.joint:
+                if turn == last and plan.joint:
                     result = result._replace(joint_loss=loss.detach())
-                parts = plan.groups if k == last and plan.joint else [group]
-                self._update(group.parameters, gradients, [part.parameters for part in parts], last=k == last)
+                group = plan.passes[k]
+                parts = plan.groups if turn == last and plan.joint else [group]
+                self._update(group.parameters, gradients, [part.parameters for part in parts], last=turn == last)
                 del output, loss, gradients  # the next pass needs nothing of this one
                 if autocast:
                     torch.clear_autocast_cache()  # it holds casts of the weights as they were
+        self._batches += 1
         return result
+
+    def _order(self, count: int) -> Sequence[int]:
+        """The order of this batch's passes."""
+        return range(count)
 
     def _update(
         self,
@@ -313,6 +330,10 @@ class Backforward(UpdateRule):
             the whole network in each pass); "auto" is "replay", or "naive" where torch.fx cannot trace the network;
             "shortcut" (see `Shortcut`) serves chains of linear layers under plain SGD.
         joint_pass: Append one ordinary update of all groups (what the paper's published code does).
+        order: "forward" updates the groups first to last; "reverse", last to first; "random", in an order drawn for
+            each batch. The last two need engine "naive" ("auto" takes it). A joint pass stays the last, and running
+            statistics move in the pass of their own group.
+        seed: Of "random": the order of a batch depends on it and on the number of batches before, on nothing else.
 
     Raises:
         TypeError, ValueError: Bad arguments, at once where they can be seen, else at the first batch.
@@ -330,6 +351,8 @@ class Backforward(UpdateRule):
         reduce: Reduce | None = None,
         step: TakeStep | None = None,
         after_update: AfterUpdate | None = None,
+        order: str = "forward",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             model,
@@ -343,6 +366,10 @@ class Backforward(UpdateRule):
         check_spec(model, groups)
         if engine not in {"auto", "replay", "naive", "shortcut"}:
             raise ValueError(f"engine={engine!r}: give 'auto', 'replay', 'naive' or 'shortcut'")
+        if order not in {"forward", "reverse", "random"}:
+            raise ValueError(f"order={order!r}: give 'forward', 'reverse' or 'random'")
+        if order != "forward" and engine not in {"auto", "naive"}:
+            raise ValueError(f"order={order!r} needs engine='naive' (or 'auto'), not {engine!r}")
         if engine == "shortcut":
             without = {
                 "groups='layer'": groups == "layer",
@@ -355,8 +382,9 @@ class Backforward(UpdateRule):
                 needs = next(need for need, given in without.items() if not given)
                 raise ValueError(f"engine='shortcut' needs {needs}")
             _require_plain_sgd(optimizer)
-        self.engine = engine
+        self.engine = engine if order == "forward" else "naive"
         self.joint_pass = joint_pass
+        self.order, self.seed = order, seed
         self._spec = groups
         self._warned: set[str] = set()
         self._trainable()
@@ -386,6 +414,14 @@ class Backforward(UpdateRule):
             self._warn(f"Backforward: the naive engine takes over: {error}")
         settings = Settings(self.model, entered)
         return _Plan(self.optimizer, groups, passes, engine, settings, joint=self.joint_pass)
+
+    def _order(self, count: int) -> Sequence[int]:
+        groups = list(range(count - self.joint_pass))
+        if self.order == "reverse":
+            groups.reverse()
+        elif self.order == "random":
+            random.Random(f"{self.seed}/{self._batches}").shuffle(groups)  # noqa: S311  (no secret)
+        return groups + list(range(len(groups), count))
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:
@@ -426,9 +462,10 @@ class Switch:
         self._first.prepare(x)
         self._then.prepare(x)
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, batch: int | None = None) -> None:
         """Choose the rule of this epoch (from 0)."""
         self.active = self._first if epoch < self.at_epoch else self._then
+        self.active.set_epoch(epoch, batch)
 
     def step(self, x: Any, y: Any) -> Result:
         """Let one mini-batch change the weights, by the rule of this epoch."""
@@ -455,7 +492,7 @@ class Naive:
         self._statistics = statistics
         self._generators = Generators.of(model) if may_draw(model) or may_draw(loss_fn) else Generators.none()
 
-    def run(self, inputs: Sequence[Any], target: Any) -> Generator[Pass, None, None]:
+    def run(self, inputs: Sequence[Any], target: Any, order: Sequence[int]) -> Generator[Pass, None, None]:
         """See `Engine`."""
         if len(self._passes) == 1:
             yield self._pass(0, inputs, target)
@@ -463,12 +500,12 @@ class Naive:
         start = self._generators.save()
         self._statistics.begin()
         try:
-            for k in range(len(self._passes)):
-                yield self._same_function(k, inputs, target, start)
+            for k in order:
+                yield self._same_function(k, inputs, target, start, first=k == order[0])
         finally:
             self._statistics.end()
 
-    def _same_function(self, k: int, inputs: Sequence[Any], target: Any, start: list[Tensor]) -> Pass:
+    def _same_function(self, k: int, inputs: Sequence[Any], target: Any, start: list[Tensor], *, first: bool) -> Pass:
         """Pass k with the draws of the first, its own statistics moving."""
         now = self._generators.save()
         self._generators.restore(start)
@@ -478,7 +515,7 @@ class Naive:
             found = self._pass(k, inputs, target)
         finally:
             self._statistics.leave(k)
-            if k:
+            if not first:
                 self._generators.restore(now)
         if [tensor._version for tensor in tensors_in(inputs)] != versions:
             raise ValueError("the network changes its input in place: a second pass would see another batch")
@@ -518,13 +555,13 @@ class Replay:
         self._generators = Generators.of(model)
         self._loss_draws = may_draw(loss_fn)
 
-    def run(self, inputs: Sequence[Any], target: Any) -> Generator[Pass, None, None]:
+    def run(self, inputs: Sequence[Any], target: Any, order: Sequence[int]) -> Generator[Pass, None, None]:
         """See `Engine`."""
         values: list[Any] = [*inputs, *[None] * (self._cut.slots - len(inputs))]
         states: dict[int, list[Tensor]] = {}
         self._statistics.begin()
         try:
-            for k in range(len(self._passes)):
+            for k in order:
                 yield self._pass(k, values, states, target)
         finally:
             self._statistics.end()
@@ -599,7 +636,7 @@ class Shortcut:
         self._settings = {p: group for group in optimizer.param_groups for p in group["params"]}
         self._no_gradients = [None for group in groups for _ in group.parameters]
 
-    def run(self, inputs: Sequence[Any], target: Any) -> Generator[Pass, None, None]:
+    def run(self, inputs: Sequence[Any], target: Any, order: Sequence[int]) -> Generator[Pass, None, None]:
         """See `Engine`. One pass, with the output and loss of the first; the updates are already made."""
         _require_plain_sgd(self._optimizer)
         if torch.is_autocast_enabled(inputs[0].device.type):

@@ -910,7 +910,7 @@ def _program(mine: list[int], later: list[list[int]], stages: list[Stage], outpu
 # ---------------------------------------------------------------------------------------------------------------------
 
 _RANDOM = re.compile(
-    r"drop|rand|bernoulli|multinomial|poisson|gumbel|rrelu|fractional|attention|lstm|gru|rnn|^normal$"
+    r"drop|rand|noisy|bernoulli|multinomial|poisson|gumbel|rrelu|fractional|attention|lstm|gru|rnn|^normal$"
     r"|(normal|uniform|exponential|cauchy|geometric)_$",
     re.IGNORECASE,
 )

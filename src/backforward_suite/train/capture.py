@@ -79,9 +79,9 @@ class Captured:
         self._side: torch.cuda.Stream | None = None
         self._recording: tuple[Replay, Result] | None = None
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, batch: int | None = None) -> None:
         """Say which epoch begins."""
-        self.rule.set_epoch(epoch)
+        self.rule.set_epoch(epoch, batch)
 
     def prepare(self, x: Tensor) -> None:
         """Plan the passes."""

@@ -138,7 +138,7 @@ class TestOlderVersions:
         request = Request.of(with_hydra())
         older = {key: value for key, value in request.values.items() if key != "max_grad_norm"}
         with monkeypatch.context() as patch:
-            patch.setattr(config, "LATER", {"max_grad_norm": None})
+            patch.setattr(config, "ADDED_LATER", {"max_grad_norm": None})
             files.write_result(
                 tmp_path, {"status": "finished", "settings": older, "settings_hash": config.fingerprint(older)}
             )
