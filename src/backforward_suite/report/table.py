@@ -17,7 +17,7 @@ from rich.table import Table
 
 from backforward_suite.config import deciding
 from backforward_suite.errors import BadInput
-from backforward_suite.runs.files import DONE, Result, natural, read_result, result_folders
+from backforward_suite.runs.files import DONE, Result, check_complete, natural, read_result, result_folders
 
 # Heading, where the number stands in result.json, and how it is written.
 COLUMNS: tuple[tuple[str, Callable[[Result], float | None], str], ...] = (
@@ -76,19 +76,11 @@ def _finished(root: Path) -> tuple[list[Result], list[str]]:
         try:
             result = read_result(folder)
             if result is not None and result["status"] in DONE:
-                _check_complete(folder, result)
+                check_complete(folder, result)
                 done.append(result)
         except BadInput as error:
             damaged.append(f"left out: {error}")
     return done, damaged
-
-
-def _check_complete(folder: Path, result: Result) -> None:
-    lacking = [key for key in ("settings", "settings_hash", "choices", "final", "data", "timing") if key not in result]
-    numbers = isinstance(result.get("timing", {}).get("seconds"), int | float)
-    if lacking or not numbers or not {"name", "train"} <= result["data"].keys() or "seed" not in result["settings"]:
-        what = ", ".join(lacking) or "timing, data or settings"
-        raise BadInput(f"{folder / 'result.json'} is damaged ({what} missing); delete it to have this run done again")
 
 
 def _stands_on(result: Result) -> dict[str, Any]:

@@ -194,6 +194,15 @@ def check_result(result: object) -> None:
                 raise ValueError(f"{group}: {key} is no number")  # noqa: TRY004
 
 
+def check_complete(folder: Path, result: Result) -> None:
+    """Raise BadInput if a finished run's result lacks what is shown of it."""
+    lacking = [key for key in ("settings", "settings_hash", "choices", "final", "data", "timing") if key not in result]
+    numbers = isinstance(result.get("timing", {}).get("seconds"), int | float)
+    if lacking or not numbers or not {"name", "train"} <= result["data"].keys() or "seed" not in result["settings"]:
+        what = ", ".join(lacking) or "timing, data or settings"
+        raise BadInput(f"{folder / 'result.json'} is damaged ({what} missing); delete it to have this run done again")
+
+
 def result_folders(root: Path) -> list[Path]:
     """Folders of runs below `root`, by name in natural order (lr0.05 before lr0.1, seed2 before seed10)."""
     marks = ("result.json", "metrics.csv", "run.log", "last.ckpt")
