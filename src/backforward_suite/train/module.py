@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
-from backforward.rules import Result, Rule
+from backforward.rules import Rule, StepResult
 from backforward_suite.data import DataSplits, EpochLoader, Images
 from backforward_suite.train.capture import Captured, say_ordinary, set_capturable
 from backforward_suite.train.readings import Readings
@@ -40,7 +40,7 @@ class EachBatch(Protocol):
     def before_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, step: int) -> None:
         """A batch is about to be trained on, after `step` others over all epochs."""
 
-    def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: Result, step: int) -> bool:
+    def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: StepResult, step: int) -> bool:
         """A batch has been trained on, the `step`-th over all epochs; return whether the turn is to end with it."""
 
 

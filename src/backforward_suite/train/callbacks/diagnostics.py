@@ -23,9 +23,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 
-from backforward.rules import Result
+from backforward.groups import Group
+from backforward.rules import StepResult
 from backforward.shift import Update, Watch, layers, undisturbed, write
-from backforward.stages import Group
 from backforward_suite.data import Images
 from backforward_suite.data.draws import first
 from backforward_suite.runs.files import Measured, write_diagnostics
@@ -163,7 +163,7 @@ class Diagnostics(L.Callback):
                 self._watch.begin()
 
     def after_batch(
-        self, trainer: L.Trainer, module: Classification, batch: TrainBatch, out: Result, step: int
+        self, trainer: L.Trainer, module: Classification, batch: TrainBatch, out: StepResult, step: int
     ) -> bool:
         """Measure what is due."""
         if step == self._next:
