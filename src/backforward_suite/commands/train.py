@@ -35,6 +35,7 @@ def main(cfg: DictConfig) -> float | None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         result = lifecycle.finished_result(folder, request)
         if result is not None:
+            files.check_complete(folder, result)
             finished = str(result.get("timing", {}).get("finished_at", "an unknown date")).replace("T", " ")
             print(f"skipped, finished on {finished.removesuffix('+00:00')} UTC", flush=True)
         else:

@@ -144,6 +144,8 @@ def _digits() -> Parts:
 def _read_npz(path: Path, parts: Iterable[str]) -> Parts:
     """Map the arrays ``x_<part>`` and ``y_<part>`` of an npz file: checksums are checked, nothing is unpickled."""
     wanted = [f"{letter}_{part}" for part in parts for letter in "xy"]
+    if not (path.is_file() or path.is_dir()):  # a pipe would be read for ever
+        raise DataError(f"{path} is no regular file; write one with numpy.savez")
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -152,6 +154,11 @@ def _read_npz(path: Path, parts: Iterable[str]) -> Parts:
                     f"{path} has no {', '.join(missing)}: it needs {', '.join(wanted)}, it has {', '.join(members)}"
                 )
             arrays = {key: _read_member(path, archive, members[key]) for key in wanted}
+    except MemoryError as error:
+        size = sum(members[key].file_size for key in wanted)
+        raise DataError(
+            f"{path} unpacks to {size:,} bytes, which do not fit into memory; give a smaller one"
+        ) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, DataError):
             raise

@@ -38,10 +38,10 @@ class State:
 
 def state_of(folder: Path) -> State:  # noqa: PLR0911
     """Look at a run's folder, which need not exist."""
-    rows = files.read_metrics(folder)
-    epoch = max(0, len(rows) - 1)
+    epoch = files.epochs_done(folder)
     try:
         result = files.read_result(folder)
+        files.read_metrics(folder)
     except BadInput as error:
         return State(folder.name, "failed", epoch, str(error))
     if result is not None and result["status"] in files.DONE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 from collections import defaultdict
@@ -11,11 +12,12 @@ from typing import Any
 
 from rich import box
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from backforward_suite.config import deciding
 from backforward_suite.errors import BadInput
-from backforward_suite.runs.files import DONE, Result, natural, read_result, result_folders
+from backforward_suite.runs.files import DONE, Result, check_complete, natural, read_result, result_folders
 
 # Heading, where the number stands in result.json, and how it is written.
 COLUMNS: tuple[tuple[str, Callable[[Result], float | None], str], ...] = (
@@ -35,19 +37,21 @@ def sweep_table(root: Path) -> Group:
 
     Returns:
         What was run, and a row for each setting that the runs differ in, seeds apart: mean and
-        spread over its seeds.
+        spread over its seeds. Runs on other data, or of other source of one's own, are apart as well. Below it a line
+        for each result that cannot be read.
 
     Raises:
-        BadInput: There is no finished run, or a result is damaged.
+        BadInput: There is no finished run.
     """
-    done = [result for result in map(read_result, result_folders(root)) if result and result["status"] in DONE]
-    results = list({result["settings_hash"]: result for result in done}.values())  # equal settings are one run
+    done, damaged = _finished(root)
+    results = list({_identity(result): result for result in done}.values())  # equal settings are one run
     if not results:
-        raise BadInput(f"{root}: no finished run here; make quickstart trains some")
+        raise BadInput("; ".join(damaged) or f"{root}: no finished run here; make quickstart trains some")
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
-        groups[json.dumps({**_setting(result), "seed": None}, sort_keys=True)].append(result)
-    varying = _varying([_setting(members[0]) for members in groups.values()])
+        groups[json.dumps({**_setting(result), **_stands_on(result), "seed": None}, sort_keys=True)].append(result)
+    settings = _told_apart(list(groups.values()))
+    varying = _varying(settings)
 
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     for key in varying:
@@ -55,14 +59,52 @@ def sweep_table(root: Path) -> Group:
     table.add_column("seeds", justify="right")
     for heading, _, _ in COLUMNS:
         table.add_column(heading, justify="right", overflow="fold")
-    for members in sorted(
-        groups.values(), key=lambda members: [natural(str(_setting(members[0]).get(k))) for k in varying]
-    ):
+    rows = zip(settings, groups.values(), strict=True)
+    for setting, members in sorted(rows, key=lambda row: [natural(str(row[0].get(key))) for key in varying]):
         diverged = sum(result["status"] == "diverged" for result in members)
         seeds = str(len(members)) + (f" ({diverged} diverged)" if diverged else "")
         cells = [mean_and_spread([read(result) for result in members], form) for _, read, form in COLUMNS]
-        table.add_row(*(str(_setting(members[0]).get(key, "-")) for key in varying), seeds, *cells)
-    return Group(f"[bold]{root.name}[/]: {_scale(results)}", table)
+        table.add_row(*(escape(str(setting.get(key, "-"))) for key in varying), seeds, *cells)
+    return Group(f"[bold]{escape(root.name)}[/]: {escape(_scale(results))}", table, *map(escape, damaged))
+
+
+def _finished(root: Path) -> tuple[list[Result], list[str]]:
+    """The results of finished runs below a folder, and what is wrong with those that cannot be read."""
+    done: list[Result] = []
+    damaged: list[str] = []
+    for folder in result_folders(root):
+        try:
+            result = read_result(folder)
+            if result is not None and result["status"] in DONE:
+                check_complete(folder, result)
+                done.append(result)
+        except BadInput as error:
+            damaged.append(f"left out: {error}")
+    return done, damaged
+
+
+def _stands_on(result: Result) -> dict[str, Any]:
+    """What else decides a result: the content of its data, the source of one's own."""
+    return {"data content": result["data"].get("sha256"), "own source": result.get("code", {}).get("own")}
+
+
+def _identity(result: Result) -> str:
+    return json.dumps([result["settings_hash"], _stands_on(result)], sort_keys=True)
+
+
+def _told_apart(groups: Sequence[Sequence[Result]]) -> list[dict[str, Any]]:
+    """The setting of each group; with it a short form of what else decides, where settings alone do not differ."""
+    settings = [{**_setting(members[0]), "seed": None} for members in groups]
+    alike = [settings.count(setting) > 1 for setting in settings]
+    for setting, members, several in zip(settings, groups, alike, strict=True):
+        if several:
+            setting |= {key: _short(value) for key, value in _stands_on(members[0]).items()}
+    return settings
+
+
+def _short(value: Any) -> str:
+    """A checksum that can be told from others at a glance."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8] if value else "-"
 
 
 def mean_and_spread(values: Sequence[float | None], form: str) -> str:
