@@ -9,6 +9,16 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 PORT   ?= 6006
 
+ifneq ($(words $(VENV)),1)
+$(error VENV=$(VENV): give the path of one folder, without spaces)
+endif
+# Removes the environment, and never a folder that is none: a venv holds pyvenv.cfg, one of ours a stamp as well.
+define remove_venv
+if [ -n "$$(ls -A "$(VENV)" 2>/dev/null)" ] && [ ! -e "$(VENV)/pyvenv.cfg" ] && [ ! -e "$(VENV)/.core" ]; then \
+	echo "error: $(VENV) is no virtual environment, and stays as it is; give another folder: make VENV=..." >&2; exit 2; \
+fi; rm -rf -- "$(VENV)"
+endef
+
 .PHONY: help setup quickstart reproduce test test-all check torture bench gpu-check tensorboard clean
 
 help: ## List these commands
@@ -49,7 +59,8 @@ tensorboard: $(VENV)/.core ## Serve the curves in outputs/ on http://localhost:6
 	$(VENV)/bin/tensorboard --logdir outputs --port $(PORT)
 
 clean: ## Remove the environment and caches; outputs/ stays
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
+	@$(remove_venv)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 # A stamp is older than what it was made from: install again. A broken environment is then made anew, and one that was
@@ -60,8 +71,8 @@ ifneq ($(shell cat "$(VENV)/.core" 2>/dev/null),$(HERE))
 endif
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11")'
-	@[ ! -e $@ ] || [ "$$(cat $@)" = "$(HERE)" ] || { echo "$(VENV) was made elsewhere; making it anew"; rm -rf $(VENV); }
-	@$(PY) -c '' 2>/dev/null || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	@[ ! -e $@ ] || [ "$$(cat $@)" = "$(HERE)" ] || { echo "$(VENV) was made elsewhere; making it anew"; $(remove_venv); }
+	@$(PY) -c '' 2>/dev/null || { $(remove_venv); $(PYTHON) -m venv "$(VENV)"; }
 	@echo "Installing into $(VENV) (once, about a minute) ..."
 	@$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[suite]'
 	@echo "$(HERE)" > $@

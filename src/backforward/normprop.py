@@ -81,7 +81,7 @@ class _WithNorms(torch.autograd.Function):
 
 def _plain_operations_only() -> bool:
     """Whether an `autograd.Function` cannot serve: `torch.func` refuses it, `torch.jit.trace` cannot save it."""
-    return torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
+    return torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
 
 
 @torch.fx.wrap

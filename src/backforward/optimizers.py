@@ -69,17 +69,18 @@ class OnePerGroup:
 
     Args:
         optimizer: A few steps on a small copy show whether it can be used; the optimizer itself is left alone.
+        alone: Whether each step will be of all its parameters, so that less is asked of it.
 
     Raises:
         ValueError: It needs a closure, second derivatives or a training loop of its own, wraps another optimizer,
             cannot be copied, or keeps what no checkpoint can hold.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, *, alone: bool = False) -> None:
         self.optimizer = optimizer
         # What a step could change in place, so that each group needs a copy. A tensor or list in a param group is a
         # setting (a learning rate that a scheduler fills, and a CUDA graph reads) unless a trial step has changed it.
-        self._moving = examine(optimizer)
+        self._moving = examine(optimizer, alone=alone)
         self._mutable = {n for n, v in vars(optimizer).items() if n not in OF_TORCH and is_mutable(v) and is_plain(v)}
         # Torch's own (all of them are tested) keep everything by parameter: nothing has to be watched or put back.
         self._counts = not type(optimizer).__module__.startswith("torch.optim.")
@@ -127,6 +128,9 @@ class OnePerGroup:
             del real[0][KEY]
             for (place, name), value in own.items():
                 self._holder(place)[name] = value
+        if not share.others:
+            take_step()
+            return
         lists = [group["params"] for group in real]
         self.optimizer.param_groups = [real[i] for i, _, _ in share.lists]
         for i, mine, _ in share.lists:
@@ -255,7 +259,11 @@ def _alike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
 
 
 def one_per_group(
-    model: nn.Module, optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], rule: str
+    model: nn.Module,
+    optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    rule: str,
+    *,
+    alone: bool = False,
 ) -> list[OnePerGroup]:
     """Prepare the optimizers of a network. Warns of parameters that require a gradient and that none of them has.
 
@@ -263,6 +271,7 @@ def one_per_group(
         model: The network.
         optimizers: One, or several that share the network's parameters among them.
         rule: The name that messages begin with.
+        alone: See `OnePerGroup`.
 
     Raises:
         TypeError: It is no `torch.optim.Optimizer`.
@@ -288,7 +297,7 @@ def one_per_group(
             stacklevel=5,
         )
     try:
-        return [OnePerGroup(optimizer) for optimizer in several]
+        return [OnePerGroup(optimizer, alone=alone) for optimizer in several]
     except ValueError as error:
         raise ValueError(f"{rule}: {error}") from error
 
@@ -296,9 +305,9 @@ def one_per_group(
 def _instead(given: Any) -> str:
     if isinstance(given, torch.amp.GradScaler):
         return "its scale moves within a batch: give the optimizer itself, and autocast to bfloat16"
-    wrapped = getattr(given, "optimizer", None)
-    if isinstance(wrapped, torch.optim.Optimizer):
-        return f"give the {type(wrapped).__name__} that it wraps (its .optimizer)"
+    for name, value in getattr(given, "__dict__", {}).items():
+        if isinstance(value, torch.optim.Optimizer):
+            return f"give the {type(value).__name__} that it wraps (its .{name})"
     return "give a torch.optim.Optimizer"
 
 

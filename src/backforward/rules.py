@@ -132,6 +132,8 @@ class UpdateRule:
         ValueError: An optimizer that needs a closure, a network wrapped for data parallelism, max_grad_norm <= 0.
     """
 
+    _of_all = False  # whether each update is of all parameters
+
     def __init__(
         self,
         model: nn.Module,
@@ -152,7 +154,7 @@ class UpdateRule:
             raise TypeError(f"{name}: loss_fn is a {type(loss_fn).__name__}; give a function of (output, target)")
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"{name}: max_grad_norm={max_grad_norm}; give a positive number or None")
-        self._optimizers = one_per_group(model, optimizer, name)
+        self._optimizers = one_per_group(model, optimizer, name, alone=self._of_all)
         if step is not None and len(self._optimizers) > 1:
             raise ValueError(f"{name}: step= takes the step of one optimizer; leave it out with several")
         self.model = model
@@ -259,6 +261,8 @@ class Backprop(UpdateRule):
         repeats: Number of such updates on each batch (the control of equal cost). All of them see the same dropout
             draws, and running statistics move in the first.
     """
+
+    _of_all = True
 
     def __init__(
         self,

@@ -22,6 +22,8 @@ from backforward_suite.hardware import cpu_count, gpu_count
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"  # of a sweep: a path that leads nowhere else
+Minutes = Annotated[float, Field(gt=0, le=5_000_000)]  # ten years: clocks count no further
 
 
 def _switched(value: object) -> object:
@@ -151,14 +153,14 @@ class Settings(_Model):
     diagnostics: DiagnosticsSettings
     study: _Group | None
     scale: Literal["smoke", "small", "paper"] | None
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
+    name: Annotated[str, Field(pattern=NAME)]
     lr: NonNegative
     batch_size: Count
     max_epochs: Count
     weight_decay: NonNegative
     data_norm: Literal["none", "channel", "global", "batch"]
     max_grad_norm: Positive | None
-    timeout_min: Positive | None
+    timeout_min: Minutes | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
     @classmethod

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -541,3 +543,15 @@ def test_refuses_lists_that_make_no_sense() -> None:
         Backforward(model, parts, F.cross_entropy, step=lambda last: None)
     with pytest.raises(ValueError, match=r"engine='shortcut' needs torch\.optim\.SGD"):
         Backforward(model, parts, F.cross_entropy, engine="shortcut")
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "optimizers.md"
+
+
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
+def test_examples_of_the_page_run(example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip(example.split()[1])
+    exec(compile(example, str(PAGE), "exec"), {})
+    assert capsys.readouterr().out

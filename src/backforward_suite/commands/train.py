@@ -31,9 +31,13 @@ def main(cfg: DictConfig) -> float | None:
     with cli.past_hydra():
         _refuse_shared_process(cfg)
         request = names.request_of(cfg)
+        processes.settle_rank(request.settings.trainer.devices)
         folder = Path(HydraConfig.get().runtime.output_dir)
         result = lifecycle.finished_result(folder, request)
-        if result is None:
+        if result is not None:
+            finished = str(result.get("timing", {}).get("finished_at", "an unknown date")).replace("T", " ")
+            print(f"skipped, finished on {finished.removesuffix('+00:00')} UTC", flush=True)
+        else:
             with lifecycle.claimed(folder, request) as record:
                 # Again, now that nobody else can be at it: another sweep may have been quicker.
                 result = lifecycle.finished_result(folder, request) or record(run(request, folder))

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from backforward_suite.data.draws import turns
 from backforward_suite.data.errors import DataError
+from backforward_suite.datafiles import BUNDLED, TORCHVISION
 
 Parts = dict[str, tuple[NDArray[Any], NDArray[Any]]]  # part -> images [N, C, H, W], labels [N]: not yet checked
 
@@ -60,12 +61,12 @@ class Known:
 
 KNOWN = {
     "digits": Known("digits", (1, 8, 8), 10, {"train": 1547, "test": 250}, {"train": 250}),
-    "mnist": Known("MNIST", (1, 28, 28), 10, {"train": 60_000, "test": 10_000}, {"train": 5_000}, ("MNIST",)),
+    "mnist": Known("MNIST", (1, 28, 28), 10, {"train": 60_000, "test": 10_000}, {"train": 5_000}, TORCHVISION["mnist"]),
     "cifar10": Known(
-        "CIFAR-10", (3, 32, 32), 10, {"train": 50_000, "test": 10_000}, {"train": 5_000}, ("cifar-10-batches-py",)
+        "CIFAR-10", (3, 32, 32), 10, {"train": 50_000, "test": 10_000}, {"train": 5_000}, TORCHVISION["cifar10"]
     ),
     "cifar100": Known(
-        "CIFAR-100", (3, 32, 32), 100, {"train": 50_000, "test": 10_000}, {"train": 5_000}, ("cifar-100-python",)
+        "CIFAR-100", (3, 32, 32), 100, {"train": 50_000, "test": 10_000}, {"train": 5_000}, TORCHVISION["cifar100"]
     ),
     "svhn": Known(
         "SVHN",
@@ -73,7 +74,7 @@ KNOWN = {
         10,
         {"train": 73_257, "extra": 531_131, "test": 26_032},
         {"train": 4_000, "extra": 2_000},
-        ("train_32x32.mat", "extra_32x32.mat", "test_32x32.mat"),
+        TORCHVISION["svhn"],
     ),
 }
 
@@ -94,7 +95,7 @@ def read(name: str, root: Path) -> tuple[Parts, str]:
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
         raise DataError(f"{name!r} is no name of a data set; {_names()}")
-    if name == "digits":
+    if name == BUNDLED:
         return _digits(), "scikit-learn"
     path, files = root / f"{name}.npz", KNOWN[name].files if name in KNOWN else ()
     try:

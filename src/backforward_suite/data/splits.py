@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from backforward_suite.data.draws import first, turns
 from backforward_suite.data.errors import DataError
 from backforward_suite.data.images import Images
 from backforward_suite.data.sources import KNOWN, Known, Parts, read
+from backforward_suite.datafiles import Stamp
 
 Part = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images [N, C, H, W], labels [N]
 
@@ -35,6 +36,7 @@ class DataSplits:
         test: what is reported at the end.
         fingerprint: SHA-256 of the images and labels of all three, as hexadecimal digits.
         source: the path that was read, or ``scikit-learn``.
+        files: path, size and time of change of each file that was read, as they were before; empty if nobody looked.
     """
 
     name: str
@@ -45,6 +47,7 @@ class DataSplits:
     test: Images
     fingerprint: str
     source: str
+    files: list[Stamp] = field(default_factory=list)
 
 
 def load_data(

@@ -165,7 +165,7 @@ def write(examined: Sequence[Examined], folder: Path, scale: str) -> Path:
 
     Args:
         examined: In the order of the page.
-        folder: Where to; figures of an earlier report that are not in this one go.
+        folder: Where to; figures that the report there shows, and this one does not, go.
         scale: Of all of them.
 
     Returns:
@@ -178,13 +178,21 @@ def write(examined: Sequence[Examined], folder: Path, scale: str) -> Path:
     files["report.md"] = _environment(markdown=True).get_template("report.md.j2").render(context).encode()
     files["index.html"] = _environment().get_template("page.html.j2").render(context).encode()
     (folder / "figures").mkdir(parents=True, exist_ok=True)
+    earlier = _figures_of(folder / "report.md")
     for name, content in files.items():
         with whole(folder / name, "wb") as file:
             file.write(content)
-    for path in (folder / "figures").iterdir():
-        if f"figures/{path.name}" not in files:
-            path.unlink()
+    for name in earlier - files.keys():
+        (folder / name).unlink(missing_ok=True)
     return folder / "index.html"
+
+
+def _figures_of(report: Path) -> set[str]:
+    """The figures that a report in Markdown shows, as it names them; none of no report."""
+    try:
+        return set(re.findall(r"\((figures/\w[\w-]*\.(?:svg|png))\)", report.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError):
+        return set()
 
 
 def _environment(markdown: bool = False) -> Environment:

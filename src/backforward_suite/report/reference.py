@@ -26,7 +26,7 @@ from backforward_suite.report import experiments
 from backforward_suite.report.reading import SCALES
 from backforward_suite.runs import files, locks
 
-LEFT_OUT = (("settings", "data", "root"), ("hardware", "system"), ("timing", "cuda_visible_devices"))
+LEFT_OUT = (("settings", "data", "root"), ("data", "files"), ("hardware", "system"), ("timing", "cuda_visible_devices"))
 TABLES = ("metrics", "study", "diagnostics")
 Line = dict[str, Any]
 

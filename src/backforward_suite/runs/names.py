@@ -12,7 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from backforward_suite.config import WITHOUT_EFFECT, Request, Settings
+from backforward_suite.config import NAME, WITHOUT_EFFECT, Request, Settings
+from backforward_suite.errors import BadInput
 from backforward_suite.hardware import gpu_count
 
 ELSEWHERE = ("slurm", "ray")  # launchers whose runs have other GPUs and cores than this machine
@@ -74,11 +75,22 @@ def request_of(cfg: DictConfig) -> Request:
 
 
 def register_resolvers() -> None:
-    """Give configs `${run_name:}`, `${by_scale:smoke,small,paper}` (a value for each) and `${scale_of_machine:}`."""
+    """Give configs their resolvers.
+
+    `${run_name:}`; `${sweep_name:}`: `name`, checked, as Hydra makes its folder before any run's;
+    `${by_scale:smoke,small,paper}`: a value for each; `${scale_of_machine:}`.
+    """
     register = partial(OmegaConf.register_new_resolver, replace=True)
     register("run_name", lambda *, _root_: run_name(_root_))
+    register("sweep_name", lambda *, _root_: _checked_name(_root_.name))
     register("by_scale", _by_scale)
     register("scale_of_machine", lambda: "paper" if gpu_count() else "small")
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
+        raise BadInput(f"name={name}: give letters, digits and . _ - in each part of the path, beginning with no sign")
+    return name
 
 
 def _by_scale(smoke: Any, small: Any, paper: Any, *, _root_: DictConfig) -> Any:

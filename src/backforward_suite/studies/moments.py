@@ -361,7 +361,8 @@ def expected_relu_product(layer: NormPropLinear) -> Tensor:
     cosines.fill_diagonal_(1.0)
     moments = layer.moments()
     scale = float(moments.jacobian) * float(moments.std)
-    return cosines * (0.25 + cosines.asin() / (2 * math.pi)) / scale**2
+    found: Tensor = cosines * (0.25 + cosines.asin() / (2 * math.pi)) / scale**2
+    return found
 
 
 def _drawn(setting: Setting, network: nn.Module) -> nn.Module:

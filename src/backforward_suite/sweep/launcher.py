@@ -11,7 +11,7 @@ import threading
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 
 from backforward_suite.cli import RunsFailed
-from backforward_suite.config import Request
+from backforward_suite.config import Request, differing
 from backforward_suite.errors import BadInput, Stopped
 from backforward_suite.runs import files, lifecycle
 from backforward_suite.sweep.jobs import Job, Outcome
@@ -79,6 +79,7 @@ class JobLauncher(Launcher):
                 self.get_ready(jobs[-1])
                 ready = True
         notes = [_left_out(override, runs, jobs) for override, runs in unreached.items()]
+        _refuse_shared_folders(jobs)
         _write_plans(jobs)
         _share(jobs)
         sweep = Sweep(jobs)
@@ -86,8 +87,7 @@ class JobLauncher(Launcher):
             sweep.view.note(note)
         with _sigterm_raises():
             outcomes = sweep.run(lambda pending: self.work(sweep, pending))
-        failed = sum(not outcome.done for outcome in outcomes.values())
-        failure = RunsFailed(f"{failed} of {len(outcomes)} runs failed; the same command runs them again")
+        failure = RunsFailed(_failure(list(outcomes.values())))
         return [self._returned(job, outcomes[job.folder], failure) for job in jobs]
 
     def _swept_groups(self, job_overrides: Sequence[Sequence[str]]) -> set[str]:
@@ -184,6 +184,28 @@ def _left_out(override: str, runs: Sequence[Job], jobs: Sequence[Job]) -> str:
     return f"{override} does not reach {len(runs)} of {len(jobs)} runs: no such key with {lacking}"
 
 
+def _failure(outcomes: Sequence[Outcome]) -> str:
+    """How many runs failed, and what to do about it."""
+    failed = sum(not outcome.done for outcome in outcomes)
+    refused = sum(outcome.refused for outcome in outcomes)
+    if not refused:
+        return f"{failed} of {len(outcomes)} runs failed; the same command runs them again"
+    again = "" if failed == refused else f", {failed - refused} failed and are run again by the same command"
+    return f"{refused} of {len(outcomes)} runs: their folders hold other runs; {lifecycle.KEEP_BOTH}{again}"
+
+
+def _refuse_shared_folders(jobs: Sequence[Job]) -> None:
+    """Raise BadInput where two runs of a sweep would meet in one folder; two spellings of one run may."""
+    first: dict[Path, Job] = {}
+    for job in jobs:
+        other = first.setdefault(Path(os.path.abspath(job.folder)), job)  # noqa: PTH100
+        if keys := differing(job.request.values, other.request.values):
+            raise BadInput(
+                f"two runs of this sweep have the folder {job.folder}: {keys}; "
+                "let hydra.sweep.subdir name what differs, or leave it as it is"
+            )
+
+
 def _write_plans(jobs: Sequence[Job]) -> None:
     planned: dict[Path, dict[str, list[str]]] = defaultdict(dict)
     for job in jobs:
@@ -200,7 +222,9 @@ def _share(jobs: Sequence[Job]) -> None:
         for job in pending:
             source = done.get(job.request.hash)
             if source is not None and job.folder.parent.parent == root:
-                lifecycle.take_over(source, job.folder)
+                with suppress(BadInput, OSError):  # the run's own start says what is wrong with a folder
+                    if lifecycle.finished_result(source, job.request) is not None:
+                        lifecycle.take_over(source, job.folder)
 
 
 @contextmanager

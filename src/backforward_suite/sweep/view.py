@@ -53,14 +53,14 @@ class View:
         """A run has begun, perhaps after it has turned out to be trained elsewhere."""
         if job in self.bars:
             self.progress.remove_task(self.bars.pop(job))
-        self.bars[job] = self.progress.add_task(job.name, total=job.request.settings.max_epochs, unit="epochs")
+        self.bars[job] = self.progress.add_task(escape(job.name), total=job.request.settings.max_epochs, unit="epochs")
 
     def tick(self, running: Sequence[Job]) -> None:
         """Look how far the running ones are."""
         if self.progress.disable:
             return
         for job in running:
-            self.progress.update(self.bars[job], completed=max(0, len(files.read_metrics(job.folder)) - 1))
+            self.progress.update(self.bars[job], completed=files.epochs_done(job.folder))
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         """A run has ended, or needed no start."""
@@ -75,7 +75,7 @@ class View:
             what = outcome.result["status"] + (f", validation accuracy {accuracy:.2%}" if accuracy is not None else "")
         else:
             what = f"[bold]failed[/]: {escape(outcome.cause or '')}"
-        self._say(f"\\[{self.count}/{self.total}] {job.name}: {what} [dim]({outcome.seconds:.1f} s)")
+        self._say(f"\\[{self.count}/{self.total}] {escape(job.name)}: {what} [dim]({outcome.seconds:.1f} s)")
 
     def summary(self, outcomes: Mapping[Job, Outcome]) -> None:
         """How many runs ended how, and where to look for those that failed."""
@@ -90,8 +90,8 @@ class View:
         self._say(f"{self.total} {runs_}: {', '.join(parts)}, in {time.monotonic() - self.began:.1f} s")
         for job, outcome in outcomes.items():
             if not outcome.done:
-                log = f"\n    log: {job.log}" if job.log.exists() else ""
-                self._say(f"[bold]failed[/] {job.name}: {escape(outcome.cause or '')}{log}")
+                log = f"\n    log: {escape(str(job.log))}" if job.log.exists() else ""
+                self._say(f"[bold]failed[/] {escape(job.name)}: {escape(outcome.cause or '')}{log}")
 
     def note(self, text: str) -> None:
         """Say something of the sweep as a whole."""

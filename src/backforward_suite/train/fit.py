@@ -9,9 +9,8 @@ import os
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import lightning as L
@@ -21,15 +20,18 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
 
 from backforward_suite import cli
 from backforward_suite.build import Parts
 from backforward_suite.config import Request
 from backforward_suite.data import DataSplits
+from backforward_suite.errors import BadInput, cause_of
 from backforward_suite.precision import set_matmul_precision
 from backforward_suite.processes import made_by_slurm, rank
 from backforward_suite.results import assembled, shows_progress
 from backforward_suite.runs.files import Result
+from backforward_suite.runs.identity import own_sources
 from backforward_suite.train import hparams
 from backforward_suite.train.bar import ProgressBar
 from backforward_suite.train.callbacks.checkpoint import Checkpoints, WholeFileIO
@@ -106,13 +108,17 @@ def fit(
         The content of `result.json`.
 
     Raises:
-        BadInput: The folder holds a damaged checkpoint, or one of other settings.
+        BadInput: The folder holds a damaged checkpoint, or one of other settings, data or source.
     """
     settings = request.settings
     quiet_lightning()
     set_matmul_precision(settings.trainer.matmul_precision)
-    started = time.perf_counter()
+    if settings.trainer.precision == "64-true":
+        module.double()  # Lightning converts it after it has restored a checkpoint, whose lower bits would be lost
+    own = own_sources(request.values)
     devices = settings.trainer.devices
+    # Lightning took it, as it was imported, from what a scheduler may have said of other processes.
+    rank_zero_only.rank = rank(devices)  # type: ignore[attr-defined]
     if settings.capture != settings.trainer.capture and rank(devices) == 0:
         say_ordinary("diagnostics look into them")
     record = RunRecord(folder, settings.trainer.log_every_n_steps)
@@ -123,12 +129,15 @@ def fit(
     logger: TensorBoardLogger | None = None
     if folder is not None:
         last = Checkpoints(
-            folder, request.values, settings.trainer.checkpoint_minutes, agree_every=settings.trainer.log_every_n_steps
+            folder,
+            request,
+            {"data": loaders.data.fingerprint, "own": own},
+            agree_every=settings.trainer.log_every_n_steps,
         )
         callbacks.append(last)
         step = None
         if last.path.exists():
-            resume, step = last.path, last.step_to_resume()
+            resume, step = last.path, last.step_to_resume(module)
             if rank(devices) == 0:
                 print(f"goes on from step {step}, where its last checkpoint was written", flush=True)
         logger = opened_logger(folder, request, step)
@@ -156,13 +165,19 @@ def fit(
             default_root_dir=nowhere if folder is None else folder,
         )
         with _interruptible():
-            trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
+            with nullcontext() if resume is None else _fitting(last):
+                trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
             final = dict(record.rows[-1])
             if not module.diverged:
                 trainer.test(module, loaders, verbose=False)
                 final |= module.evaluated
-    if logger is not None and folder is not None:
-        hparams.log(logger, folder, request, final, trainer.global_step)
+    if folder is not None and trainer.is_global_zero:
+        record.write()  # and what was lost of them since the last checkpoint
+        if diagnostics.when:
+            diagnostics.write()
+        if logger is not None:
+            hparams.log(logger, folder, request, final, trainer.global_step)
+    if logger is not None:
         logger.finalize("success")
     return assembled(
         {
@@ -176,15 +191,27 @@ def fit(
         loaders.data,
         trainer.strategy.root_device,
         {
-            "seconds": time.perf_counter() - started,  # of this sitting
+            "seconds": record.elapsed(),
             "start_seconds": record.start_seconds,
             "training_seconds": record.seconds,
             "diagnostics_seconds": diagnostics.seconds,
             "diagnostics_times": diagnostics.times,
             "samples_per_second": record.samples / record.seconds if record.seconds else None,
         },
+        own,
         devices=trainer.world_size,
     )
+
+
+@contextmanager
+def _fitting(last: Checkpoints) -> Iterator[None]:
+    """Say in one line that a checkpoint does not fit: what Lightning raises while it restores one."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if last.restored or isinstance(error, BadInput | torch.OutOfMemoryError):
+            raise
+        raise last.does_not_fit(cause_of(error)) from None
 
 
 @contextmanager
@@ -209,9 +236,10 @@ def opened_logger(folder: Path, request: Request, resumed_after: int | None) -> 
         folder: The run's.
         request: What was asked for, for HParams.
         resumed_after: The step of the checkpoint where this sitting goes on: what a sitting that was cut off logged
-            after it is hidden. None in a first sitting.
+            after it is hidden; all of it where it left no checkpoint (None).
     """
-    purge = None if resumed_after is None else resumed_after + 1
+    earlier = any(folder.glob("events.out.*"))
+    purge = None if not earlier else 0 if resumed_after is None else resumed_after + 1
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=purge)
     logger.hparams.update(hparams.readable(request))
     return logger

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from backforward_suite.report.experiments._experiment import hardware
 from tests.helpers.configs import requested
 
 from backforward_suite.data import load_data
 from backforward_suite.errors import BadInput
 from backforward_suite.report import experiments, reference
+from backforward_suite.report.experiments._experiment import hardware
 from backforward_suite.report.reading import read_runs
 from backforward_suite.results import assembled
 from backforward_suite.runs import files

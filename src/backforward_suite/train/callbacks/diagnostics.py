@@ -81,8 +81,9 @@ class Diagnostics(L.Callback):
 
     Attributes:
         rows: One a number.
-        seconds: What measuring took in this sitting: `start`, before the first batch, getting ready included; `batch`,
-            after batches within an epoch; `epoch`, after the last batch of an epoch, writing the file included.
+        seconds: What measuring took, over all sittings of the run: `start`, before the first batch, getting ready
+            included; `batch`, after batches within an epoch; `epoch`, after the last batch of an epoch, writing the
+            file included.
         times: How often was measured at each of these.
     """
 
@@ -172,18 +173,26 @@ class Diagnostics(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write the file."""
-        if self.folder is not None and trainer.is_global_zero:
+        if trainer.is_global_zero:
             with self._priced(trainer, "epoch"):
-                write_diagnostics(self.folder, self.rows)
+                self.write()
+
+    def write(self) -> None:
+        """Write `diagnostics.csv` from all rows."""
+        if self.folder is not None:
+            write_diagnostics(self.folder, self.rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows so far, and what the diagnostics remember."""
+        """Rows and times so far, and what the diagnostics remember."""
         memory = {key: diagnostic.state_dict() for key, diagnostic in self.diagnostics.items()}
-        return {"rows": [tuple(row) for row in self.rows], "memory": memory}
+        rows = [tuple(row) for row in self.rows]
+        return {"rows": rows, "memory": memory, "seconds": dict(self.seconds), "times": dict(self.times)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
         self.rows = [Measured(*row) for row in state["rows"]]
+        self.seconds |= state.get("seconds", {})  # an older version did not keep them
+        self.times |= state.get("times", {})
         for key, memory in state["memory"].items():
             self.diagnostics[key].load_state_dict(memory)
 

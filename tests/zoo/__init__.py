@@ -1,0 +1,1 @@
+"""Networks from everywhere, on which the engines are compared with the definition."""
