@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from backforward_suite.errors import BadInput
 from backforward_suite.hardware import cpu_count, gpu_count
+from backforward_suite.targets import refuse_unread
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -48,6 +49,11 @@ WITHOUT_EFFECT = frozenset(
         "trainer.capture",
     }
 )
+
+
+# Keys that came later, each with the value at which it changes nothing. At that value a key is left out of the hash, so
+# that results and half-done runs of versions which did not have it stay valid.
+LATER: dict[str, Any] = {"data.layout": "auto"}
 
 
 # What a hash of settings calls our own classes, whatever module they live in: the paths under which results were first
@@ -103,6 +109,7 @@ class DataSettings(_Model):
     train_images: Count | None
     evaluation_images: Count | None
     augment: Literal["none", "flip"]
+    layout: Literal["auto", "nhwc", "nchw"] | None = None  # of data=npz alone
 
 
 class TrainerSettings(_Model):
@@ -282,12 +289,18 @@ class Request:
         values = plain(own)
         made = {} if hydra is None else hydra.runtime.choices
         choices = {group: str(made[group]) for group in Settings.model_fields if made.get(group) is not None}
-        return cls(own, Settings.check(values, here), values, choices, hydra)
+        settings = Settings.check(values, here)
+        refuse_unread(own, values, set() if hydra is None else {_key_of(text) for text in hydra.overrides.task})
+        return cls(own, settings, values, choices, hydra)
 
     @property
     def hash(self) -> str:
         """SHA-256 over the settings that decide the result."""
         return fingerprint(self.values)
+
+
+def _key_of(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _values(settings: Mapping[str, Any] | None) -> list[Any]:
@@ -325,7 +338,7 @@ def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: PUBLIC_NAMES.get(value, value) if key.rpartition(".")[2] == "_target_" else value
         for key, value in flatten(values)
-        if key not in WITHOUT_EFFECT
+        if key not in WITHOUT_EFFECT and not (key in LATER and value == LATER[key])
     }
 
 
