@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from backforward.data_norm import DataNorm
 from backforward.models import weight_decay_groups
 from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
 from backforward.rules import Switch, UpdateRule
+from backforward.shift import layers
 from backforward_suite.config import Request
 from backforward_suite.data import DataSplits, load_asked
 from backforward_suite.targets import refuse_wrong_types
@@ -43,7 +45,10 @@ def model_maker(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> C
     maker: Callable[..., nn.Module] = instantiate(
         cfg.model, in_shape=shape, classes=classes, _partial_=True, _convert_="all"
     )
-    return maker
+    if cfg.norm.get("_target_") is None:
+        return maker
+    norm = {key: value for key, value in cfg.norm.items() if key != "kind"}
+    return partial(maker, norm=instantiate(norm, _partial_=True, _convert_="all"))
 
 
 def with_data_norm(data_norm: DataNorm, model: nn.Module) -> nn.Sequential:
@@ -82,10 +87,24 @@ class Parts:
         return with_data_norm(copy.deepcopy(self._data_norm), self._model(seed=seed, **changes))
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer; it decays weights alone."""
+        """The optimizer; it decays weights alone, and may have a learning rate of its own for the last layer."""
         decays = (self._settings.optimizer.model_extra or {}).get("weight_decay")
-        made: torch.optim.Optimizer = self._optimizer(weight_decay_groups(network) if decays else network.parameters())
+        groups = weight_decay_groups(network) if decays else [{"params": list(network.parameters())}]
+        if self._settings.head_lr is not None:
+            groups = self._with_head(groups, network, self._settings.head_lr)
+        made: torch.optim.Optimizer = self._optimizer(groups)
         return made
+
+    def _with_head(self, groups: list[dict[str, Any]], network: nn.Module, lr: float) -> list[dict[str, Any]]:
+        """Parameter groups in which the last layer in forward order has this learning rate."""
+        images = self.few()[0].to(next(network.parameters()).device)
+        head = {id(parameter) for parameter in layers(network, images)[-1].parameters}
+        parted = []
+        for group in groups:
+            mine = [p for p in group["params"] if id(p) in head]
+            parted.append({**group, "params": [p for p in group["params"] if id(p) not in head]})
+            parted.append({**group, "params": mine, "lr": lr})
+        return [group for group in parted if group["params"]]
 
     def rule(self, *args: Any, **hooks: Any) -> Any:
         """The update rule of network, optimizer and loss function."""

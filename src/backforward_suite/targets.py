@@ -55,11 +55,6 @@ def refuse_unread(cfg: DictConfig, values: Mapping[str, Any], given: Set[str]) -
             )
     norm, model = values["norm"], values["model"].get("_target_")
     if norm.get("_target_") is None:
-        if norm["kind"] != "none" and not _is_read(cfg.model, "norm.kind"):
-            raise BadInput(
-                f"norm={norm['kind']} does not reach the model {model}: its config has no norm: ${{norm.kind}};"
-                f" give norm=none"
-            )
         for key in sorted(norm.keys() - {"kind", "_target_"}):
             if not _is_read(cfg.model, f"norm.{key}"):
                 raise BadInput(

@@ -23,8 +23,8 @@ from tests.oracles.random_networks import RandomNetwork, networks
 from tests.oracles.ranks import train_as_rank
 from torch import Tensor, nn
 
-from backforward.rules import Backforward, Backprop, Result, Switch, UpdateRule
-from backforward.stages import tensors_in
+from backforward.batch import tensors_in
+from backforward.rules import Backforward, Backprop, StepResult, Switch, UpdateRule
 
 BY_ID = {problem.id: problem for problem in PROBLEMS}
 
@@ -41,7 +41,7 @@ def run(
     make_rule: Callable[[nn.Module, torch.optim.Optimizer], Any],
     optimizer: str = "sgd",
     steps: int = 5,
-) -> tuple[nn.Module, list[Result]]:
+) -> tuple[nn.Module, list[StepResult]]:
     """Train a problem's network for a few batches from its initial weights and the same generator state."""
     model = problem.model()
     torch.manual_seed(3)
@@ -60,7 +60,7 @@ def assert_same_state(model: nn.Module, other: nn.Module) -> None:
     assert not [name for name, value in model.state_dict().items() if not same(value, theirs[name])]
 
 
-def assert_same_results(results: list[Result], others: list[Result]) -> None:
+def assert_same_results(results: list[StepResult], others: list[StepResult]) -> None:
     """Bitwise the same losses and outputs."""
     ours, theirs = list(tensors_in(list(map(list, results)))), list(tensors_in(list(map(list, others))))
     assert len(ours) == len(theirs) >= 2 * len(results)
@@ -279,7 +279,7 @@ def test_loss_and_output_are_those_before_the_batch(problem: Problem) -> None:
     x, y = problem.batch()
     torch.manual_seed(3)
     output = copy.deepcopy(model)(*x) if isinstance(x, tuple) else copy.deepcopy(model)(x)
-    expected = Result(problem.loss(output, y).detach(), next(tensors_in(output)).detach())
+    expected = StepResult(problem.loss(output, y).detach(), next(tensors_in(output)).detach())
     rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.5), problem.loss, joint_pass=True)
     torch.manual_seed(3)
     result = rule.step(x, y)

@@ -152,11 +152,11 @@ class StaleBackforward:
     def prepare(self, x: Tensor) -> None:
         """Nothing to prepare."""
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, batch: int | None = None) -> None:
         """All epochs are alike."""
 
     def step(self, x: Tensor, y: Tensor) -> Any:
-        from backforward.rules import Result
+        from backforward.rules import StepResult
 
         output = self.model(x)
         loss = self.loss_fn(output, y)
@@ -169,4 +169,4 @@ class StaleBackforward:
             self._after_update(group)
             for parameter in group:
                 parameter.grad = None
-        return Result(loss.detach(), output.detach())
+        return StepResult(loss.detach(), output.detach())

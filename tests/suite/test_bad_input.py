@@ -153,6 +153,7 @@ def test_checkpoint_of_another_model(train: Command, tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_none(train: Command, tmp_path: Path, content: bytes) -> None:
     checkpoint = tmp_path / FINISHED / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
+    (checkpoint.parent / ".lock").touch()  # a run was here
     checkpoint.write_bytes(content)
     assert_one_line(train(*DIGITS), "last.ckpt is damaged", "delete it")
     assert checkpoint.read_bytes() == content
@@ -186,6 +187,7 @@ def test_damaged_result(train: Command, tmp_path: Path) -> None:
 def test_damaged_checkpoint(train: Command, tmp_path: Path) -> None:
     checkpoint = tmp_path / FINISHED / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
+    (checkpoint.parent / ".lock").touch()  # a run was here
     checkpoint.write_bytes(b"garbage")
     assert_one_line(train(*DIGITS), "last.ckpt is damaged", "delete it")
     assert checkpoint.read_bytes() == b"garbage"

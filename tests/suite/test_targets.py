@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 from tests.helpers.commands import Command, assert_one_line
 from tests.helpers.configs import composed
 
-from backforward_suite.config import Request
+from backforward_suite.config import plain
 from backforward_suite.errors import BadInput
+from backforward_suite.targets import refuse_unread
 
 DIGITS = ("data=digits", "max_epochs=1")
 
@@ -56,15 +57,14 @@ def test_a_key_that_reaches_nothing_is_refused(
 def test_where_they_are_read_they_are_taken(train: Command, own: Path) -> None:
     assert train("--config-dir", str(own), "model=own", "optimizer=own", *DIGITS).code == 0
     for given in (["norm=prop", "norm.jacobian_factor=paper"], ["norm=batch", "weight_decay=0.1"], ["schedule=halve"]):
-        Request.of(composed(*given))
+        assert train(*given, *DIGITS).code == 0
 
 
-def test_a_norm_may_be_taken_whole() -> None:
-    cfg = composed("norm=batch")
+def test_a_group_may_be_taken_whole() -> None:
+    cfg = composed("+norm.groups=3")
     OmegaConf.set_struct(cfg, False)
     cfg.model = {"_target_": "x.Y", "norm": "${norm}"}
-    Request.of(cfg)
-    cfg.model = {"_target_": "x.Y", "norm": "${normal.kind}"}
-    cfg.normal = {"kind": "batch"}
-    with pytest.raises(BadInput):
-        Request.of(cfg)
+    refuse_unread(cfg, plain(cfg), set())
+    cfg.model, cfg.normal = {"_target_": "x.Y", "norm": "${normal.groups}"}, {"groups": 3}
+    with pytest.raises(BadInput, match=r"norm\.groups=3 does not reach the model x\.Y"):
+        refuse_unread(cfg, plain(cfg), set())

@@ -42,6 +42,7 @@ SCALES: Mapping[str, str] = {
     "smoke": "minutes; shows that everything runs, and gives no verdict beyond inconclusive",
     "small": "hours on two cores; real data, fewer images and smaller networks; verdicts speak of direction only, but "
     "for what was run under a paper's whole protocol",
+    "medium": "all of CIFAR-10 on a NIN of width .25, hours on a CPU",
     "paper": "the papers' own protocol",
 }
 PAPERS = {"bfp": "Backforward Propagation", "np": "Normalization Propagation"}  # by the start of an experiment's name

@@ -15,7 +15,7 @@ from backforward_suite.errors import BadInput
 from backforward_suite.runs import files
 from backforward_suite.runs.files import Result, natural, read_plan, result_folders
 
-SCALES = ("smoke", "small", "paper")
+SCALES = ("smoke", "small", "medium", "paper")
 
 
 @dataclass(frozen=True, eq=False)

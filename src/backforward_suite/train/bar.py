@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from backforward.rules import Result
+from backforward.rules import StepResult
 from backforward_suite.train.module import Batch, Classification, means
 from backforward_suite.train.readings import Readings
 
@@ -57,7 +57,7 @@ class ProgressBar(TQDMProgressBar):
     def before_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, step: int) -> None:
         """Nothing to do."""
 
-    def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: Result, step: int) -> bool:
+    def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: StepResult, step: int) -> bool:
         """Redraw within a turn, which may take long."""
         place = (step - 1) % int(trainer.num_training_batches) + 1
         super().on_train_batch_end(trainer, module, None, batch, place - 1)

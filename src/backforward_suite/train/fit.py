@@ -7,6 +7,7 @@ import backforward_suite._torchvision  # noqa: F401  (before Lightning, which im
 # isort: split
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
 
@@ -27,16 +29,18 @@ from backforward_suite.build import Parts
 from backforward_suite.config import Request
 from backforward_suite.data import DataSplits
 from backforward_suite.errors import BadInput, cause_of
+from backforward_suite.hardware import emulates_bf16
 from backforward_suite.precision import set_matmul_precision
 from backforward_suite.processes import made_by_slurm, rank
 from backforward_suite.results import assembled, shows_progress
 from backforward_suite.runs.files import Result
 from backforward_suite.runs.identity import own_sources
-from backforward_suite.train import hparams
+from backforward_suite.train import loggers
 from backforward_suite.train.bar import ProgressBar
 from backforward_suite.train.callbacks.checkpoint import Checkpoints, WholeFileIO
 from backforward_suite.train.callbacks.diagnostics import Diagnostics
 from backforward_suite.train.callbacks.record import RunRecord
+from backforward_suite.train.callbacks.stopping import Stopping
 from backforward_suite.train.capture import say_ordinary
 from backforward_suite.train.module import Arithmetic, Classification, InMemoryData, quiet_lightning
 
@@ -84,6 +88,7 @@ def assemble(request: Request, data: DataSplits | None = None) -> tuple[Classifi
         seed=settings.seed,
         augment=settings.data.augment,
         shuffle=settings.data.shuffle,
+        limit=settings.trainer.limit_train_batches,
     )
     return module, loaders, arithmetic
 
@@ -120,13 +125,18 @@ def fit(
     # Lightning took it, as it was imported, from what a scheduler may have said of other processes.
     rank_zero_only.rank = rank(devices)  # type: ignore[attr-defined]
     if settings.capture != settings.trainer.capture and rank(devices) == 0:
-        say_ordinary("diagnostics look into them")
+        say_ordinary("the method draws anew for each batch" if settings.draws_anew else "diagnostics look into them")
+    accelerator = _accelerator(settings.trainer.accelerator)
+    if settings.trainer.precision == "bf16-mixed" and accelerator == "cpu" and emulates_bf16() and rank(devices) == 0:
+        print("this CPU emulates bfloat16: trainer=cpu is faster", file=sys.stderr, flush=True)
     record = RunRecord(folder, settings.trainer.log_every_n_steps)
     diagnostics = Diagnostics(settings.diagnostics.when(), settings.diagnostics.samples, folder)
     # Before the record, so that the run's time includes their price.
     callbacks: list[L.Callback] = [diagnostics, record] if diagnostics.when else [record]
+    stopping = Stopping(record, settings.stop_loss, settings.patience, settings.min_delta)
+    callbacks.append(stopping)
     resume: Path | None = None
-    logger: TensorBoardLogger | None = None
+    logger: Logger | None = None
     if folder is not None:
         last = Checkpoints(
             folder,
@@ -140,14 +150,14 @@ def fit(
             resume, step = last.path, last.step_to_resume(module)
             if rank(devices) == 0:
                 print(f"goes on from step {step}, where its last checkpoint was written", flush=True)
-        logger = opened_logger(folder, request, step)
+        logger = loggers.opened(folder, request, step)
     bar = shows_progress(settings)
     if bar:
         callbacks.append(ProgressBar())
 
     with tempfile.TemporaryDirectory() as nowhere:
         trainer = L.Trainer(
-            accelerator=_accelerator(settings.trainer.accelerator),
+            accelerator=accelerator,
             devices=devices,
             # Each rank keeps its own sums and statistics: DistributedDataParallel would overwrite them by the first's.
             strategy=DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto",
@@ -162,6 +172,7 @@ def fit(
             enable_checkpointing=folder is not None,
             enable_progress_bar=bar,
             enable_model_summary=False,
+            profiler=_profiler(settings.trainer.profiler, folder),
             default_root_dir=nowhere if folder is None else folder,
         )
         with _interruptible():
@@ -175,13 +186,12 @@ def fit(
         record.write()  # and what was lost of them since the last checkpoint
         if diagnostics.when:
             diagnostics.write()
-        if logger is not None:
-            hparams.log(logger, folder, request, final, trainer.global_step)
-    if logger is not None:
-        logger.finalize("success")
+    if logger is not None and folder is not None:
+        loggers.close(logger, folder, request, final, trainer.global_step)
     return assembled(
         {
             "status": "diverged" if module.diverged else "finished",
+            **stopping.found,
             "final": final,
             "best": dict(record.best() or {}),
             "arithmetic": arithmetic or [],
@@ -229,20 +239,10 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def opened_logger(folder: Path, request: Request, resumed_after: int | None) -> TensorBoardLogger:
-    """TensorBoard's events of a run.
-
-    Args:
-        folder: The run's.
-        request: What was asked for, for HParams.
-        resumed_after: The step of the checkpoint where this sitting goes on: what a sitting that was cut off logged
-            after it is hidden; all of it where it left no checkpoint (None).
-    """
-    earlier = any(folder.glob("events.out.*"))
-    purge = None if not earlier else 0 if resumed_after is None else resumed_after + 1
-    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=purge)
-    logger.hparams.update(hparams.readable(request))
-    return logger
+def _profiler(kind: str | None, folder: Path | None) -> Profiler | None:
+    """Lightning's profiler of that kind; its reports go to `fit-profile.txt` and `test-profile.txt` in the folder."""
+    make = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    return None if kind is None or folder is None else make[kind](dirpath=folder, filename="profile")
 
 
 def _accelerator(asked: str) -> str:

@@ -17,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 
-from backforward_suite.config import WITHOUT_EFFECT, Request, deciding, flatten
+from backforward_suite.config import Request, deciding, flatten, has_effect
 from backforward_suite.runs import files
 
 METRICS = (
@@ -40,7 +40,7 @@ def log(logger: TensorBoardLogger, folder: Path, request: Request, final: Mappin
         final: The final metrics. Those that are not finite are left blank.
         step: The last step. At the first one TensorBoard would take every curve of these metrics for superseded.
     """
-    logger.log_metrics({key: final[key] for key in METRICS if _is_finite(final.get(key))}, step)
+    logger.log_metrics({key: final[key] for key in METRICS if is_finite(final.get(key))}, step)
     differing = varying(files.read_plan(folder.parent))
     values, columns = readable(request), columns_of(request, differing)
     start = SessionStartInfo()
@@ -93,7 +93,7 @@ def columns_of(request: Request, differing: Sequence[str]) -> dict[str, int]:
 def varying(plan: Mapping[str, list[str]]) -> list[str]:
     """The keys that a sweep sets to several values, or for some of its runs alone."""
     runs = [dict(override.lstrip("+").partition("=")[::2] for override in overrides) for overrides in plan.values()]
-    keys = {key for run in runs for key in run} - WITHOUT_EFFECT
+    keys = {key for run in runs for key in run if has_effect(key)}
     return sorted(key for key in keys if len({run.get(key) for run in runs}) > 1)
 
 
@@ -127,5 +127,6 @@ def _kind(value: object) -> int:
     )
 
 
-def _is_finite(value: object) -> bool:
+def is_finite(value: object) -> bool:
+    """Whether a value is a number that is neither infinite nor NaN."""
     return isinstance(value, int | float) and math.isfinite(value)
