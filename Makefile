@@ -19,7 +19,7 @@ if [ -n "$$(ls -A "$(VENV)" 2>/dev/null)" ] && [ ! -e "$(VENV)/pyvenv.cfg" ] && 
 fi; rm -rf -- "$(VENV)"
 endef
 
-.PHONY: help setup quickstart reproduce test test-all check torture bench zoo gpu-check tensorboard clean
+.PHONY: help setup quickstart reproduce test test-all check torture faults bench zoo gpu-check tensorboard clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ check: $(VENV)/.dev ## Lint, format, types, direction of dependencies
 
 torture: $(VENV)/.dev ## Kill sweeps on MNIST 40 times at random; compare to the bit with one left alone (15 minutes)
 	OMP_NUM_THREADS=1 PYTHONPATH=src $(PY) -m tests.helpers.torture --kills 40 --epochs 16
+
+faults: $(VENV)/.dev ## Inject faults: kills, torn writes, full disks, damaged files; docs/faults.md says what holds (half an hour)
+	OMP_NUM_THREADS=1 PYTHONPATH=src $(PY) -m tests.helpers.faults $(if $(STRIDE),--stride $(STRIDE))
 
 bench: $(VENV)/.core ## Measure speed: medians and ratios in one run (half an hour, on a quiet machine)
 	$(PY) src/bench.py

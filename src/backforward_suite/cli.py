@@ -126,6 +126,7 @@ def hint_at_sweep() -> None:
 def show(result: Mapping[str, Any], folder: Path) -> None:
     """Print a run's result as a short table."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     if result["settings"].get("study"):
@@ -140,12 +141,12 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
         values = [final.get(f"{metric}/{split}") for split in ("train", "validation", "test")]
         table.add_row(label, *("-" if value is None else form.format(value) for value in values))
     console = Console()
-    console.print(f"[bold]{folder.name}[/]: {result['status']}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(folder.name)}[/]: {result['status']}", highlight=False, soft_wrap=True)
     console.print(table)
     speed, norm = timing["samples_per_second"], final["weight_norm/total"]
     console.print(
         f"epoch {final['epoch']}, weight norm {'infinite' if norm is None else f'{norm:.2f}'}, "
-        f"{timing['seconds']:.1f} s" + (f", {speed:,.0f} samples/s" if speed else "") + f"\nin {folder}",
+        f"{timing['seconds']:.1f} s" + (f", {speed:,.0f} samples/s" if speed else "") + f"\nin {escape(str(folder))}",
         highlight=False,
         soft_wrap=True,
     )
@@ -154,6 +155,7 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
 def _show_study(result: Mapping[str, Any], folder: Path) -> None:
     """Print a study's headline numbers."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
@@ -162,9 +164,9 @@ def _show_study(result: Mapping[str, Any], folder: Path) -> None:
     for name, value in result["final"].items():
         table.add_row(name, "infinite" if value is None else f"{value:.5g}")
     console = Console()
-    console.print(f"[bold]{folder.name}[/]: {result['status']}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(folder.name)}[/]: {result['status']}", highlight=False, soft_wrap=True)
     console.print(table)
-    console.print(f"{result['timing']['seconds']:.1f} s\nin {folder}", highlight=False, soft_wrap=True)
+    console.print(f"{result['timing']['seconds']:.1f} s\nin {escape(str(folder))}", highlight=False, soft_wrap=True)
 
 
 def _say(line: str, code: int) -> int:

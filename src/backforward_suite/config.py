@@ -389,7 +389,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide a result, flat: dotted key -> value; our own classes by their public names."""
+    """The settings that decide a result, flat: dotted key -> value; our own classes by their public names.
+
+    Keys that came later are left out where they change nothing.
+    """
     return {
         key: PUBLIC_NAMES.get(value, value) if key.rpartition(".")[2] == "_target_" else value
         for key, value in flatten(values)
@@ -406,7 +409,7 @@ def differing(asked: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Name the deciding keys in which two settings differ, as `key=asked (there: found)`, or return ''."""
     here, there = deciding(asked), deciding(found)
     pairs = {key: (here.get(key), there.get(key)) for key in {**here, **there} if here.get(key) != there.get(key)}
-    own = {pair for key, pair in pairs.items() if "." not in key}
+    own = [pair for key, pair in pairs.items() if "." not in key]
     # `optimizer.lr` follows `lr`: name what was set, not what follows from it.
     named = {key: pair for key, pair in pairs.items() if "." not in key or pair not in own}
     return ", ".join(f"{key}={asked_for} (there: {there_is})" for key, (asked_for, there_is) in named.items())

@@ -56,6 +56,8 @@ def _os_error(error: OSError) -> str:
                 )
             if path.is_file() and error.errno != errno.ENOENT:
                 return f"{path} is a file, and a folder is needed there; move it away"
+    if error.errno == errno.EFBIG:
+        return f"{where}no file may grow so large here; raise the limit (ulimit -f)"
     return f"{where}{error.strerror or error}"
 
 

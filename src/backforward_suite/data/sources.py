@@ -154,6 +154,8 @@ def _read_npz(path: Path, official: Iterable[str] | None, layout: Layout) -> Par
     """Map the arrays ``x_<part>`` and ``y_<part>`` of an npz file: checksums are checked, nothing is unpickled."""
     parts = list(official or ("train", "test"))
     wanted: list[str] = []
+    if not (path.is_file() or path.is_dir()):  # a pipe would be read for ever
+        raise DataError(f"{path} is no regular file; write one with numpy.savez")
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -171,6 +173,11 @@ def _read_npz(path: Path, official: Iterable[str] | None, layout: Layout) -> Par
                     f"{path} has no {', '.join(missing)}: it needs {', '.join(wanted)}, it has {', '.join(members)}"
                 )
             arrays = {key: _read_member(path, archive, members[key]) for key in wanted}
+    except MemoryError as error:
+        size = sum(members[key].file_size for key in wanted)
+        raise DataError(
+            f"{path} unpacks to {size:,} bytes, which do not fit into memory; give a smaller one"
+        ) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, DataError):
             raise

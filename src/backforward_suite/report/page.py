@@ -22,7 +22,7 @@ from backforward_suite.errors import cause_of
 from backforward_suite.report import answer, experiments, style
 from backforward_suite.report.claims import Claim, read_claims
 from backforward_suite.report.finding import ANSWERS, KINDS, Figure, Finding, Kind, Verdict
-from backforward_suite.report.reading import Run, read_runs
+from backforward_suite.report.reading import Run, read_runs, refuse_mixed_data
 
 SIGNS: Mapping[Kind, str] = {
     "reproduced": "✓",
@@ -112,6 +112,7 @@ def examine_all(outputs: Path, scale: str) -> list[Examined]:
 def _examine(name: str, runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Examined:
     experiment = experiments.load(name)
     try:
+        refuse_mixed_data(runs)
         finding = experiment.examine(runs, claims, scale)
         return Examined(finding, tuple(draw(figure, stamp_of(finding)) for figure in finding.figures))
     except Exception as error:

@@ -146,6 +146,8 @@ def read_result(folder: Path) -> Result | None:
             raise ValueError("it does not match its checksum")
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        raise BadInput(f"{folder} is a file, where the folder of a run should be; move it away") from None
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
@@ -154,7 +156,27 @@ def read_result(folder: Path) -> Result | None:
     return result  # type: ignore[no-any-return]
 
 
-_MAPPINGS = ("settings", "choices", "final", "best", "data", "code", "hardware", "timing")
+def has_checksum(folder: Path) -> bool:
+    """Whether `result.json` has one; an older version wrote none."""
+    return "checksum" in json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def sums_of_tables(folder: Path) -> dict[str, str]:
+    """SHA-256 of each table of a run."""
+    paths = [folder / name for name in TABLES]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.exists()}
+
+
+def changed_tables(folder: Path, result: Mapping[str, Any]) -> str:
+    """Which tables are not what they were when the run ended, in words; empty if none."""
+    kept, now = result.get("files", {}), sums_of_tables(folder)
+    changed = [
+        f"{name} {'has changed' if name in now else 'is missing'}" for name in kept if now.get(name) != kept[name]
+    ]
+    return ", ".join(changed)
+
+
+_MAPPINGS = ("settings", "choices", "final", "best", "data", "code", "hardware", "timing", "files")
 
 
 def check_result(result: object) -> None:

@@ -21,7 +21,16 @@ from backforward_suite import processes
 from backforward_suite.atomic import remove_half_written, whole
 from backforward_suite.config import Request, differing, fingerprint, plain
 from backforward_suite.errors import BadInput, Busy, Refused, cause_of
-from backforward_suite.runs.files import DONE, TABLES, WRITTEN, Result, read_plan, read_result, write_result
+from backforward_suite.runs.files import (
+    DONE,
+    TABLES,
+    WRITTEN,
+    Result,
+    read_plan,
+    read_result,
+    sums_of_tables,
+    write_result,
+)
 from backforward_suite.runs.identity import changed
 from backforward_suite.runs.locks import LOCK, held
 
@@ -227,7 +236,7 @@ def overdue(request: Request) -> str:
 
 def _written(folder: Path, result: Result) -> Result:
     with _result_written:
-        write_result(folder, result)
+        write_result(folder, {**result, "files": sums_of_tables(folder)})
     return result
 
 

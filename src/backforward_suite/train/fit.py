@@ -175,7 +175,7 @@ def fit(
             profiler=_profiler(settings.trainer.profiler, folder),
             default_root_dir=nowhere if folder is None else folder,
         )
-        with _interruptible():
+        with _interruptible(), _writer_heard_once():
             with nullcontext() if resume is None else _fitting(last):
                 trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
             final = dict(record.rows[-1])
@@ -222,6 +222,22 @@ def _fitting(last: Checkpoints) -> Iterator[None]:
         if last.restored or isinstance(error, BadInput | torch.OutOfMemoryError):
             raise
         raise last.does_not_fit(cause_of(error)) from None
+
+
+@contextmanager
+def _writer_heard_once() -> Iterator[None]:
+    """Print no traceback of TensorBoard's writing thread: what the disk told it is raised here as well."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager

@@ -40,7 +40,10 @@ def log(logger: TensorBoardLogger, folder: Path, request: Request, final: Mappin
         final: The final metrics. Those that are not finite are left blank.
         step: The last step. At the first one TensorBoard would take every curve of these metrics for superseded.
     """
-    logger.log_metrics({key: final[key] for key in METRICS if is_finite(final.get(key))}, step)
+    # The record has logged the others. A step later, a sitting that goes on from the last one's checkpoint hides what
+    # one that was cut off in this moment has logged, and every point is there once.
+    tested = {key: final[key] for key in METRICS if key.endswith("/test") and is_finite(final.get(key))}
+    logger.log_metrics(tested, step + 1)
     differing = varying(files.read_plan(folder.parent))
     values, columns = readable(request), columns_of(request, differing)
     start = SessionStartInfo()

@@ -616,3 +616,21 @@ def test_a_silent_server_is_given_up(tmp_path: Path, serve: Serve, monkeypatch: 
         assert "its download failed" in refusal("mnist", tmp_path)
     finally:
         release.set()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mine.npz")
+    with pytest.raises(DataError, match=r"mine\.npz is no regular file"):
+        sources.read("mine", tmp_path)
+
+
+def test_a_member_that_fits_into_no_memory_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = {f"{letter}_{part}": np.zeros(4, np.uint8) for letter in "xy" for part in ("train", "test")}
+    np.savez_compressed(tmp_path / "mine.npz", **images)
+
+    def read(*_: Any) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", read)
+    with pytest.raises(DataError, match="unpacks to 528 bytes, which do not fit into memory"):
+        sources.read("mine", tmp_path)

@@ -132,6 +132,7 @@ LEFT_BEHIND = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", LEFT_BEHIND.values(), ids=LEFT_BEHIND)
 def test_ranks_of_others_are_no_rank_of_a_run_on_one_device(
     spawned: Command, tmp_path: Path, left: dict[str, str]

@@ -313,7 +313,21 @@ class Checkpoints(Checkpoint):
                 raise self.does_not_fit("no state of the random generator in it")
         if not {"RunRecord", "Checkpoints"} <= checkpoint["callbacks"].keys():
             raise self.does_not_fit("no record of the run in it")
+        if checkpoint["callbacks"]["Checkpoints"]["best"] >= 0:
+            self._check_best()
         return int(checkpoint["global_step"])
+
+    def _check_best(self) -> None:
+        """Raise BadInput unless the best epoch's weights, which would not come again, are there."""
+        best = self.path.with_name("best.ckpt")
+        try:
+            of_this_run = fingerprint(read_checkpoint(best)["settings"]) == self.request.hash
+        except (OSError, BadInput):
+            of_this_run = False
+        if not of_this_run:
+            raise BadInput(
+                f"{best} is missing, damaged or of another run; delete {self.path} to have this run start anew"
+            )
 
     def does_not_fit(self, reason: str) -> BadInput:
         """The error of a checkpoint that is whole, and not this run's."""
