@@ -158,11 +158,10 @@ class _Fitted:
             numbers.append(("diverged", [str(row.diverged or "") for row in self.rows]))
         for heading, read, form in COLUMNS:
             numbers.append((heading, [mean_and_spread(row.values(read), form) for row in self.rows]))
-        left_out = []
-        while (room := options.max_width - sum(_width(*column) + 1 for column in numbers) - 1) < LEAST and len(
-            numbers
-        ) > 2:
+        left_out: list[str] = []
+        while len(numbers) > 2 and options.max_width - _widths(numbers) < LEAST:
             left_out.insert(0, numbers.pop()[0])
+        room = options.max_width - _widths(numbers)
         settings = [(key, [str(row.setting.get(key, "-")) for row in self.rows]) for key in self.keys]
         if _widths(settings) > room:
             settings = [("setting", [self._in_words(row) for row in self.rows])]

@@ -135,9 +135,9 @@ def test_where_and_sort(many: Path) -> None:
     text = shown(many, 120, where={"data": "digits", "method": "bfp"})
     assert "cifar100" not in text
     assert text.count("0.3000±0.1000") == 2
-    with pytest.raises(BadInput, match="--where lr=3: no finished run has that; there are 0.0123457, 0.1"):
+    with pytest.raises(BadInput, match=r"--where lr=3: no finished run has that; there are 0\.0123457, 0\.1"):
         sweep_table(many, {"lr": "3"})
-    with pytest.raises(BadInput, match="methd: no run has a setting of that name; did you mean method?"):
+    with pytest.raises(BadInput, match=r"methd: no run has a setting of that name; did you mean method\?"):
         sweep_table(many, {"methd": "bfp"})
     with pytest.raises(BadInput, match="no run has a setting of that name"):
         sweep_table(many, sort="speed")

@@ -17,7 +17,7 @@ def jobs(tmp_path: Path) -> list[Job]:
     request = requested("data=digits")
     long = "a_name_that_is_far_longer_than_any_terminal_is_wide_" * 3
     return [
-        Job(tmp_path / "train.py", (), tmp_path / f"{long}{method}-lr{lr}", request, (f"method={method}", f"lr={lr}", "max_epochs=3"))
+        Job(Path("train.py"), (), tmp_path / f"{long}{method}-lr{lr}", request, (f"method={method}", f"lr={lr}"))
         for method in ("bfp", "sgd")
         for lr in ("0.1", "0.05")
     ]  # fmt: skip
@@ -34,19 +34,19 @@ def test_runs_are_told_apart_by_what_varies() -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_bar_count_and_clock_are_never_cut(tmp_path: Path, width: int) -> None:
-    view = View(jobs(tmp_path))
-    first, second, *_ = view.jobs if hasattr(view, "jobs") else jobs(tmp_path)
-    view.labels = {job: f"{job.name}" for job in (first, second)}  # as if nothing varied but the long name
+    first, *_ = jobs(tmp_path)
+    view = View([first])  # nothing varies, so that its long name is shown
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     view.progress.live.console = view.console = console
     view.progress.disable = False
     view.started(first)
+    view.progress.update(view.bars[first], completed=5)
     console.print(view.progress.get_renderable())
     (line,) = (line for line in console.file.getvalue().splitlines() if "a_name" in line)  # type: ignore[attr-defined]
     assert len(line) <= width
     assert "…" in line
-    assert "0/10 epochs" in line
-    assert "━" * 10 in line
+    assert "5/10 epochs" in line
+    assert "━" * 5 in line
     assert "0:00:0" in line
 
 
