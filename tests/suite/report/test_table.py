@@ -127,7 +127,7 @@ def test_no_number_is_ever_cut(many: Path, width: int) -> None:
 def test_what_finds_no_room_is_left_out_and_said(many: Path) -> None:
     text = shown(many, 60)
     assert all(len(line) <= 60 for line in text.splitlines())
-    assert "Not shown, for want of room: norm, sec." in text
+    assert "Not shown, for want of room: sec. (--csv has all)." in text
     assert text.count("70.00±10.00") == 16
 
 
