@@ -127,8 +127,8 @@ def test_no_number_is_ever_cut(many: Path, width: int) -> None:
 def test_what_finds_no_room_is_left_out_and_said(many: Path) -> None:
     text = shown(many, 60)
     assert all(len(line) <= 60 for line in text.splitlines())
-    assert "Not shown, for want of room: sec. (--csv has all)." in text
-    assert text.count("70.00±10.00") == 16
+    assert "Not shown, for want of room: test %, norm, sec. (--csv has all)." in " ".join(text.split())
+    assert text.count("0.3000±0.1000") == 8
 
 
 def test_where_and_sort(many: Path) -> None:
