@@ -31,7 +31,7 @@ def own(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (["model=own", "norm=batch"], "norm=batch does not reach the model backforward.models.MLP"),
+        (["model=own", "norm=batch"], "norm=batch does not reach the model: backforward.models.MLP"),
         (["model=own", "norm=prop"], "norm=prop does not reach the model"),
         (["model=own", "+norm.groups=3"], "norm.groups=3 does not reach the model"),
         (["+norm.groups=3"], "norm.groups=3 does not reach the model"),
