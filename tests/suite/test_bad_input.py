@@ -56,7 +56,7 @@ CONFIG = [
     (["trainer=ddp", "trainer.accelerator=cpu", "batch_size=2", "norm=batch"], ["on each device", "batch_size=4"]),
     (["batch_size=1", "data_norm=batch"], ["data_norm=batch needs at least two samples", "data_norm=global"]),
     (["name=../elsewhere"], ["name=../elsewhere", "match pattern"]),
-    (["norm=layer"], ["norm=layer: no such norm; there are batch, none, prop"]),
+    (["norm=layr"], ["norm=layr: no such norm; there are batch,", "did you mean layer?"]),
     (["optimizer=sdg"], ["optimizer=sdg: no such optimizer", "did you mean sgd?"]),
     (["schedule=cosin"], ["schedule=cosin: no such schedule", "did you mean cosine?"]),
     (["trainer=dpp"], ["trainer=dpp: no such trainer", "did you mean ddp?"]),
