@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from backforward_suite.errors import BadInput
 from backforward_suite.hardware import cpu_count, gpu_count
+from backforward_suite.targets import refuse_unread
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -66,6 +67,7 @@ ADDED_LATER = {
     "patience": None,
     "min_delta": 0.0,
     "trainer.limit_train_batches": None,
+    "data.layout": "auto",
 }
 
 
@@ -127,6 +129,7 @@ class DataSettings(_Model):
     train_images: Count | None
     evaluation_images: Count | None
     augment: Literal["none", "flip"]
+    layout: Literal["auto", "nhwc", "nchw"] | None = None  # of data=npz alone
 
 
 class TrainerSettings(_Model):
@@ -352,12 +355,19 @@ class Request:
         made = {} if hydra is None else hydra.runtime.choices
         groups = [group for group in Settings.model_fields if has_effect(group)]
         choices = {group: str(made[group]) for group in groups if made.get(group) is not None}
-        return cls(own, Settings.check(values, here), values, choices, hydra)
+        settings = Settings.check(values, here)
+        if hydra is not None:  # else settings of an earlier run, say, whose keys have long been read
+            refuse_unread(own, values, {_key_of(text) for text in hydra.overrides.task})
+        return cls(own, settings, values, choices, hydra)
 
     @property
     def hash(self) -> str:
         """SHA-256 over the settings that decide the result."""
         return fingerprint(self.values)
+
+
+def _key_of(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _values(settings: Mapping[str, Any] | None) -> list[Any]:

@@ -26,6 +26,11 @@ def stamps(name: str, root: Path) -> list[Stamp]:
     return [_stamp(path) for path in files if path.is_file()]
 
 
+def is_lacking(name: str, root: Path) -> bool:
+    """Whether a data set is not under a root but can be downloaded there."""
+    return name in TORCHVISION and not stamps(name, root)
+
+
 def _stamp(path: Path) -> Stamp:
     seen = path.stat()
     return [str(path.absolute()), seen.st_size, seen.st_mtime_ns]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Union
+
+from omegaconf import DictConfig, OmegaConf
 
 from backforward_suite.errors import BadInput
 
@@ -31,6 +34,45 @@ def refuse_wrong_types(group: str, settings: Mapping[str, Any]) -> None:
         if all(kind in PLAIN for kind in allowed) and not any(_is_a(value, kind) for kind in allowed):
             words = " or ".join("null" if kind is NoneType else kind.__name__ for kind in allowed)
             raise BadInput(f"{group}.{key}={value}: {target} takes {words} for {key}")
+
+
+def refuse_unread(cfg: DictConfig, values: Mapping[str, Any], given: Set[str]) -> None:
+    """See that keys which act through a group's config are read there: else runs would differ in name alone.
+
+    Args:
+        cfg: The composed config, interpolations in place.
+        values: The same as plain values.
+        given: Keys that were set by hand or by a sweep.
+
+    Raises:
+        BadInput: A key does not reach what it is for.
+    """
+    optimizer = values["optimizer"].get("_target_")
+    for key, matters in {"lr": "lr" in given, "weight_decay": bool(values["weight_decay"])}.items():
+        if matters and not _is_read(cfg.optimizer, key):
+            raise BadInput(
+                f"{key}={values[key]} does not reach the optimizer {optimizer}: its config has no {key}: ${{{key}}}"
+            )
+    norm, model = values["norm"], values["model"].get("_target_")
+    if norm.get("_target_") is None:
+        for key in sorted(norm.keys() - {"kind", "_target_"}):
+            if not _is_read(cfg.model, f"norm.{key}"):
+                raise BadInput(
+                    f"norm.{key}={norm[key]} does not reach the model {model}: its config has no ${{norm.{key}}}"
+                )
+    factors = {"norm.jacobian_factor", "model.jacobian_factor"} & given
+    if factors and norm["kind"] != "prop":
+        raise BadInput(f"{min(factors)} is of norm=prop; with norm={norm['kind']} it changes nothing")
+    schedule = values["schedule"]
+    if schedule.get("_target_") is None and (more := schedule.keys() - {"_target_"}):
+        raise BadInput(f"schedule.{min(more)} changes nothing with a constant learning rate; give schedule=halve, say")
+
+
+def _is_read(node: DictConfig, key: str) -> bool:
+    """Whether a group's config takes a value from a key, or from the whole group that it is of."""
+    names = "|".join(re.escape(name) for name in {key, key.partition(".")[0]})
+    text = OmegaConf.to_yaml(node, resolve=False)
+    return re.search(rf"\$\{{[^}}]*?(?<![\w.])(?:{names})(?![\w.])", text) is not None
 
 
 def callable_of(target: str) -> Callable[..., Any] | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +25,7 @@ from backforward_suite.config import fingerprint
 from backforward_suite.errors import BadInput
 from backforward_suite.report.reading import SCALES
 from backforward_suite.report.status import sweep_status
-from backforward_suite.report.table import sweep_table
+from backforward_suite.report.table import sweep_csv, sweep_table
 from backforward_suite.runs.files import Result
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -135,16 +136,30 @@ def _wide() -> Console:
     return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=240)
 
 
+def _table(given: Namespace) -> None:
+    where = dict(text.partition("=")[::2] for text in given.where)
+    if wrong := [text for text in given.where if "=" not in text]:
+        raise BadInput(f"--where {wrong[0]}: give KEY=VALUE, such as data=mnist")
+    if given.csv:
+        print(sweep_csv(given.folder, where, given.sort), end="")
+    else:
+        _wide().print(sweep_table(given.folder, where, given.sort), highlight=False)
+
+
 def main() -> None:
     """Parse the command line and do what it says."""
     parser = Parser(description="Read finished runs.")
     commands = parser.add_subparsers(required=True, metavar="command")
     table = commands.add_parser("table", help="a sweep as a table: mean and spread over seeds")
     table.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/quickstart")
-    table.set_defaults(call=lambda given: _wide().print(sweep_table(given.folder)))
+    table.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this setting")
+    table.add_argument("--sort", metavar="KEY", help="by a setting, or loss, val, test, norm, sec: the best first")
+    table.add_argument("--csv", action="store_true", help="as comma-separated values, in full precision")
+    table.set_defaults(call=_table)
     status = commands.add_parser("status", help="which runs of a sweep are finished, running, failed, missing")
     status.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/quickstart")
-    status.set_defaults(call=lambda given: Console().print(sweep_status(given.folder), highlight=False))
+    status.add_argument("--all", action="store_true", help="every failed run, also those that failed of the same")
+    status.set_defaults(call=lambda given: Console().print(sweep_status(given.folder, given.all), highlight=False))
     checked = commands.add_parser("verify", help="whether finished runs' files, data and source are as they were")
     checked.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/quickstart")
     checked.set_defaults(call=lambda given: verify(given.folder))

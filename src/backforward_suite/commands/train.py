@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -61,7 +63,19 @@ def command() -> int:
     """The command line; returns its exit code."""
     processes.end_with_parent()
     names.register_resolvers()
+    _sweep_by_grids()
     return cli.run(_main, CONF)
+
+
+def _sweep_by_grids() -> None:
+    """Let grids be the sweeper of those who choose none, here alone.
+
+    Hydra's own composes each run twice, and refuses keys that only some of the choices of a swept group have. An entry
+    of `conf/train.yaml` would win over an experiment that chooses a sweeper.
+    """
+    Plugins.instance()  # registers Hydra's own
+    grids = {"_target_": "hydra_plugins.backforward.GridsSweeper", "params": {}, "grids": []}
+    ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=grids)
 
 
 def _main() -> None:

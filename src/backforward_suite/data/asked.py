@@ -25,5 +25,6 @@ def load_asked(asked: DataSettings) -> DataSplits:
         size=asked.size,
         train_images=asked.train_images,
         evaluation_images=asked.evaluation_images,
+        layout=asked.layout,
     )
     return replace(data, files=before or stamps(asked.name, root))  # none before: they have been downloaded

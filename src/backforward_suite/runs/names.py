@@ -50,8 +50,14 @@ def run_name(cfg: DictConfig) -> str:
         label = leaf if leaves.count(leaf) == 1 else key
         value = OmegaConf.select(cfg, key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        parts.append(f"{label}{value}" if number else f"{label}_{value}")
+        parts.append(f"{label}{_rounded(value)}" if number else f"{label}_{value}")
     return _as_file_name("-".join(parts))
+
+
+def _rounded(value: float) -> str:
+    """A number with six digits where it has many more, as steps of a range and draws of a search do."""
+    text = str(value)
+    return text if isinstance(value, int) or len(text) <= 12 else f"{value:.6g}"
 
 
 def _as_file_name(text: str) -> str:

@@ -24,8 +24,9 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from rich.progress import track
 
-from backforward_suite.cli import RunsFailed
+from backforward_suite.cli import RunsFailed, refusing
 from backforward_suite.config import Request, differing
+from backforward_suite.datafiles import is_lacking
 from backforward_suite.errors import BadInput, Stopped
 from backforward_suite.runs import files, lifecycle
 from backforward_suite.sweep.jobs import Job, Outcome
@@ -86,9 +87,33 @@ class JobLauncher(Launcher):
         for note in notes:
             sweep.view.note(note)
         with _sigterm_raises():
-            outcomes = sweep.run(lambda pending: self.work(sweep, pending))
+            outcomes = sweep.run(lambda pending: self._work(sweep, pending))
         failure = RunsFailed(_failure(list(outcomes.values())))
         return [self._returned(job, outcomes[job.folder], failure) for job in jobs]
+
+    def _work(self, sweep: Sweep, pending: list[Job]) -> None:
+        """Have the data there once, rather than have each run look for it and be in the others' way; then the work.
+
+        Raises:
+            BadInput: They cannot be had.
+        """
+        lacking = {(job.request.settings.data.name, Path(job.request.settings.data.root)) for job in pending}
+        for name, root in sorted(lacking):
+            if is_lacking(name, root):
+                sweep.view.note(f"Getting {name} into {root}, once for all runs")
+                self.get_data(name, root)
+        self.work(sweep, pending)
+
+    def get_data(self, name: str, root: Path) -> None:
+        """Have a data set there, from where the runs will read it.
+
+        Raises:
+            BadInput: It cannot be had.
+        """
+        from backforward_suite.data.sources import read  # brings torch, which a sweep on data that are there spares
+
+        with refusing():
+            read(name, root)
 
     def _swept_groups(self, job_overrides: Sequence[Sequence[str]]) -> set[str]:
         """The keys without a dot of which these runs have, or others of the sweep may have, different values."""

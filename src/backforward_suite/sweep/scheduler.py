@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,11 @@ class SchedulerLauncher(JobLauncher):
     @abstractmethod
     def cancel(self, submitted: Sequence[Any]) -> None:
         """Take jobs back; those that run write a checkpoint first."""
+
+    def get_data(self, name: str, root: Path) -> None:
+        """Try: where the runs go, the data may be there, or a network that is not here."""
+        with suppress(BadInput):
+            super().get_data(name, root)
 
     def work(self, sweep: Sweep, jobs: list[Job]) -> None:
         """Have jobs done.

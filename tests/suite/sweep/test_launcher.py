@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from tests.helpers.commands import Command, assert_one_line
 
+from backforward_suite.data import sources
 from backforward_suite.runs import files
 from backforward_suite.sweep.jobs import Job, Outcome
 from backforward_suite.sweep.pool import Pool
+from backforward_suite.sweep.scheduler import SchedulerLauncher
 from backforward_suite.sweep.sweep import Sweep
 
 DIGITS = ("data=digits", "max_epochs=1", "trainer.accelerator=cpu")
@@ -99,3 +101,43 @@ def test_a_key_that_reaches_no_run_is_refused(
     assert_one_line(train("-m", *given, *DIGITS), line)
     assert launched == []
     assert not list(tmp_path.rglob("sweep.json"))
+
+
+CLOSED = "http://127.0.0.1:9"  # the port where nothing answers
+OFFLINE = {"http_proxy": CLOSED, "https_proxy": CLOSED}
+
+
+def test_data_that_cannot_be_had_are_said_once_before_the_first_run(
+    train: Command, launched: list[Job], tmp_path: Path
+) -> None:
+    ended = train("-m", "data=mnist", "seed=0,1,2", BACKFORWARD_DATA=str(tmp_path / "d"), **OFFLINE)
+    assert_one_line(ended, "MNIST is not under", "its download failed", "mnist.npz")
+    assert launched == []
+    assert not (tmp_path / "d").exists()
+
+
+def test_data_are_got_once_for_each_set(
+    train: Command, launched: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[str] = []
+    monkeypatch.setattr(sources, "read", lambda name, root: got.append(name))
+    train("-m", "data=mnist,cifar10,digits", "seed=0,1", f"data.root={tmp_path / 'd'}")
+    assert got == ["cifar10", "mnist"]
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "mnist.npz").touch()
+    (tmp_path / "d" / "cifar-10-batches-py").mkdir()
+    (tmp_path / "d" / "cifar-10-batches-py" / "test_batch").touch()
+    train("-m", "data=mnist,cifar10,digits", "seed=0,1", f"data.root={tmp_path / 'd'}")
+    assert len(got) == 2  # what is there is looked at by the runs
+    assert len(launched) == 12
+
+
+def test_where_the_runs_are_elsewhere_data_that_are_not_here_are_no_hindrance(tmp_path: Path) -> None:
+    class Elsewhere(SchedulerLauncher):
+        cluster = submit = ended = cancel = lambda *_: None  # type: ignore[assignment]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in OFFLINE.items():
+            patch.setenv(key, value)
+        Elsewhere().get_data("mnist", tmp_path / "d")
+    assert not (tmp_path / "d").exists()
