@@ -89,7 +89,7 @@ def witnesses(name: str, network: str) -> Experiment:
     """
     return Experiment(
         name,
-        f"Does a norm train better the less its layers' inputs shift? Noisy BatchNorm and its kin, on {network}.",
+        f"On {network}, does a norm train better the less its layers' inputs shift, noisy BatchNorm among them?",
         Part(
             layout("norm", chosen="lr"),
             (
