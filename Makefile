@@ -19,7 +19,7 @@ if [ -n "$$(ls -A "$(VENV)" 2>/dev/null)" ] && [ ! -e "$(VENV)/pyvenv.cfg" ] && 
 fi; rm -rf -- "$(VENV)"
 endef
 
-.PHONY: help setup quickstart reproduce test test-all check torture bench gpu-check tensorboard clean
+.PHONY: help setup quickstart reproduce test test-all check torture bench zoo gpu-check tensorboard clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ torture: $(VENV)/.dev ## Kill sweeps on MNIST 40 times at random; compare to the
 bench: $(VENV)/.core ## Measure speed: medians and ratios in one run (half an hour, on a quiet machine)
 	$(PY) src/bench.py
 
+zoo: $(VENV)/.zoo ## Compare engines on networks and optimizers from elsewhere: docs/zoo.md (an hour; resumes; ONLY=word TIMES=1)
+	OMP_NUM_THREADS=1 PYTHONPATH=src $(PY) -m tests.zoo $(if $(ONLY),--only $(ONLY)) $(if $(TIMES),--times)
+
 gpu-check: ## Check and measure on a GPU: outputs/gpu_check.json (8 minutes; installs nothing; DRY_RUN=1 on a CPU, ONLY=parts)
 	@$(or $(wildcard $(PY)),$(if $(filter file,$(origin PYTHON)),$(shell command -v python)),$(PYTHON)) src/gpu_check.py $(if $(DRY_RUN),--dry-run) $(if $(ONLY),--only $(ONLY))
 
@@ -80,4 +83,9 @@ $(VENV)/.core: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.core
 	@echo "Installing the test tools ..."
 	@$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.zoo: $(VENV)/.dev
+	@echo "Installing the zoo's packages ..."
+	@$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,zoo]'
 	@touch $@

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from backforward.data_norm import DataNorm
+    from backforward.loops import in_accelerate, in_lightning
     from backforward.moments import gaussian_moments
     from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
     from backforward.rules import Backforward, Backprop, Switch
@@ -24,6 +25,8 @@ _HOME = {
     "NormPropLinear": "normprop",
     "Switch": "rules",
     "gaussian_moments": "moments",
+    "in_accelerate": "loops",
+    "in_lightning": "loops",
     "unit_norm_projection": "normprop",
 }
 
@@ -36,6 +39,8 @@ __all__ = [
     "Switch",
     "__version__",
     "gaussian_moments",
+    "in_accelerate",
+    "in_lightning",
     "unit_norm_projection",
 ]
 

@@ -54,7 +54,7 @@ class _Share(NamedTuple):
         lists: For each param group that has any: its index, the parameters, the place of the first.
         mine: The parameters.
         others: What else the optimizer has.
-        given: The group as given: as long as it lives, no other has its identity.
+        given: The group as given: as long as its parameters live, no others have their identities.
     """
 
     key: tuple[int, ...]
@@ -84,7 +84,7 @@ class OnePerGroup:
         self._mutable = {n for n, v in vars(optimizer).items() if n not in OF_TORCH and is_mutable(v) and is_plain(v)}
         # Torch's own (all of them are tested) keep everything by parameter: nothing has to be watched or put back.
         self._counts = not type(optimizer).__module__.startswith("torch.optim.")
-        self._shares: dict[int, _Share] = {}
+        self._shares: dict[tuple[int, ...], _Share] = {}
         self._entries = -1  # of `optimizer.state`, when it was last searched for entries that belong to no parameter
         self._counts_in_state = False
 
@@ -96,7 +96,7 @@ class OnePerGroup:
         """Take a step as the optimizer of these parameters alone.
 
         Args:
-            parameters: A group; the same sequence for the same group each time.
+            parameters: A group.
             take_step: Calls `optimizer.step()`.
         """
         optimizer, share = self.optimizer, self._share(parameters)
@@ -143,9 +143,10 @@ class OnePerGroup:
                 group["params"] = parameters
 
     def _share(self, parameters: Sequence[nn.Parameter]) -> _Share:
-        share = self._shares.get(id(parameters))
+        key = (len(self.optimizer.param_groups), *map(id, parameters))  # param groups may be added
+        share = self._shares.get(key)
         if share is None:
-            ids, place = {id(p) for p in parameters}, 0
+            ids, place = set(key[1:]), 0
             mine: dict[int, nn.Parameter] = {}
             lists = []
             for i, group in enumerate(self.optimizer.param_groups):
@@ -155,9 +156,9 @@ class OnePerGroup:
                     mine |= part
                     lists.append((i, list(part.values()), next(iter(part))))
             others = [p for p in parameters_of(self.optimizer) if id(p) not in ids]
-            if len(self._shares) > 10_000:  # groups of plans given up long ago
+            if len(self._shares) > 10_000:  # groups given up long ago
                 self._shares.clear()
-            share = self._shares[id(parameters)] = _Share(tuple(mine), lists, list(mine.values()), others, parameters)
+            share = self._shares[key] = _Share(tuple(mine), lists, list(mine.values()), others, parameters)
         return share
 
     def _show(self, share: _Share, shown: dict[int, dict[str, Any]], before: Holders) -> None:
@@ -326,7 +327,7 @@ def step_each(
         take_step: Takes the optimizer's step; its argument is True for the last one. Default: `optimizer.step()`.
         last: Whether this is the last update of a batch.
     """
-    steps = [(one, group, one.of(group)) for group in groups for one in optimizers if one.of(group)]
+    steps = [(one, group, mine) for group in groups for one in optimizers if (mine := one.of(group))]
     several = len(steps) > 1
     if several:
         gradients = {p: p.grad for group in groups for p in group}

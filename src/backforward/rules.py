@@ -15,7 +15,7 @@ redoes forward and backward after each update, so that every layer steps along t
 `UpdateRule.step` is this loop; an engine computes its passes. A rule wraps any `torch.optim.Optimizer` that needs no
 closure; it is no optimizer itself.
 
-Depends on torch, the standard library, `stages` and `optimizers` only.
+An engine of `engines` computes the passes; `batch` sees to it that all passes of a batch are one function.
 """
 
 from __future__ import annotations
@@ -27,40 +27,32 @@ from contextlib import closing
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from backforward.optimizers import clip_grad_norm_, one_per_group, parameters_of, step_each
-from backforward.stages import (
-    Chain,
-    Cut,
-    Generators,
+from backforward.batch import Inputs, LossFunction, detached
+from backforward.engines import Naive, Pass, Tape
+from backforward.groups import (
     Group,
+    Groups,
     GroupSpec,
-    Settings,
-    Statistics,
-    UntraceableError,
     check_spec,
-    cut,
     group_layers,
-    identity,
-    linear_chain,
-    may_draw,
+    refuse_unwatchable,
     survey,
-    tensors_in,
 )
+from backforward.optimizers import clip_grad_norm_, one_per_group, parameters_of, step_each
+from backforward.shortcut import Shortcut, require_plain_sgd
 
-__all__ = ["Backforward", "Backprop", "Group", "Result", "Rule", "Switch", "UpdateRule"]
+__all__ = ["Backforward", "Backprop", "Group", "Rule", "StepResult", "Switch", "UpdateRule"]
 
-LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 Reduce: TypeAlias = Callable[[Tensor], Tensor]
 TakeStep: TypeAlias = Callable[[bool], None]
 Optimizers: TypeAlias = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 AfterUpdate: TypeAlias = Callable[[Sequence[nn.Parameter]], None]
 
 
-class Result(NamedTuple):
+class StepResult(NamedTuple):
     """What a batch showed.
 
     Attributes:
@@ -74,14 +66,6 @@ class Result(NamedTuple):
     joint_loss: Tensor | None = None
 
 
-class Pass(NamedTuple):
-    """One forward and backward: the output, the loss, the gradient of each parameter that is to be updated."""
-
-    output: Any
-    loss: Tensor
-    gradients: Sequence[Tensor | None]
-
-
 class Rule(Protocol):
     """What a training loop needs of an update rule."""
 
@@ -91,16 +75,8 @@ class Rule(Protocol):
     def set_epoch(self, epoch: int, batch: int | None = None) -> None:
         """Say which epoch begins (from 0), and how many batches came before it, over all epochs."""
 
-    def step(self, x: Any, y: Any) -> Result:
+    def step(self, x: Any, y: Any) -> StepResult:
         """Change the weights by one mini-batch."""
-        ...
-
-
-class Engine(Protocol):
-    """Computes the passes of a batch. The caller updates the weights between one pass and the next."""
-
-    def run(self, inputs: Sequence[Any], target: Any, order: Sequence[int]) -> Generator[Pass, None, None]:
-        """The passes, in this order; each at the weights that it finds."""
         ...
 
 
@@ -133,6 +109,7 @@ class UpdateRule:
         ValueError: An optimizer that needs a closure, a network wrapped for data parallelism, max_grad_norm <= 0.
     """
 
+    joint_pass = False
     _of_all = False  # whether each update is of all parameters
 
     def __init__(
@@ -165,20 +142,22 @@ class UpdateRule:
         self._reduce = reduce
         self._step = step
         self._after_update = after_update
-        self._plan: _Plan | None = None
+        self._groups: list[Group] | None = None
         self._batches = 0
 
     @property
     def groups(self) -> list[Group]:
-        """The groups (name, parameters) in the order of their updates; known after the first batch, or `prepare`."""
-        if self._plan is None:
+        """The groups (name, parameters) of the last batch, in the order of their updates.
+
+        Known after the first batch, or `prepare`.
+        """
+        if self._groups is None:
             raise RuntimeError("groups are known after the first batch; call rule.prepare(x) to have them before")
-        return self._plan.groups
+        return self._groups
 
     def prepare(self, x: Any) -> None:
-        """Plan the passes from the inputs of a batch, without changing anything. `step` does it when it must."""
-        inputs = _inputs(x)
-        self._plan = self._make_plan(inputs)
+        """Find the groups from the inputs of a batch, without changing anything. `step` does it when it must."""
+        raise NotImplementedError
 
     def set_epoch(self, epoch: int, batch: int | None = None) -> None:
         """Tell the rule which epoch begins, and after how many batches.
@@ -191,7 +170,7 @@ class UpdateRule:
         if batch is not None:
             self._batches = batch
 
-    def step(self, x: Any, y: Any) -> Result:
+    def step(self, x: Any, y: Any) -> StepResult:
         """Let one mini-batch change the weights.
 
         Args:
@@ -204,34 +183,36 @@ class UpdateRule:
         Raises:
             ValueError: The loss does not depend on a group, float16 autocast, a network that changes its input.
         """
-        inputs = _inputs(x)
-        plan = self._plan
-        if plan is None or plan.outdated(self.optimizer):
-            plan = self._plan = self._make_plan(inputs)
-        autocast = _autocast(plan.device)
-        for parameter in plan.held:
+        inputs = Inputs.of(x)
+        trained = self._trainable()
+        autocast = _autocast(trained[0].device.type)
+        for parameter in parameters_of(self.optimizer):
             parameter.grad = None
-        order = self._order(len(plan.passes))
-        last = len(order) - 1
-        with closing(plan.engine.run(inputs, y, order)) as passes:
-            for turn, k in enumerate(order):
-                output, loss, gradients = next(passes)  # groups before this one are updated, those after it not
-                if turn == 0:
-                    result = Result(loss.detach(), _map(Tensor.detach, output))
-                if turn == last and plan.joint:
+        result: StepResult | None = None
+        with closing(self._passes(inputs, y, trained)) as passes:
+            for (
+                group,
+                output,
+                loss,
+                gradients,
+                last,
+            ) in passes:  # groups before this one are updated, those after it not
+                if result is None:
+                    result = StepResult(loss.detach(), detached(output))
+                if last and self.joint_pass:
                     result = result._replace(joint_loss=loss.detach())
-                group = plan.passes[k]
-                parts = plan.groups if turn == last and plan.joint else [group]
-                self._update(group.parameters, gradients, [part.parameters for part in parts], last=turn == last)
+                parts = self.groups if last and self.joint_pass else [group]
+                self._update(group.parameters, gradients, [part.parameters for part in parts], last=last)
                 del output, loss, gradients  # the next pass needs nothing of this one
                 if autocast:
                     torch.clear_autocast_cache()  # it holds casts of the weights as they were
+        assert result is not None
         self._batches += 1
         return result
 
-    def _order(self, count: int) -> Sequence[int]:
-        """The order of this batch's passes."""
-        return range(count)
+    def _passes(self, inputs: Inputs, target: Any, trained: list[nn.Parameter]) -> Generator[Pass, None, None]:
+        """The passes of a batch: for each a group and its gradient, at the weights as they are by then."""
+        raise NotImplementedError
 
     def _update(
         self,
@@ -254,9 +235,6 @@ class UpdateRule:
                 self._after_update(parameters)
         for parameter in parameters:
             parameter.grad = None
-
-    def _make_plan(self, inputs: Sequence[Any]) -> _Plan:
-        raise NotImplementedError
 
     def _trainable(self) -> list[nn.Parameter]:
         """The parameters that the optimizer holds and that are not frozen, in the network's order."""
@@ -304,18 +282,22 @@ class Backprop(UpdateRule):
         if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
             raise ValueError(f"Backprop: repeats={repeats!r}; give a whole number of at least 1")
         self.repeats = repeats
+        self._engine = Naive(model, loss_fn)
         self._trainable()
 
     @property
     def groups(self) -> list[Group]:
         """One group of all trainable parameters."""
-        return [Group("all", tuple(self._trainable()))]
+        return [_all(self._trainable())]
 
-    def _make_plan(self, inputs: Sequence[Any]) -> _Plan:
-        passes = self.groups * self.repeats
-        moving = survey(self.model, inputs).moving if self.repeats > 1 else []
-        engine = Naive(self.model, self.loss_fn, passes, Statistics(self.model, moving, {}))
-        return _Plan(self.optimizer, self.groups, passes, engine, Settings(self.model))
+    def prepare(self, x: Any) -> None:
+        """Nothing has to be found."""
+
+    def _passes(self, inputs: Inputs, target: Any, trained: list[nn.Parameter]) -> Generator[Pass, None, None]:
+        if self.repeats == 1:
+            return self._engine.plain(inputs, target, _all(trained))
+        whole = Groups([_all(trained)], {}, [])
+        return self._engine.run(inputs, target, trained, lambda _: whole, joint=self.repeats - 1)
 
 
 class Backforward(UpdateRule):
@@ -327,12 +309,11 @@ class Backforward(UpdateRule):
             layer before it; an integer k: k groups of neighbouring layers of near-equal multiply-accumulates (1 is
             ordinary backpropagation); or a list of lists of module names, updated in the order given.
         engine: "replay" computes only what changed since the pass before (exact: bitwise equal to "naive", which runs
-            the whole network in each pass); "auto" is "replay", or "naive" where torch.fx cannot trace the network;
+            the whole network in each pass); "auto" is "replay";
             "shortcut" (see `Shortcut`) serves chains of linear layers under plain SGD.
         joint_pass: Append one ordinary update of all groups (what the paper's published code does).
         order: "forward" updates the groups first to last; "reverse", last to first; "random", in an order drawn for
-            each batch. The last two need engine "naive" ("auto" takes it). A joint pass stays the last, and running
-            statistics move in the pass of their own group.
+            each batch. A joint pass stays the last, and running statistics change in the pass of their own group.
         seed: Of "random": the order of a batch depends on it and on the number of batches before, on nothing else.
 
     Raises:
@@ -364,16 +345,15 @@ class Backforward(UpdateRule):
             after_update=after_update,
         )
         check_spec(model, groups)
-        if engine not in {"auto", "replay", "naive", "shortcut"}:
-            raise ValueError(f"engine={engine!r}: give 'auto', 'replay', 'naive' or 'shortcut'")
         if order not in {"forward", "reverse", "random"}:
             raise ValueError(f"order={order!r}: give 'forward', 'reverse' or 'random'")
-        if order != "forward" and engine not in {"auto", "naive"}:
-            raise ValueError(f"order={order!r} needs engine='naive' (or 'auto'), not {engine!r}")
+        if engine not in {"auto", "replay", "naive", "shortcut"}:
+            raise ValueError(f"engine={engine!r}: give 'auto', 'replay', 'naive' or 'shortcut'")
         if engine == "shortcut":
             without = {
                 "groups='layer'": groups == "layer",
                 "no joint_pass": not joint_pass,
+                "order='forward'": order == "forward",
                 "no max_grad_norm": max_grad_norm is None,
                 "no reduce: one device": reduce is None,
                 "no after_update: no projection": after_update is None,
@@ -381,52 +361,102 @@ class Backforward(UpdateRule):
             if not all(without.values()):
                 needs = next(need for need, given in without.items() if not given)
                 raise ValueError(f"engine='shortcut' needs {needs}")
-            _require_plain_sgd(optimizer)
-        self.engine = engine if order == "forward" else "naive"
+            require_plain_sgd(optimizer)
+        self.engine = engine
         self.joint_pass = joint_pass
         self.order, self.seed = order, seed
         self._spec = groups
+        self._engine: Naive = Naive(model, loss_fn) if engine == "naive" else Tape(model, loss_fn)
+        self._shortcut: Shortcut | None = None
+        self._known: dict[tuple[Any, ...], Groups] = {}
+        self._same: dict[tuple[int, ...], Group] = {}
+        self._macs: dict[str, int] | None = None
         self._warned: set[str] = set()
         self._trainable()
 
-    def _make_plan(self, inputs: Sequence[Any]) -> _Plan:
-        trainable = self._trainable()
-        found = survey(self.model, inputs, count=isinstance(self._spec, int))
-        groups, group_of, unused = group_layers(self.model, trainable, found, self._spec)
-        if unused:
-            self._warn(f"Backforward: the forward does not use {', '.join(unused)}: not updated")
-        every = Group("all", tuple(p for group in groups for p in group.parameters))
-        passes = groups + [every] * self.joint_pass
-        statistics = Statistics(self.model, found.moving, group_of)
-        engine: Engine = Naive(self.model, self.loss_fn, passes, statistics)
-        entered: list[nn.Module] = []
-        try:
-            if self.engine == "shortcut":
-                parts = linear_chain(self.model, inputs, found.output)
-                engine, entered = Shortcut(self.loss_fn, groups, parts, self._optimizers[0].optimizer), parts.entered
-                passes = [every]
-            elif self.engine != "naive":
-                cuts = cut(self.model, inputs, groups, group_of, found.output)
-                engine, entered = Replay(self.model, self.loss_fn, passes, statistics, cuts), cuts.entered
-        except UntraceableError as error:
-            if self.engine != "auto":
-                raise ValueError(f"engine={self.engine!r} cannot be used with this network: {error}") from None
-            self._warn(f"Backforward: the naive engine takes over: {error}")
-        settings = Settings(self.model, entered)
-        return _Plan(self.optimizer, groups, passes, engine, settings, joint=self.joint_pass)
+    @property
+    def engine_reason(self) -> str:
+        """Why the passes of the last batch ran in full though the engine is not naive; empty where they did not."""
+        return self._engine.reason
 
-    def _order(self, count: int) -> Sequence[int]:
-        groups = list(range(count - self.joint_pass))
+    def prepare(self, x: Any) -> None:
+        """See `UpdateRule`."""
+        trained = self._trainable()
+        if self._is_plain():
+            self._groups = [_all(trained)]
+            return
+        watch = survey(self.model, Inputs.of(x), count=isinstance(self._spec, int))
+        self._macs = watch.macs
+        self._arrange(watch.order.used, trained)
+
+    def _is_plain(self) -> bool:
+        return self._spec == 1 and not self.joint_pass
+
+    def _passes(self, inputs: Inputs, target: Any, trained: list[nn.Parameter]) -> Generator[Pass, None, None]:
+        if self._is_plain():
+            self._groups = [_all(trained)]
+            return self._engine.plain(inputs, target, self._groups[0])
+        refuse_unwatchable(self.model)
+        if self.engine == "shortcut":
+            return self._by_shortcut(inputs, target, trained)
+        if isinstance(self._spec, int) and self._macs is None:
+            self._macs = survey(self.model, inputs, count=True).macs
+        return self._engine.run(
+            inputs, target, trained, lambda order: self._arrange(order, trained), joint=int(self.joint_pass)
+        )
+
+    def _by_shortcut(self, inputs: Inputs, target: Any, trained: list[nn.Parameter]) -> Generator[Pass, None, None]:
+        if self._shortcut is None or self._shortcut.outdated(trained):
+            found = self._arrange(survey(self.model, inputs).order.used, trained)
+            try:
+                self._shortcut = Shortcut(self.model, self.loss_fn, inputs, found.groups, self._optimizers[0].optimizer)
+            except ValueError as error:
+                raise ValueError(f"engine='shortcut' cannot be used with this network: {error}") from None
+        return self._shortcut.run(inputs, target)
+
+    def _arrange(self, order: Sequence[str], trained: list[nn.Parameter]) -> Groups:
+        """The groups of a batch, from the layers in the order in which it uses them."""
+        key = (tuple(order), tuple(map(id, trained)))
+        found = self._known.get(key)
+        if found is None:
+            found = group_layers(self.model, trained, order, self._spec, self._macs or {})
+            groups = [self._same.setdefault(tuple(map(id, group.parameters)), group) for group in found.groups]
+            found = self._known[key] = found._replace(groups=groups)
+            self._warn_of(found, trained)
+        found = self._ordered(found)
+        self._groups = found.groups
+        return found
+
+    def _ordered(self, found: Groups) -> Groups:
+        """The groups in the order of this batch's updates."""
+        if self.order == "forward":
+            return found
+        order = list(range(len(found.groups)))
         if self.order == "reverse":
-            groups.reverse()
-        elif self.order == "random":
-            random.Random(f"{self.seed}/{self._batches}").shuffle(groups)  # noqa: S311  (no secret)
-        return groups + list(range(len(groups), count))
+            order.reverse()
+        else:
+            random.Random(f"{self.seed}/{self._batches}").shuffle(order)  # noqa: S311  (no secret)
+        home = {name: order.index(group) for name, group in found.home.items()}
+        return found._replace(groups=[found.groups[k] for k in order], home=home)
 
-    def _warn(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            warnings.warn(message, stacklevel=4)
+    def _warn_of(self, found: Groups, trained: list[nn.Parameter]) -> None:
+        if found.unused:
+            self._warn(
+                "unused",
+                f"Backforward: the forward does not use {', '.join(found.unused)}: not updated by batches that do not",
+            )
+        matrices = sum(p.dim() > 1 for p in trained)
+        if self._spec == "layer" and len(found.groups) == 1 and matrices > 1 and not found.unused:
+            self._warn(
+                "one group",
+                "Backforward: one module holds all weights, so there is one group, and this is ordinary backpropagation;"
+                " give groups as lists of parameter names",
+            )
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, stacklevel=6)
 
 
 class Switch:
@@ -467,262 +497,9 @@ class Switch:
         self.active = self._first if epoch < self.at_epoch else self._then
         self.active.set_epoch(epoch, batch)
 
-    def step(self, x: Any, y: Any) -> Result:
+    def step(self, x: Any, y: Any) -> StepResult:
         """Let one mini-batch change the weights, by the rule of this epoch."""
         return self.active.step(x, y)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The engines
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Naive:
-    """Each pass is one forward and backward of the whole network: the definition, and the oracle of the others."""
-
-    def __init__(
-        self, model: nn.Module, loss_fn: LossFunction, passes: Sequence[Group], statistics: Statistics
-    ) -> None:
-        self._model = model
-        self._loss_fn = loss_fn
-        self._passes = passes
-        self._every = list(dict.fromkeys(p for group in passes for p in group.parameters))
-        place = {id(p): i for i, p in enumerate(self._every)}
-        self._places = [[place[id(p)] for p in group.parameters] for group in passes]
-        self._statistics = statistics
-        self._generators = Generators.of(model) if may_draw(model) or may_draw(loss_fn) else Generators.none()
-
-    def run(self, inputs: Sequence[Any], target: Any, order: Sequence[int]) -> Generator[Pass, None, None]:
-        """See `Engine`."""
-        if len(self._passes) == 1:
-            yield self._pass(0, inputs, target)
-            return
-        start = self._generators.save()
-        self._statistics.begin()
-        try:
-            for k in order:
-                yield self._same_function(k, inputs, target, start, first=k == order[0])
-        finally:
-            self._statistics.end()
-
-    def _same_function(self, k: int, inputs: Sequence[Any], target: Any, start: list[Tensor], *, first: bool) -> Pass:
-        """Pass k with the draws of the first, its own statistics moving."""
-        now = self._generators.save()
-        self._generators.restore(start)
-        self._statistics.enter(k)
-        versions = [tensor._version for tensor in tensors_in(inputs)]
-        try:
-            found = self._pass(k, inputs, target)
-        finally:
-            self._statistics.leave(k)
-            if not first:
-                self._generators.restore(now)
-        if [tensor._version for tensor in tensors_in(inputs)] != versions:
-            raise ValueError("the network changes its input in place: a second pass would see another batch")
-        return found
-
-    def _pass(self, k: int, inputs: Sequence[Any], target: Any) -> Pass:
-        output = self._model(*inputs)
-        loss = self._loss_fn(output, target)
-        if loss.requires_grad:
-            gradients = torch.autograd.grad(loss, self._every, allow_unused=True)
-            wanted = [gradients[i] for i in self._places[k]]
-            if any(gradient is not None for gradient in wanted):
-                return Pass(output, loss, wanted)
-        raise ValueError(_independent(self._passes[k]))
-
-
-class Replay:
-    """Each pass runs only the stages that changed or that the group's gradient flows through.
-
-    Outputs of all other stages are kept from earlier passes, cut off from their graph, so the backward ends there.
-    They go on requiring a gradient (which nobody asks for), and so do all weights: some kernels differ by that flag,
-    and every operation is to do exactly what it does in the naive engine.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss_fn: LossFunction,
-        passes: Sequence[Group],
-        statistics: Statistics,
-        parts: Cut,
-    ) -> None:
-        self._loss_fn = loss_fn
-        self._passes = passes
-        self._statistics = statistics
-        self._cut = parts
-        self._generators = Generators.of(model)
-        self._loss_draws = may_draw(loss_fn)
-
-    def run(self, inputs: Sequence[Any], target: Any, order: Sequence[int]) -> Generator[Pass, None, None]:
-        """See `Engine`."""
-        values: list[Any] = [*inputs, *[None] * (self._cut.slots - len(inputs))]
-        states: dict[int, list[Tensor]] = {}
-        self._statistics.begin()
-        try:
-            for k in order:
-                yield self._pass(k, values, states, target)
-        finally:
-            self._statistics.end()
-
-    def _pass(self, k: int, values: list[Any], states: dict[int, list[Tensor]], target: Any) -> Pass:
-        program = self._cut.programs[k]
-        now = self._generators.save() if k and (program.draws or self._loss_draws) else None
-        self._statistics.enter(k)
-        try:
-            for number, stage, spent in program.steps:
-                if stage.draws:
-                    self._same_draws(number, states)
-                results = stage.run(*[values[slot] for slot in stage.inputs])
-                for slot, value in zip(stage.outputs, results, strict=True):
-                    values[slot] = value
-                for slot in spent:
-                    values[slot] = None
-            output, values[self._cut.output] = values[self._cut.output], None
-            if self._loss_draws:
-                self._same_draws(-1, states)
-            loss = self._loss_fn(output, target)
-        finally:
-            self._statistics.leave(k)
-            if now is not None:
-                self._generators.restore(now)
-        for slot in program.kept:
-            values[slot] = _cut_off(values[slot])
-        if loss.requires_grad:
-            gradients = torch.autograd.grad(loss, self._passes[k].parameters, allow_unused=True)
-            if any(gradient is not None for gradient in gradients):
-                return Pass(output, loss, gradients)
-        raise ValueError(_independent(self._passes[k]))
-
-    def _same_draws(self, index: int, states: dict[int, list[Tensor]]) -> None:
-        """The first pass of a batch notes the generators' states before a stage, later ones go back to them."""
-        if index in states:
-            self._generators.restore(states[index])
-        else:
-            states[index] = self._generators.save()
-
-
-class Shortcut:
-    """A chain of linear layers under plain SGD: a layer's new output is known without its new weights.
-
-    A layer's input h [n, d_in] is final when its turn comes. With d [n, d_out] the gradient at its output
-    z = h W^T + b, the step of W by -lr d^T h and of b by -lr 1^T d moves the output to
-
-        z - lr (h h^T + 1 1^T) d,
-
-    which costs n^2 (d_in + d_out) multiply-accumulates where the layer itself costs n d_in d_out; it is used where
-    n < d_in d_out / (d_in + d_out). Forward and backward of the layers are written out, and so are the derivatives of
-    ReLU and of the mean cross-entropy; autograd serves other activations and losses. The engine takes the steps itself,
-    with the optimizer's learning rates, and adds d^T h onto the weight without ever holding the gradient: the
-    optimizer's own step at the end of the batch finds no gradients and only counts.
-
-    Exact in mathematics, not bitwise.
-    """
-
-    def __init__(
-        self, loss_fn: LossFunction, groups: Sequence[Group], parts: Chain, optimizer: torch.optim.Optimizer
-    ) -> None:
-        if [set(group.parameters) for group in groups] != [set(linear.parameters()) for linear in parts.layers]:
-            raise UntraceableError("every linear layer must be trained, weight and bias")
-        if may_draw(loss_fn):
-            raise UntraceableError("the loss may draw random numbers: give one of torch.nn or torch.nn.functional")
-        self._loss_fn = loss_fn
-        self._optimizer = optimizer
-        self._before = parts.before
-        self._layers = [
-            (linear.weight, linear.bias, after) for linear, after in zip(parts.layers, parts.after, strict=True)
-        ]
-        self._settings = {p: group for group in optimizer.param_groups for p in group["params"]}
-        self._no_gradients = [None for group in groups for _ in group.parameters]
-
-    def run(self, inputs: Sequence[Any], target: Any, order: Sequence[int]) -> Generator[Pass, None, None]:
-        """See `Engine`. One pass, with the output and loss of the first; the updates are already made."""
-        _require_plain_sgd(self._optimizer)
-        if torch.is_autocast_enabled(inputs[0].device.type):
-            raise ValueError("engine='shortcut' needs full precision: no autocast")
-        with torch.no_grad():
-            first = self._batch(inputs[0], target)
-        yield Pass(*first, self._no_gradients)
-
-    def _batch(self, x: Tensor, target: Any) -> tuple[Tensor, Tensor]:
-        """Update the layers in turn; return output and loss before."""
-        layers = self._layers
-        h = self._before(x)
-        z = F.linear(h, *layers[0][:2])
-        seen = []
-        for k, (_, _, after) in enumerate(layers):
-            output, loss, d = self._pass(k, z, target)
-            seen.append((output, loss))
-            z = self._update(k, h, z, d)
-            if k + 1 < len(layers):
-                h = after(z)
-                z = F.linear(h, *layers[k + 1][:2])
-        return seen[0]
-
-    def _pass(self, k: int, z: Tensor, target: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Output, loss, and the loss's gradient at the output z of layer k."""
-        value, backward = _with_derivative(self._layers[k][2], z)
-        trail = [backward]
-        for weight, bias, after in self._layers[k + 1 :]:
-            value, backward = _with_derivative(after, F.linear(value, weight, bias))
-            trail.append(backward)
-        loss, d = _loss_and_slope(self._loss_fn, value, target)
-        for (weight, _, _), backward in zip(self._layers[:k:-1], trail[:0:-1], strict=True):
-            d = backward(d) @ weight
-        return value, loss, trail[0](d)
-
-    def _update(self, k: int, h: Tensor, z: Tensor, d: Tensor) -> Tensor:
-        """Take the step of layer k; return its new output (of the last layer, which nobody asks for, the old one)."""
-        weight, bias, _ = self._layers[k]
-        d_out, d_in = weight.shape
-        rows, slopes = h.reshape(-1, d_in), d.reshape(-1, d_out)
-        lr, lr_bias = self._settings[weight]["lr"], 0.0
-        weight.addmm_(slopes.t(), rows, alpha=-lr)
-        if bias is not None:
-            lr_bias = self._settings[bias]["lr"]
-            bias.add_(slopes.sum(0), alpha=-lr_bias)
-        if k + 1 == len(self._layers):
-            return z
-        if len(rows) * (d_in + d_out) >= d_in * d_out:
-            return F.linear(h, weight, bias)
-        gram = torch.addmm(z.new_ones(1), rows, rows.t(), beta=lr_bias, alpha=lr)
-        return torch.addmm(z.view_as(slopes), gram, slopes, alpha=-1).view_as(z)
-
-
-def _with_derivative(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The value of an elementwise function at z, and what takes a gradient back through it."""
-    if function is identity:
-        return z, identity
-    if function is torch.relu:
-        value = torch.relu(z)
-        return value, lambda d: torch.ops.aten.threshold_backward.default(d, value, 0)
-    with torch.enable_grad():
-        at = z.detach().requires_grad_()
-        value = function(at)
-    return value.detach(), lambda d: torch.autograd.grad(value, at, d)[0]
-
-
-def _loss_and_slope(loss_fn: LossFunction, output: Tensor, target: Any) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient at the output."""
-    if _is_cross_entropy(loss_fn) and output.dim() == 2 and target.dtype is torch.long:
-        aten = torch.ops.aten  # the kernels that autograd would run
-        log_p = torch.log_softmax(output, 1)
-        loss, count = aten.nll_loss_forward.default(log_p, target, None, 1, -100)
-        slope = aten.nll_loss_backward.default(torch.ones_like(loss), log_p, target, None, 1, -100, count)
-        return loss, aten._log_softmax_backward_data.default(slope, log_p, 1, log_p.dtype)
-    with torch.enable_grad():
-        at = output.detach().requires_grad_()
-        loss = loss_fn(at, target)
-        return loss.detach(), torch.autograd.grad(loss, at)[0]
-
-
-def _is_cross_entropy(loss_fn: LossFunction) -> bool:
-    """Whether the loss is the plain mean cross-entropy."""
-    if type(loss_fn) is nn.CrossEntropyLoss:
-        plain = loss_fn.weight is None and loss_fn.ignore_index == -100
-        return plain and loss_fn.reduction == "mean" and loss_fn.label_smoothing == 0
-    return loss_fn is F.cross_entropy
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -730,71 +507,8 @@ def _is_cross_entropy(loss_fn: LossFunction) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class _Plan:
-    """How a rule handles its batches, until something changes that it rests on."""
-
-    def __init__(
-        self,
-        optimizer: Optimizers,
-        groups: list[Group],
-        passes: list[Group],
-        engine: Engine,
-        settings: Settings,
-        *,
-        joint: bool = False,
-    ) -> None:
-        self.groups = groups
-        self.passes = passes
-        self.engine = engine
-        self.joint = joint
-        self.held = parameters_of(optimizer)
-        self.device = passes[0].parameters[0].device.type
-        self._settings = settings
-
-    def outdated(self, optimizer: Optimizers) -> bool:
-        """Whether network or optimizer are no longer what they were."""
-        return self._settings.changed() or len(self.held) != len(parameters_of(optimizer))
-
-
-def _require_plain_sgd(optimizer: Optimizers) -> None:
-    """Refuse any optimizer whose step is not -lr times the gradient.
-
-    Raises:
-        ValueError: It is not SGD, or has momentum, weight decay or maximize.
-    """
-    if type(optimizer) is not torch.optim.SGD:
-        raise ValueError(f"engine='shortcut' needs torch.optim.SGD, not {type(optimizer).__name__}")
-    for group in optimizer.param_groups:
-        if group["momentum"] or group["weight_decay"] or group["maximize"]:
-            raise ValueError("engine='shortcut' needs plain SGD: no momentum, weight decay or maximize")
-
-
-def _independent(group: Group) -> str:
-    return f"the loss does not depend on group {group.name!r}: freeze its parameters"
-
-
-def _inputs(x: Any) -> tuple[Any, ...]:
-    """The positional arguments of the forward; no gradient flows into them."""
-    inputs = tuple(x) if isinstance(x, tuple | list) else (x,)
-    return tuple(t.detach() if isinstance(t, Tensor) and t.requires_grad else t for t in inputs)
-
-
-def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Change every tensor in a nest of tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _map(change, item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(change, item) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(_map(change, item) for item in value)
-    return value
-
-
-def _cut_off(value: Any) -> Any:
-    """The value without its graph, requiring a gradient if it did."""
-    return _map(lambda t: t.detach().requires_grad_() if t.requires_grad else t, value)
+def _all(trained: Sequence[nn.Parameter]) -> Group:
+    return Group("all", tuple(trained))
 
 
 def _autocast(device: str) -> bool:

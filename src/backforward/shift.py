@@ -21,7 +21,7 @@ G'_i is computed anew on a copy of the network, never taken from the update rule
 fresh gradients is found out.
 
 The functions here change no network, no running statistic and no generator but those of the copy that they are given.
-They know torch and `stages` only.
+They know torch, `batch` and `groups` only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from backforward.stages import Generators, Group, group_layers, survey
+from backforward.batch import Generators, Inputs
+from backforward.groups import Group, group_layers, survey
 
 Loss = Callable[[nn.Module], Tensor]
 Reduce = Callable[[Tensor], Tensor]
@@ -56,9 +57,8 @@ def layers(network: nn.Module, x: Any) -> list[Group]:
     Returns:
         (name, trainable parameters) of each; layers that the forward does not use, or that are frozen, are left out.
     """
-    inputs = tuple(x) if isinstance(x, tuple | list) else (x,)
     trainable = [p for p in network.parameters() if p.requires_grad]
-    return group_layers(network, trainable, survey(network, inputs), "layer")[0]
+    return group_layers(network, trainable, survey(network, Inputs.of(x)).order.used, "layer", {}).groups
 
 
 def block_name(layer: str, others: Iterable[str]) -> str:

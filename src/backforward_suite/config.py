@@ -46,13 +46,27 @@ WITHOUT_EFFECT = frozenset(
         "trainer.progress_bar",
         "trainer.checkpoint_minutes",
         "trainer.capture",
+        "trainer.profiler",
+        "logger",  # and its keys
     }
 )
 
 
+def has_effect(key: str) -> bool:
+    """Whether a dotted key, or a group, can change a result."""
+    return key not in WITHOUT_EFFECT and key.partition(".")[0] not in WITHOUT_EFFECT
+
+
 # Keys younger than the first committed results, with the value that means what runs did before there was the key. At
 # that value a key is left out of the hash, so that results made before it stay valid.
-ADDED_LATER = {"head_lr": None, "stop_loss": None, "patience": None, "min_delta": 0.0}
+ADDED_LATER = {
+    "head_lr": None,
+    "stop_loss": None,
+    "patience": None,
+    "min_delta": 0.0,
+    "trainer.limit_train_batches": None,
+}
+
 
 # What a hash of settings calls our own classes, whatever module they live in: the paths under which results were first
 # committed. A class that moves gets a line here, so that finished runs and committed results stay valid. A new class
@@ -125,6 +139,8 @@ class TrainerSettings(_Model):
     log_every_n_steps: Count
     checkpoint_minutes: Positive
     capture: Switched
+    limit_train_batches: Count | None = None
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
 
 
 When = list[Literal["epoch", "log"] | Count]
@@ -160,6 +176,7 @@ class Settings(_Model):
     schedule: ScheduleSettings
     trainer: TrainerSettings
     diagnostics: DiagnosticsSettings
+    logger: _Group | None = None
     study: _Group | None
     scale: Literal["smoke", "small", "medium", "paper"] | None
     name: Annotated[str, Field(pattern=NAME)]
@@ -321,7 +338,8 @@ class Request:
         assert isinstance(own, DictConfig)
         values = plain(own)
         made = {} if hydra is None else hydra.runtime.choices
-        choices = {group: str(made[group]) for group in Settings.model_fields if made.get(group) is not None}
+        groups = [group for group in Settings.model_fields if has_effect(group)]
+        choices = {group: str(made[group]) for group in groups if made.get(group) is not None}
         return cls(own, Settings.check(values, here), values, choices, hydra)
 
     @property
@@ -365,7 +383,7 @@ def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: PUBLIC_NAMES.get(value, value) if key.rpartition(".")[2] == "_target_" else value
         for key, value in flatten(values)
-        if key not in WITHOUT_EFFECT and not (key in ADDED_LATER and value == ADDED_LATER[key])
+        if has_effect(key) and not (key in ADDED_LATER and value == ADDED_LATER[key])
     }
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from backforward.data_norm import DataNorm
 from backforward.models.init import generator
-from backforward.rules import Backforward, Group, Result
+from backforward.rules import Backforward, Group, StepResult
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -83,7 +83,7 @@ class _BetweenGradients:
         if batch is not None:
             self._batches = batch
 
-    def step(self, x: Any, y: Any) -> Result:
+    def step(self, x: Any, y: Any) -> StepResult:
         """Let one mini-batch change the weights (see `UpdateRule.step`)."""
         if not self._groups:
             self.prepare(x)
@@ -95,7 +95,7 @@ class _BetweenGradients:
             output = self.model(x)
             loss = self.loss_fn(output, y)
             if k == 0:
-                result = Result(loss.detach(), output.detach())
+                result = StepResult(loss.detach(), output.detach())
                 stale = dict(zip(every, torch.autograd.grad(loss, every), strict=True))
                 along = [self._averaged(stale[parameter]) for parameter in parameters]
             else:

@@ -12,7 +12,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backforward.stages import tensors_in
+from backforward.batch import tensors_in
 
 Arm = Callable[[], object]
 

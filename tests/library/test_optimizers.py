@@ -319,6 +319,24 @@ def test_counters_follow_the_parameters_when_groups_change() -> None:
     assert step((c,)) == [6, 6, 6]
 
 
+def test_counters_stay_with_their_group_when_param_groups_are_added() -> None:
+    model = network()
+    optimizer = miniatures.CountsInGroups(model[4].parameters())
+    with pytest.warns(UserWarning, match="no optimizer has"):
+        rule = Backforward(model, optimizer, F.cross_entropy)
+    rule.step(*batches()[0])
+    assert optimizer.param_groups[0]["k"] == 1  # all that it has is one group
+    optimizer.add_param_group({"params": list(model[0].parameters())})
+    rule.step(*batches()[1])
+    assert optimizer.param_groups[0]["k"] == 1
+    assert {
+        counters[key][0]
+        for counters in optimizer.param_groups[0]["backforward"].values()
+        for key in counters
+        if key[1] == "k"
+    } == {1, 2}
+
+
 @pytest.mark.parametrize("backforward_first", [True, False], ids=["warmup", "finetune"])
 def test_switching_goes_on_counting(backforward_first: bool) -> None:
     model = network()

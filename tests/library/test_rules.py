@@ -23,8 +23,8 @@ from tests.oracles.random_networks import RandomNetwork, networks
 from tests.oracles.ranks import train_as_rank
 from torch import Tensor, nn
 
-from backforward.rules import Backforward, Backprop, Result, Switch, UpdateRule
-from backforward.stages import tensors_in
+from backforward.batch import tensors_in
+from backforward.rules import Backforward, Backprop, StepResult, Switch, UpdateRule
 
 BY_ID = {problem.id: problem for problem in PROBLEMS}
 
@@ -41,7 +41,7 @@ def run(
     make_rule: Callable[[nn.Module, torch.optim.Optimizer], Any],
     optimizer: str = "sgd",
     steps: int = 5,
-) -> tuple[nn.Module, list[Result]]:
+) -> tuple[nn.Module, list[StepResult]]:
     """Train a problem's network for a few batches from its initial weights and the same generator state."""
     model = problem.model()
     torch.manual_seed(3)
@@ -60,7 +60,7 @@ def assert_same_state(model: nn.Module, other: nn.Module) -> None:
     assert not [name for name, value in model.state_dict().items() if not same(value, theirs[name])]
 
 
-def assert_same_results(results: list[Result], others: list[Result]) -> None:
+def assert_same_results(results: list[StepResult], others: list[StepResult]) -> None:
     """Bitwise the same losses and outputs."""
     ours, theirs = list(tensors_in(list(map(list, results)))), list(tensors_in(list(map(list, others))))
     assert len(ours) == len(theirs) >= 2 * len(results)
@@ -279,7 +279,7 @@ def test_loss_and_output_are_those_before_the_batch(problem: Problem) -> None:
     x, y = problem.batch()
     torch.manual_seed(3)
     output = copy.deepcopy(model)(*x) if isinstance(x, tuple) else copy.deepcopy(model)(x)
-    expected = Result(problem.loss(output, y).detach(), next(tensors_in(output)).detach())
+    expected = StepResult(problem.loss(output, y).detach(), next(tensors_in(output)).detach())
     rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.5), problem.loss, joint_pass=True)
     torch.manual_seed(3)
     result = rule.step(x, y)
@@ -901,129 +901,3 @@ def test_two_ranks_agree_with_each_other_and_with_one_process(tmp_path: Path) ->
     assert all(torch.equal(first[key], second[key]) for key in first if "running" not in key)
     assert not torch.equal(first["2.running_mean"], second["2.running_mean"])
     assert not torch.allclose(first["1.weight"], alone["1.weight"], rtol=1e-6, atol=1e-6)
-
-
-# --- the order of the groups -----------------------------------------------------------------------------------------
-
-
-class Noting:
-    """An `after_update` that notes which groups are updated, batch by batch."""
-
-    def __init__(self, model: nn.Module, problem: Problem) -> None:
-        names = {id(p): name for name, p in model.named_parameters()}
-        self._group_of = {name: k for k, names in enumerate(problem.groups.values()) for name in names}
-        self._index = {key: self._group_of[name] for key, name in names.items() if name in self._group_of}
-        self.updated: list[int] = []
-
-    def __call__(self, parameters: Any) -> None:
-        self.updated.append(self._index[id(parameters[0])])
-
-    def batches(self, count: int) -> list[list[int]]:
-        return [self.updated[i : i + count] for i in range(0, len(self.updated), count)]
-
-
-@every_problem
-@pytest.mark.parametrize("order", ["reverse", "random"])
-def test_any_order_is_the_oracle_in_that_order(problem: Problem, order: str) -> None:
-    steps, count = 4, len(problem.groups)
-    noted: list[Noting] = []
-
-    def make(model: nn.Module, optimizer: torch.optim.Optimizer) -> Backforward:
-        noted.append(Noting(model, problem))
-        return Backforward(model, optimizer, problem.loss, order=order, seed=2, after_update=noted[0])
-
-    model, results = run(problem, make, "nesterov", steps)
-    state = torch.get_rng_state()
-    orders = noted[0].batches(count)
-    assert [sorted(one) for one in orders] == [list(range(count))] * steps
-    if order == "reverse":
-        assert orders == [list(range(count))[::-1]] * steps
-
-    oracle = problem.model()
-    torch.manual_seed(3)
-    optimizer = OPTIMIZERS["nesterov"](list(oracle.parameters()))
-    names = list(problem.groups.values())
-    losses = [
-        backforward_batch(
-            oracle,
-            optimizer,
-            problem.loss,
-            *problem.batch(i),
-            [names[k] for k in one],
-            {module: one.index(k) for module, k in problem.statistics.items()},
-        )
-        for i, one in enumerate(orders)
-    ]
-    assert_same_state(model, oracle)
-    assert torch.equal(torch.stack(losses), torch.stack([r.loss for r in results]))
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def orders_of(seed: int, steps: int, at: int | None = None) -> list[list[int]]:
-    """The orders of batches of the transformer's groups, from batch number `at` on."""
-    problem = BY_ID["transformer"]
-    model = problem.model()
-    noting = Noting(model, problem)
-    rule = Backforward(
-        model,
-        OPTIMIZERS["sgd"](list(model.parameters())),
-        problem.loss,
-        order="random",
-        seed=seed,
-        after_update=noting,
-    )
-    rule.set_epoch(0, at)
-    for i in range(steps):
-        rule.step(*problem.batch(i))
-    return noting.batches(len(problem.groups))
-
-
-def test_random_order_depends_on_seed_and_batch_alone() -> None:
-    torch.manual_seed(1)
-    first = orders_of(0, 6)
-    torch.manual_seed(2)
-    assert orders_of(0, 6) == first
-    assert orders_of(1, 6) != first
-    assert len({tuple(order) for order in first}) > 1
-    assert orders_of(0, 3, at=3) == first[3:], "a resumed run goes on with the orders of the run that was not cut off"
-
-
-def test_a_joint_pass_stays_the_last_in_any_order() -> None:
-    problem = BY_ID["branched"]
-    sizes: list[int] = []
-
-    def make(model: nn.Module, optimizer: torch.optim.Optimizer) -> Backforward:
-        return Backforward(
-            model,
-            optimizer,
-            problem.loss,
-            order="reverse",
-            joint_pass=True,
-            after_update=lambda p: sizes.append(len(p)),
-        )
-
-    model, results = run(problem, make, steps=2)
-    assert sizes[len(problem.groups)] == len(list(model.parameters()))
-    assert all(result.joint_loss is not None for result in results)
-
-
-@pytest.mark.parametrize("order", ["reverse", "random"])
-def test_one_group_in_any_order_is_plain_training(order: str) -> None:
-    problem = BY_ID["residual"]
-    one, _ = run(problem, lambda m, o: Backforward(m, o, problem.loss, groups=1, order=order))
-    other, _ = run(problem, lambda m, o: Backprop(m, o, problem.loss))
-    assert_same_state(one, other)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"order": "backwards"}, "order='backwards': give 'forward', 'reverse' or 'random'"),
-        ({"order": "reverse", "engine": "replay"}, "order='reverse' needs engine='naive'"),
-        ({"order": "random", "engine": "shortcut"}, "order='random' needs engine='naive'"),
-    ],
-)
-def test_an_order_that_cannot_be_had_is_refused(arguments: dict[str, str], message: str) -> None:
-    problem = BY_ID["branched"]
-    with pytest.raises(ValueError, match=message):
-        run(problem, lambda m, o: Backforward(m, o, problem.loss, **arguments))

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from backforward.rules import Result
+from backforward.rules import StepResult
 from backforward_suite.train.capture import Record, Replay
 
 
 def again(network: nn.Module, optimizer: torch.optim.Optimizer) -> Record:
     """Recording leaves everything as it was; a replay writes its result where the record's is."""
 
-    def record(step: Callable[[], Result]) -> tuple[Replay, Result]:
+    def record(step: Callable[[], StepResult]) -> tuple[Replay, StepResult]:
         weights, memory = copy.deepcopy(network.state_dict()), copy.deepcopy(optimizer.state_dict())
         out = step()
         network.load_state_dict(weights)

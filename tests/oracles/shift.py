@@ -156,7 +156,7 @@ class StaleBackforward:
         """All epochs are alike."""
 
     def step(self, x: Tensor, y: Tensor) -> Any:
-        from backforward.rules import Result
+        from backforward.rules import StepResult
 
         output = self.model(x)
         loss = self.loss_fn(output, y)
@@ -169,4 +169,4 @@ class StaleBackforward:
             self._after_update(group)
             for parameter in group:
                 parameter.grad = None
-        return Result(loss.detach(), output.detach())
+        return StepResult(loss.detach(), output.detach())

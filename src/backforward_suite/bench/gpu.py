@@ -33,14 +33,14 @@ from backforward.data_norm import DataNorm
 from backforward.models import NIN, weight_decay_groups
 from backforward.models.blocks import NORMS
 from backforward.normprop import NormPropConv2d, unit_norm_projection
-from backforward.rules import Backforward, Backprop, Result
+from backforward.rules import Backforward, Backprop, StepResult
 from backforward_suite.data import EpochLoader, Images, load_data
 from backforward_suite.precision import set_matmul_precision
 from backforward_suite.timing import Arm, Timing, interleaved
 from backforward_suite.train.capture import WARM_UP, Captured, Record, Replay, record_cuda
 
 Row = dict[str, Any]
-Step = Callable[[Tensor, Tensor], Result]
+Step = Callable[[Tensor, Tensor], StepResult]
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 RULES: dict[str, type[Backprop | Backforward]] = {"sgd": Backprop, "bfp": Backforward}
@@ -211,7 +211,7 @@ def recording(device: torch.device) -> Record:
     return record_cuda if device.type == "cuda" else _again
 
 
-def _again(step: Callable[[], Result]) -> tuple[Replay, Result]:
+def _again(step: Callable[[], StepResult]) -> tuple[Replay, StepResult]:
     out = step()
 
     def replay() -> None:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from backforward_suite.config import NAME, WITHOUT_EFFECT, Request, Settings
+from backforward_suite.config import NAME, Request, Settings, has_effect
 from backforward_suite.errors import BadInput
 from backforward_suite.hardware import gpu_count
 
@@ -36,8 +36,8 @@ def run_name(cfg: DictConfig) -> str:
     Request.of(cfg, here=not elsewhere)
     choices = cfg.hydra.runtime.choices
     overrides = OverridesParser.create().parse_overrides(list(cfg.hydra.overrides.task))
-    keys = {override.key_or_group for override in overrides} - WITHOUT_EFFECT - {"method", "experiment"}
-    keys = {key for key in keys if not key.startswith("hydra.")}
+    keys = {override.key_or_group for override in overrides} - {"method", "experiment"}
+    keys = {key for key in keys if has_effect(key) and not key.startswith("hydra.")}
     order = {key: place for place, key in enumerate(Settings.model_fields)}
     keys_in_order = sorted(keys, key=lambda key: (order.get(key.split(".")[0], len(order)), key))
     leaves = [key.rpartition(".")[2] for key in keys_in_order]

@@ -357,7 +357,7 @@ def expected_relu_product(layer: NormPropLinear) -> Tensor:
     """
     rows = layer.weight.detach().double()
     rows = rows / rows.norm(dim=1, keepdim=True)
-    cosines = (rows @ rows.T).clamp(-1, 1)
+    cosines: torch.Tensor = (rows @ rows.T).clamp(-1, 1)
     cosines.fill_diagonal_(1.0)
     moments = layer.moments()
     scale = float(moments.jacobian) * float(moments.std)

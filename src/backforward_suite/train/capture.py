@@ -17,19 +17,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from backforward.rules import Result, Rule
+from backforward.rules import Rule, StepResult
 from backforward.trial import KEY
 from backforward_suite.errors import BadInput
 
 T = TypeVar("T")
 Replay = Callable[[], None]
-Record = Callable[[Callable[[], Result]], tuple[Replay, Result]]
+Record = Callable[[Callable[[], StepResult]], tuple[Replay, StepResult]]
 
 WARM_UP = 3  # ordinary steps before a recording: they make what is made once, such as momentum buffers and workspaces
 PATIENCE = 20  # changes of what a recording holds fast, one after the other with no recording between, that are borne
 
 
-def record_cuda(step: Callable[[], Result]) -> tuple[Replay, Result]:
+def record_cuda(step: Callable[[], StepResult]) -> tuple[Replay, StepResult]:
     """Record a step without taking it; what it returns lies where every replay leaves its own result.
 
     On the stream that is current, if it is not the default one.
@@ -77,7 +77,7 @@ class Captured:
         self._changes = 0  # of the key since the last recording
         self._batch: tuple[Tensor, Tensor] | None = None
         self._side: torch.cuda.Stream | None = None
-        self._recording: tuple[Replay, Result] | None = None
+        self._recording: tuple[Replay, StepResult] | None = None
 
     def set_epoch(self, epoch: int, batch: int | None = None) -> None:
         """Say which epoch begins."""
@@ -87,7 +87,7 @@ class Captured:
         """Plan the passes."""
         self.rule.prepare(x)
 
-    def step(self, x: Tensor, y: Tensor) -> Result:
+    def step(self, x: Tensor, y: Tensor) -> StepResult:
         """Let one mini-batch change the weights. What is returned holds until the next step.
 
         Raises:
@@ -138,7 +138,7 @@ class Captured:
         now.wait_stream(self._side)
         return found
 
-    def _ordinary_step(self, x: Tensor, y: Tensor) -> Result:
+    def _ordinary_step(self, x: Tensor, y: Tensor) -> StepResult:
         """The last one before a recording is watched: what it cannot be part of must not begin to be recorded."""
         if self._ordinary < WARM_UP or x.device.type != "cuda":
             return self.rule.step(x, y)

@@ -5,30 +5,28 @@ from __future__ import annotations
 import backforward_suite._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 
 # isort: split
-import math
 import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
 
 from backforward_suite import cli
 from backforward_suite.build import Parts
-from backforward_suite.config import Request, deciding
+from backforward_suite.config import Request
 from backforward_suite.data import DataSplits
 from backforward_suite.errors import BadInput, cause_of
 from backforward_suite.hardware import emulates_bf16
@@ -37,15 +35,14 @@ from backforward_suite.processes import made_by_slurm, rank
 from backforward_suite.results import assembled, shows_progress
 from backforward_suite.runs.files import Result
 from backforward_suite.runs.identity import own_sources
+from backforward_suite.train import loggers
+from backforward_suite.train.bar import ProgressBar
 from backforward_suite.train.callbacks.checkpoint import Checkpoints, WholeFileIO
 from backforward_suite.train.callbacks.diagnostics import Diagnostics
 from backforward_suite.train.callbacks.record import RunRecord
 from backforward_suite.train.callbacks.stopping import Stopping
 from backforward_suite.train.capture import say_ordinary
-from backforward_suite.train.module import Arithmetic, Classification, InMemoryData, means, quiet_lightning
-from backforward_suite.train.readings import Readings
-
-BAR_REFRESH = 50  # batches between two redraws of the progress bar; each costs as much as a small network's step
+from backforward_suite.train.module import Arithmetic, Classification, InMemoryData, quiet_lightning
 
 
 def train(request: Request, folder: Path | None) -> Result:
@@ -91,6 +88,7 @@ def assemble(request: Request, data: DataSplits | None = None) -> tuple[Classifi
         seed=settings.seed,
         augment=settings.data.augment,
         shuffle=settings.data.shuffle,
+        limit=settings.trainer.limit_train_batches,
     )
     return module, loaders, arithmetic
 
@@ -138,7 +136,7 @@ def fit(
     stopping = Stopping(record, settings.stop_loss, settings.patience, settings.min_delta)
     callbacks.append(stopping)
     resume: Path | None = None
-    logger: TensorBoardLogger | None = None
+    logger: Logger | None = None
     if folder is not None:
         last = Checkpoints(
             folder,
@@ -152,10 +150,10 @@ def fit(
             resume, step = last.path, last.step_to_resume(module)
             if rank(devices) == 0:
                 print(f"goes on from step {step}, where its last checkpoint was written", flush=True)
-        logger = opened_logger(folder, request, step)
+        logger = loggers.opened(folder, request, step)
     bar = shows_progress(settings)
     if bar:
-        callbacks.append(ProgressBar(refresh_rate=BAR_REFRESH))
+        callbacks.append(ProgressBar())
 
     with tempfile.TemporaryDirectory() as nowhere:
         trainer = L.Trainer(
@@ -174,6 +172,7 @@ def fit(
             enable_checkpointing=folder is not None,
             enable_progress_bar=bar,
             enable_model_summary=False,
+            profiler=_profiler(settings.trainer.profiler, folder),
             default_root_dir=nowhere if folder is None else folder,
         )
         with _interruptible():
@@ -187,8 +186,8 @@ def fit(
         record.write()  # and what was lost of them since the last checkpoint
         if diagnostics.when:
             diagnostics.write()
-    if logger is not None:
-        close_logger(logger, request, final, trainer.global_step)
+    if logger is not None and folder is not None:
+        loggers.close(logger, folder, request, final, trainer.global_step)
     return assembled(
         {
             "status": "diverged" if module.diverged else "finished",
@@ -240,71 +239,10 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def opened_logger(folder: Path, request: Request, resumed_after: int | None) -> TensorBoardLogger:
-    """TensorBoard's events of a run.
-
-    Args:
-        folder: The run's.
-        request: What was asked for, for HParams.
-        resumed_after: The step of the checkpoint where this sitting goes on: what a sitting that was cut off logged
-            after it is hidden; all of it where it left no checkpoint (None).
-    """
-    earlier = any(folder.glob("events.out.*"))
-    purge = None if not earlier else 0 if resumed_after is None else resumed_after + 1
-    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=purge)
-    logger.hparams.update(_readable(request))
-    return logger
-
-
-def close_logger(logger: TensorBoardLogger, request: Request, final: Mapping[str, Any], step: int) -> None:
-    """Log final metrics beside the settings, for HParams."""
-    metrics = {key: value for key, value in final.items() if isinstance(value, float) and math.isfinite(value)}
-    # At the last step: at its default, 0, TensorBoard takes every curve of these metrics for superseded.
-    shown = {key: metrics[key] for key in _SHOWN if key in metrics}
-    logger.log_hyperparams(_readable(request), shown, step=step)
-    logger.finalize("success")
-
-
-class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, with the epoch's loss and accuracy so far; on a GPU, as they were when it was last redrawn."""
-
-    def __init__(self, refresh_rate: int) -> None:
-        super().__init__(refresh_rate)
-        self._sums_seen = Readings()
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """A new epoch, a new bar."""
-        super().on_train_epoch_start(trainer, *_)
-        self._sums_seen.take()
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float]:  # type: ignore[override]
-        """What stands at the end of the bar."""
-        assert isinstance(pl_module, Classification)
-        if not trainer.training or trainer.world_size > 1:
-            return {}
-        seen = self._sums_seen.look(pl_module.train_sums)
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            seen = self._sums_seen.take() or seen
-        metrics = {} if seen is None else means(seen[1], "train")
-        return {key.partition("/")[0]: f"{value:.3f}" for key, value in metrics.items()}
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """After a turn; the loader's count of batches starts anew after a resume, the loop's does not."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, trainer.fit_loop.epoch_loop.batch_idx)
-
-
-# Final metrics in TensorBoard's HParams.
-_SHOWN = (
-    "loss/train",
-    "accuracy/train",
-    "loss/validation",
-    "accuracy/validation",
-    "loss/test",
-    "accuracy/test",
-    "weight_norm/total",
-)
+def _profiler(kind: str | None, folder: Path | None) -> Profiler | None:
+    """Lightning's profiler of that kind; its reports go to `fit-profile.txt` and `test-profile.txt` in the folder."""
+    make = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    return None if kind is None or folder is None else make[kind](dirpath=folder, filename="profile")
 
 
 def _accelerator(asked: str) -> str:
@@ -317,15 +255,3 @@ def _processes(devices: int) -> list[ClusterEnvironment]:
     if made_by_slurm(devices):
         return [SLURMEnvironment(auto_requeue=False)]
     return [LightningEnvironment()] if "SLURM_JOB_ID" in os.environ else []
-
-
-def _readable(request: Request) -> dict[str, Any]:
-    """Settings for HParams, as a person gives them: choices of groups, then keys."""
-    flat = {
-        key: value
-        for key, value in deciding(request.values).items()
-        if not key.endswith("_target_") and not key.startswith("diagnostics.")  # their bundle's name says enough
-    }
-    return request.choices | {
-        key: value if isinstance(value, bool | int | float) else str(value) for key, value in flat.items()
-    }

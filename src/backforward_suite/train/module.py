@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
-from backforward.rules import Result, Rule
+from backforward.rules import Rule, StepResult
 from backforward_suite.data import DataSplits, EpochLoader, Images
 from backforward_suite.train.capture import Captured, say_ordinary, set_capturable
 from backforward_suite.train.readings import Readings
@@ -40,7 +40,7 @@ class EachBatch(Protocol):
     def before_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, step: int) -> None:
         """A batch is about to be trained on, after `step` others over all epochs."""
 
-    def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: Result, step: int) -> bool:
+    def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: StepResult, step: int) -> bool:
         """A batch has been trained on, the `step`-th over all epochs; return whether the turn is to end with it."""
 
 
@@ -354,14 +354,21 @@ class InMemoryData(L.LightningDataModule):
         seed: Decides, with the epoch, the order of samples and the flips.
         augment: `"none"` or `"flip"`.
         shuffle: A new order of training samples each epoch, else always that of the data set.
+        limit: Train on so many batches of each epoch; None: all.
     """
 
     def __init__(
-        self, data: DataSplits, batch_size: int, seed: int, augment: str = "none", shuffle: bool = True
+        self,
+        data: DataSplits,
+        batch_size: int,
+        seed: int,
+        augment: str = "none",
+        shuffle: bool = True,
+        limit: int | None = None,
     ) -> None:
         super().__init__()
         self.data, self.batch_size = data, batch_size
-        self._how: dict[str, Any] = {"seed": seed, "augment": augment, "shuffle": shuffle}
+        self._how: dict[str, Any] = {"seed": seed, "augment": augment, "shuffle": shuffle, "limit": limit}
         # Made once here, so that a batch larger than the training set is refused before anything starts.
         self.steps_per_epoch = len(EpochLoader(data.train, batch_size, **self._how))
 

@@ -14,7 +14,7 @@ from tests.oracles.recording import again
 from torch import Tensor, nn
 
 from backforward.models import MLP
-from backforward.rules import Backforward, Backprop, Result, Switch, UpdateRule
+from backforward.rules import Backforward, Backprop, StepResult, Switch, UpdateRule
 from backforward_suite.errors import BadInput
 from backforward_suite.train.capture import (
     PATIENCE,
@@ -71,7 +71,7 @@ def test_replayed_steps_are_the_ordinary_ones(rule: str, device: str) -> None:
     assert captured.replayed == 3 * (6 - WARM_UP)  # recorded anew each epoch, as the smaller batch ends one
 
 
-def refuse(_: Callable[[], Result]) -> tuple[Replay, Result]:
+def refuse(_: Callable[[], StepResult]) -> tuple[Replay, StepResult]:
     """As CUDA does: what went wrong, and then that the recording did not end."""
     try:
         raise RuntimeError("operation not permitted when stream is capturing\nsearch for cudaError")

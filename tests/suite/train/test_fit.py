@@ -30,9 +30,9 @@ from backforward_suite.hardware import cpu_model
 from backforward_suite.run import train as train_alone
 from backforward_suite.runs import files
 from backforward_suite.train import readings
+from backforward_suite.train.bar import ProgressBar
 from backforward_suite.train.callbacks.checkpoint import Checkpoints, read_checkpoint
 from backforward_suite.train.callbacks.record import RunRecord
-from backforward_suite.train.fit import ProgressBar
 
 
 def points(folder: Path) -> list[tuple[int, float]]:

@@ -23,7 +23,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from backforward.rules import Result
+from backforward.rules import StepResult
 from backforward_suite.atomic import whole
 from backforward_suite.config import Request, differing, fingerprint
 from backforward_suite.errors import BadInput, Refused, Stopped
@@ -236,7 +236,7 @@ class Checkpoints(Checkpoint):
     def before_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, step: int) -> None:
         """Nothing to do."""
 
-    def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: Result, step: int) -> bool:
+    def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: StepResult, step: int) -> bool:
         """End the turn when it is time to save."""
         return self._told_to_end is not None or time.monotonic() >= self._due
 

@@ -19,12 +19,13 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 
-from backforward.rules import Result
+from backforward.groups import Group
+from backforward.rules import StepResult
 from backforward.shift import Update, Watch, layers, undisturbed, write
-from backforward.stages import Group
 from backforward_suite.data import Images
 from backforward_suite.data.draws import first
 from backforward_suite.runs.files import Measured, write_diagnostics
@@ -149,9 +150,9 @@ class Diagnostics(L.Callback):
             self._watch.replica.eval()
             x = self._validation.x[:2].to(next(module.network.parameters()).dtype) / 255
             self._layers = layers(self._watch.replica, x)
-        if trainer.logger is not None and trainer.is_global_zero:
+        if (writer := _writer(trainer)) is not None:
             charts = [chart for diagnostic in self.diagnostics.values() for chart in diagnostic.charts.items()]
-            trainer.logger.experiment.add_custom_scalars(layout(dict(charts)))  # type: ignore[attr-defined]
+            writer.add_custom_scalars(layout(dict(charts)))
 
     def before_batch(self, trainer: L.Trainer, module: Classification, batch: TrainBatch, step: int) -> None:
         """Watch the batch, if something that needs it is due after it."""
@@ -162,7 +163,7 @@ class Diagnostics(L.Callback):
                 self._watch.begin()
 
     def after_batch(
-        self, trainer: L.Trainer, module: Classification, batch: TrainBatch, out: Result, step: int
+        self, trainer: L.Trainer, module: Classification, batch: TrainBatch, out: StepResult, step: int
     ) -> bool:
         """Measure what is due."""
         if step == self._next:
@@ -244,7 +245,7 @@ class Diagnostics(L.Callback):
                     measured += self.diagnostics[key].measure(scene)
             _mirror(module.network, watch.replica)
             scene = self._scene()
-            writer = trainer.logger.experiment if trainer.logger and trainer.is_global_zero else None  # type: ignore[attr-defined]
+            writer = _writer(trainer)
             for key in keys:
                 if key not in of_batch:
                     measured += self.diagnostics[key].measure(scene)
@@ -280,10 +281,19 @@ class Diagnostics(L.Callback):
         self.rows += [
             Measured(epoch, step, m.name, m.layer, m.update, value) for m, value in zip(measured, values, strict=True)
         ]
-        if trainer.logger is not None and trainer.is_global_zero:
+        tags = [m.tag for m in measured]
+        if (writer := _writer(trainer)) is not None:
             # One event for all: an event for each takes three times as long.
-            scalars = [Summary.Value(tag=m.tag, simple_value=value) for m, value in zip(measured, values, strict=True)]
-            trainer.logger.experiment.file_writer.add_summary(Summary(value=scalars), step)  # type: ignore[attr-defined]
+            scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in zip(tags, values, strict=True)]
+            writer.file_writer.add_summary(Summary(value=scalars), step)
+        elif trainer.logger is not None:
+            trainer.logger.log_metrics(dict(zip(tags, values, strict=True)), step)
+
+
+def _writer(trainer: L.Trainer) -> Any:
+    """TensorBoard's writer, for figures and histograms too; None where there is none, or curves go elsewhere."""
+    logger = trainer.logger
+    return logger.experiment if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero else None
 
 
 def layout(charts: Mapping[str, str]) -> dict[str, dict[str, list[Any]]]:

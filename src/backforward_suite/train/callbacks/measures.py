@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backforward import probes, shift
+from backforward.groups import Group
 from backforward.probes import UnitMoments
 from backforward.shift import Update, Watch
-from backforward.stages import Group
 
 Need = Literal["batch", "images", "training images"]
 

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 
-from backforward.rules import Result
+from backforward.rules import StepResult
 from backforward_suite.hardware import process_age
 from backforward_suite.runs.files import write_metrics
 from backforward_suite.train.module import Batch, Classification, weight_norms
@@ -72,7 +72,7 @@ class RunRecord(L.Callback):
     def before_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, step: int) -> None:
         """Nothing to do."""
 
-    def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: Result, step: int) -> bool:
+    def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: StepResult, step: int) -> bool:
         """Count samples; from time to time a point of the loss within the epoch."""
         self._seen += len(batch[1]) * trainer.world_size
         if step % self.log_every == 0 and trainer.logger is not None:

@@ -1,0 +1,390 @@
+"""One batch, one function: every pass of a batch starts from the same state, and what a forward does happens once.
+
+`Generators` makes all passes draw the same random numbers. `World` holds what a forward may change besides its result:
+buffers, weights that are not trained, attributes of modules. Each module's state moves once per batch, in the pass of
+the module's own group; all other passes leave it alone.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from operator import is_
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
+
+
+class Inputs(NamedTuple):
+    """The arguments of a network's forward."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, x: Any) -> Inputs:
+        """A tuple is several positional arguments, a dictionary keyword arguments, all else one argument."""
+        if isinstance(x, dict) and all(isinstance(key, str) for key in x):
+            return cls((), dict(x))
+        return cls(x if isinstance(x, tuple) and not hasattr(x, "_fields") else (x,), {})
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in a nest of tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def detached(value: Any) -> Any:
+    """The value with every tensor cut off from its graph; tuples, lists, dictionaries and their subclasses are kept."""
+    return _map(Tensor.detach, value)
+
+
+def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Change every tensor in a nest of tuples, lists and dictionaries; the nest itself where nothing changes."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        items = {key: _map(change, item) for key, item in value.items()}
+        if all(items[key] is item for key, item in value.items()):
+            return value
+        if type(value) is dict:
+            return items
+        try:  # a ModelOutput of transformers takes its fields by keyword
+            return type(value)(**items)
+        except TypeError:
+            return type(value)(items)
+    if isinstance(value, list | tuple):
+        parts = [_map(change, item) for item in value]
+        if all(map(is_, parts, value)):
+            return value
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Chance
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Generators:
+    """The default random generators of torch on the host and on the given devices, of `random` and of numpy.
+
+    Args:
+        devices: Where a network lives.
+        private: Generators of its own: `torch.Generator`, `random.Random`, numpy's.
+    """
+
+    def __init__(self, devices: Iterable[torch.device], private: Sequence[Any] = ()) -> None:
+        self._get: list[Callable[[], Any]] = [torch.default_generator.get_state]
+        self._set: list[Callable[[Any], Any]] = [torch.default_generator.set_state]
+        for device in {device for device in devices if device.type not in {"cpu", "meta"}}:
+            backend = torch.get_device_module(device)
+            which = {} if device.type == "mps" else {"device": device}  # there is one such device at most
+            self._get.append(partial(backend.get_rng_state, **which))
+            self._set.append(partial(backend.set_rng_state, **which))
+        self._of_torch = len(self._get)
+        self._add(random.getstate, random.setstate)
+        numpy = sys.modules.get("numpy.random")
+        if numpy is not None:
+            self._add(partial(numpy.get_state, legacy=False), numpy.set_state)
+        for one in private:
+            if isinstance(one, torch.Generator):
+                self._add(one.get_state, one.set_state)
+            elif isinstance(one, random.Random):
+                self._add(one.getstate, one.setstate)
+            elif hasattr(one, "bit_generator"):
+                self._add(partial(getattr, one.bit_generator, "state"), partial(setattr, one.bit_generator, "state"))
+            else:
+                self._add(partial(one.get_state, legacy=False), one.set_state)
+
+    def _add(self, get: Callable[[], Any], put: Callable[[Any], Any]) -> None:
+        self._get.append(get)
+        self._set.append(put)
+
+    @classmethod
+    def none(cls) -> Generators:
+        """Those of a network that draws nothing."""
+        generators = cls(())
+        generators._get, generators._set, generators._of_torch = [], [], 0
+        return generators
+
+    def save(self) -> list[Any]:
+        """The present states, to be given to `restore`."""
+        return [get() for get in self._get]
+
+    def restore(self, states: list[Any]) -> None:
+        """Go back to saved states."""
+        for put, state in zip(self._set, states, strict=True):
+            put(state)
+
+    def of_torch(self) -> list[Tensor]:
+        """The present states of torch's generators."""
+        return [get() for get in self._get[: self._of_torch]]
+
+    def restore_torch(self, states: list[Tensor]) -> None:
+        """Go back to saved states of torch's generators."""
+        for put, state in zip(self._set, states, strict=False):
+            put(state)
+
+
+def equal_states(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    """Whether torch's generators are in the same state."""
+    return all(map(torch.equal, one, other))
+
+
+# Classes of torch.nn whose forward may draw. All others of torch.nn do not: the tests run each of them.
+_DRAWS = re.compile(r"drop|rrelu|fractional|attention|transformer|lstm|gru|rnn", re.IGNORECASE)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def changes_only_buffers(model: nn.Module) -> bool:
+    """Whether every module is one of torch.nn or of this library, without hooks: it changes nothing but its buffers."""
+    shared = nn.modules.module
+    if shared._global_forward_hooks or shared._global_forward_pre_hooks or shared._global_backward_hooks:
+        return False
+    for module in model.modules():
+        own = vars(module)
+        if not _is_ours(type(module)) or "forward" in own or any(own[hooks] for hooks in _HOOKS):
+            return False
+        if own.get("max_norm") is not None or not _known_activation(own.get("activation")):
+            return False
+    return True
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.startswith(("torch.nn.modules.", "backforward."))
+
+
+def _known_activation(activation: Any) -> bool:
+    """Whether a module's activation, should it be a plain function, is one of torch's."""
+    if not callable(activation) or isinstance(activation, nn.Module):
+        return True
+    return (getattr(activation, "__module__", None) or "torch").split(".")[0] in {"torch", "backforward"}
+
+
+def may_draw(called: Any) -> bool:
+    """Whether a module or a function may draw random numbers.
+
+    True where it cannot be known: the price is saving and restoring generators' states, which cannot be part of a
+    recorded step (see `capture`).
+    """
+    if isinstance(called, nn.Module):
+        return not changes_only_buffers(called) or any(
+            _DRAWS.search(type(module).__name__) for module in called.modules()
+        )
+    home = getattr(called, "__module__", None)
+    known = home is None or home.split(".")[0] in {"torch", "_operator", "math", "builtins", "backforward"}
+    return not known or _DRAWS.search(getattr(called, "__name__", "")) is not None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a forward changes besides its result
+# ---------------------------------------------------------------------------------------------------------------------
+
+_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+
+
+class _Holder(NamedTuple):
+    """A dictionary or another container of attributes, the index of the module whose it is, its contents."""
+
+    owner: int
+    container: Any
+    contents: Any
+
+
+class World:
+    """The state of a network that is no trained weight, as it was when the batch began.
+
+    That is: buffers, weights that are not trained, attributes of all modules, and tensors, containers and generators
+    in these attributes. Trained weights are left to the update rule.
+
+    Args:
+        model: The network.
+        trained: Ids of the parameters that the rule updates.
+    """
+
+    def __init__(self, model: nn.Module, trained: set[int]) -> None:
+        self.modules = dict(model.named_modules())
+        self.private: list[Any] = []
+        self._holders: list[_Holder] = []
+        self.tensors: list[Tensor] = []
+        self._owners: list[int] = []
+        seen: set[int] = set()
+        plain = changes_only_buffers(model)
+        for index, module in enumerate(self.modules.values()):
+            own = vars(module)
+            if plain:
+                for tensor in own["_buffers"].values():
+                    self._add_tensor(tensor, index, seen)
+                continue
+            self._holders.append(_Holder(index, own, dict(own)))
+            for key in ("_parameters", "_buffers", "_modules"):
+                self._holders.append(_Holder(index, own[key], dict(own[key])))
+            for tensor in own["_buffers"].values():
+                self._add_tensor(tensor, index, seen)
+            for tensor in own["_parameters"].values():
+                if tensor is not None and id(tensor) not in trained:
+                    self._add_tensor(tensor, index, seen)
+            for key in own.keys() - _EVERY_MODULE - {"_parameters", "_buffers", "_modules"}:
+                self._add(own[key], index, seen, trained)
+        self._values = [tensor.detach().clone() for tensor in self.tensors]
+        self._versions = [_version(tensor) for tensor in self.tensors]
+        self._kept: dict[int, tuple[list[_Holder], list[tuple[Tensor, Tensor]]]] = {}
+        self.suspects: set[int] = set()  # ids of tensors that may have changed though their version has not
+        self.unseen = False  # whether a tensor may have changed without a trace
+
+    def _add_tensor(self, tensor: Tensor | None, owner: int, seen: set[int]) -> None:
+        if tensor is not None and id(tensor) not in seen and not nn.parameter.is_lazy(tensor):
+            seen.add(id(tensor))
+            self.tensors.append(tensor)
+            self._owners.append(owner)
+
+    def _add(self, value: Any, owner: int, seen: set[int], trained: set[int]) -> None:
+        kind = type(value)
+        if kind in (int, float, bool, str, type(None)):
+            return
+        if isinstance(value, Tensor):
+            if id(value) not in trained:
+                self._add_tensor(value, owner, seen)
+        elif kind in _CONTAINERS:
+            if id(value) not in seen:
+                seen.add(id(value))
+                self._holders.append(_Holder(owner, value, _contents(value)))
+                for item in value.values() if isinstance(value, dict) else value:
+                    self._add(item, owner, seen, trained)
+        elif kind is tuple:
+            for item in value:
+                self._add(item, owner, seen, trained)
+        elif _is_object(kind):
+            if id(value) not in seen:
+                seen.add(id(value))
+                own = vars(value)
+                self._holders.append(_Holder(owner, own, dict(own)))
+                for item in own.values():
+                    self._add(item, owner, seen, trained)
+        elif isinstance(value, torch.Generator | random.Random) or _is_numpy_generator(value):
+            if not any(value is one for one in self.private):
+                self.private.append(value)
+
+    def _may_have_moved(self, i: int) -> bool:
+        tensor = self.tensors[i]
+        return self.unseen or id(tensor) in self.suspects or _version(tensor) != self._versions[i]
+
+    def restore(self) -> None:
+        """Go back to the start of the batch."""
+        for holder in self._holders:
+            if not _same(holder.container, holder.contents):
+                _fill(holder.container, holder.contents)
+        moved = [i for i in range(len(self.tensors)) if self._may_have_moved(i)]
+        if moved:
+            _copy([self.tensors[i] for i in moved], [self._values[i] for i in moved])
+            for i in moved:
+                self._versions[i] = _version(self.tensors[i])
+
+    def keep(self, modules: Iterable[int]) -> None:
+        """Note the present state of some modules, by index: it is theirs when the batch ends."""
+        wanted = set(modules)
+        for index in wanted:
+            self._kept[index] = ([], [])
+        for owner, container, contents in self._holders:
+            if owner in wanted and not _same(container, contents):
+                self._kept[owner][0].append(_Holder(owner, container, _contents(container)))
+        for i, tensor in enumerate(self.tensors):
+            if self._owners[i] in wanted and self._may_have_moved(i):
+                self._kept[self._owners[i]][1].append((tensor, tensor.detach().clone()))
+
+    def end(self) -> None:
+        """The batch ends, or was broken off: every module's state is what its own pass made of it."""
+        self.restore()
+        for holders, tensors in self._kept.values():
+            for _, container, contents in holders:
+                _fill(container, contents)
+            if tensors:
+                _copy([tensor for tensor, _ in tensors], [value for _, value in tensors])
+        self._kept = {}
+
+
+_LIBRARIES = ("torch", "builtins", "numpy", "random", "lightning", "pytorch_lightning", "transformers", "timm", "types")
+
+
+def _is_object(kind: type) -> bool:
+    """Whether instances are ordinary objects of the user's, with attributes."""
+    ordinary = kind.__module__.split(".")[0] not in _LIBRARIES and kind.__dictoffset__ != 0
+    return ordinary and not issubclass(kind, type | nn.Module | random.Random)
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+@torch.no_grad()
+def _copy(tensors: list[Tensor], values: list[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        if tensor.shape == value.shape and tensor.device == value.device:
+            tensor.copy_(value)
+        else:
+            tensor.data = value.clone()
+
+
+def _is_numpy_generator(value: Any) -> bool:
+    numpy = sys.modules.get("numpy.random")
+    return numpy is not None and isinstance(value, numpy.Generator | numpy.RandomState)
+
+
+def _contents(container: Any) -> Any:
+    return dict(container) if isinstance(container, dict) else list(container)
+
+
+def _same(container: Any, contents: Any) -> bool:
+    """Whether a container holds the same objects as before."""
+    if len(container) != len(contents):
+        return False
+    if isinstance(container, dict):
+        return all(map(is_, container.values(), contents.values())) and container.keys() == contents.keys()
+    return all(map(is_, container, contents))
+
+
+def _fill(container: Any, contents: Any) -> None:
+    container.clear()
+    if isinstance(container, dict | set):
+        container.update(contents)
+    else:
+        container.extend(contents)
+
+
+class Batch(NamedTuple):
+    """What all passes of a batch share."""
+
+    model: nn.Module
+    loss_fn: LossFunction
+    inputs: Inputs
+    target: Any
+    world: World
+    chance: Generators
+    start: list[Any]
+    trained: Sequence[nn.Parameter]
+
+    def forward(self) -> tuple[Any, Tensor]:
+        output = self.model(*self.inputs.args, **self.inputs.kwargs)
+        return output, self.loss_fn(output, self.target)
+
+    def again(self) -> tuple[Any, Tensor]:
+        """A forward in full, from the start of the batch."""
+        self.world.restore()
+        self.chance.restore(self.start)
+        return self.forward()

@@ -1,0 +1,284 @@
+"""How the passes of a batch are computed: `Naive`, the definition, and `Tape`, which computes what changed.
+
+Both run the real forward in every pass. The tape stands between the forward and torch: a call whose arguments are
+those of an earlier pass, and on which neither the last update nor this pass's gradient bears, returns its earlier
+result. It lasts for one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from backforward.batch import Batch, Generators, Inputs, LossFunction, World, equal_states, may_draw, tensors_in
+from backforward.groups import Group, Groups, Order, Watch, reached
+from backforward.tape import EVERY, Recording, Redo
+
+Arrange: TypeAlias = Callable[[Sequence[str]], Groups]
+
+
+NO_GRADIENT = "the loss of this batch depends on no trainable parameter"
+
+
+class Pass(NamedTuple):
+    """One forward and backward: for a group the gradient of each parameter, and whether the batch ends with it."""
+
+    group: Group
+    output: Any
+    loss: Tensor
+    gradients: Sequence[Tensor | None]
+    last: bool
+
+
+class Naive:
+    """Each pass is one forward of the whole network: the definition, and the oracle of the other engines.
+
+    Args:
+        model: The network.
+        loss_fn: Maps (output, target) to a scalar loss.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
+        self.model = model
+        self.loss_fn = loss_fn
+        self.reason = ""  # why passes of the last batch ran in full, where the engine should have spared work
+        self._by_backward = False  # reentrant checkpointing knows no other way to gradients
+
+    def plain(self, inputs: Inputs, target: Any, group: Group) -> Generator[Pass, None, None]:
+        """One ordinary forward and backward, with nothing around it.
+
+        Raises:
+            ValueError: The loss depends on no parameter of the group.
+        """
+        for _ in range(2):
+            output = self.model(*inputs.args, **inputs.kwargs)
+            loss = self.loss_fn(output, target)
+            gradients = self._gradients(loss, group.parameters, group.parameters)
+            if gradients is not None:
+                break
+        assert gradients is not None
+        if all(gradient is None for gradient in gradients):
+            raise ValueError(NO_GRADIENT)
+        yield Pass(group, output, loss, gradients, True)
+
+    def run(
+        self, inputs: Inputs, target: Any, trained: Sequence[nn.Parameter], arrange: Arrange, joint: int = 0
+    ) -> Generator[Pass, None, None]:
+        """The passes of a batch, in order, each at the weights that it finds. The caller updates them in between.
+
+        Args:
+            inputs: The arguments of the forward.
+            target: The second argument of the loss.
+            trained: All parameters that may be updated.
+            arrange: Makes groups of the layers in order of first use.
+            joint: Number of passes of all groups at the end.
+
+        Raises:
+            ValueError: The loss depends on no group, or the network changes its input.
+        """
+        draws = may_draw(self.model) or may_draw(self.loss_fn)
+        world = World(self.model, set(map(id, trained)))
+        devices = (tensor.device for tensor in chain(self.model.parameters(), self.model.buffers()))
+        chance = Generators(devices, world.private) if draws else Generators.none()
+        start = chance.save()
+        versions = [tensor._version for tensor in tensors_in([inputs.args, inputs.kwargs])]
+        batch = Batch(self.model, self.loss_fn, inputs, target, world, chance, start, trained)
+        self._begin(batch)
+        try:
+            output, loss, watch = self._first(batch)
+            leaves, reentrant = reached(loss)
+            self._by_backward |= reentrant
+            at_once = None  # gradients of the first pass, where they can only be had all together
+            if self._by_backward:
+                at_once = dict(zip(map(id, trained), self._gradients(loss, trained, trained) or (), strict=True))
+                leaves = {key for key, gradient in at_once.items() if gradient is not None}
+            found = arrange(watch.layers(leaves))
+            everything = [p for group in found.groups for p in group.parameters]
+            _refuse_hidden(self.model, trained, leaves, found)
+            active = [not leaves.isdisjoint(map(id, group.parameters)) for group in found.groups]
+            groups = [group for group, on in zip(found.groups, active, strict=True) if on]
+            if not groups:
+                raise ValueError(NO_GRADIENT)
+            home = _home(world, found.home, active)
+            passes = groups + [Group("all", tuple(everything))] * joint
+            self._arranged(passes)
+            for k, group in enumerate(passes):
+                now = chance.save() if k else start
+                if k:
+                    world.restore()
+                    chance.restore(start)
+                    output, loss = self._forward(batch, k)
+                if at_once is not None and not k:
+                    gradients: Sequence[Tensor | None] | None = [at_once[id(p)] for p in group.parameters]
+                else:
+                    gradients = self._gradients(loss, group.parameters, trained)
+                if gradients is None:  # it has learned how to take them: once more
+                    output, loss = batch.again()
+                    gradients = self._gradients(loss, group.parameters, trained)
+                    assert gradients is not None
+                if [tensor._version for tensor in tensors_in([inputs.args, inputs.kwargs])] != versions:
+                    if len(passes) > 1:
+                        raise ValueError(
+                            "the network changes its input in place: a second pass would see another batch"
+                        )
+                self._passed(k)
+                if k < len(groups) or not k:
+                    world.keep(index for index, pass_ in enumerate(home) if pass_ == k)
+                if k:
+                    chance.restore(now)
+                yield Pass(group, output, loss, gradients, last=k == len(passes) - 1)
+                del output, loss, gradients
+        finally:
+            self._end()
+            world.end()
+
+    def _begin(self, batch: Batch) -> None:
+        batch.world.unseen = True  # copy everything back, whether it looks changed or not
+
+    def _first(self, batch: Batch) -> tuple[Any, Tensor, Order]:
+        """The first pass, and the layers in the order in which it uses them."""
+        with Watch(self.model) as watch:
+            output, loss = batch.forward()
+        return output, loss, watch.order
+
+    def _arranged(self, passes: Sequence[Group]) -> None:
+        """The groups of the batch are known."""
+
+    def _forward(self, batch: Batch, k: int) -> tuple[Any, Tensor]:
+        """The forward of pass k > 0."""
+        return batch.forward()
+
+    def _passed(self, k: int) -> None:
+        """The gradients of pass k are taken."""
+
+    def _end(self) -> None:
+        """The batch is over."""
+
+    def _gradients(
+        self, loss: Tensor, parameters: Sequence[nn.Parameter], trained: Sequence[nn.Parameter]
+    ) -> Sequence[Tensor | None] | None:
+        """The gradient of each parameter; None where they must be taken in another way, after another forward."""
+        if not loss.requires_grad:
+            return [None] * len(parameters)
+        if not self._by_backward:
+            try:
+                return torch.autograd.grad(loss, parameters, allow_unused=True)
+            except RuntimeError as error:
+                if "use_reentrant=True" not in str(error):
+                    raise
+                self._by_backward = True
+                return None
+        for p in trained:
+            p.grad = None
+        loss.backward()
+        gradients = [p.grad for p in parameters]
+        for p in trained:
+            p.grad = None
+        return gradients
+
+
+def _home(world: World, home: dict[str, int], active: Sequence[bool]) -> list[int]:
+    """For each module the pass in which its state moves: that of its group, else the first."""
+    place = {}
+    for group, on in enumerate(active):
+        if on:
+            place[group] = len(place)
+    return [place.get(home.get(name, -1), 0) for name in world.modules]
+
+
+def _refuse_hidden(model: nn.Module, trained: Sequence[nn.Parameter], leaves: set[int], found: Groups) -> None:
+    """Refuse a use of weights that nobody could watch: their layers have no order."""
+    if not found.unused:
+        return
+    names = {id(p): name for name, p in model.named_parameters()}
+    hidden = [name for p in trained if id(p) in leaves and (name := names[id(p)]) in found.unused]
+    if hidden:
+        raise ValueError(f"the forward uses {', '.join(hidden)} out of sight, so its layers have no order")
+
+
+class Tape(Naive):
+    """Each pass computes only what changed since, or what the group's gradient flows through.
+
+    In pass k a call of torch returns its earlier result if its arguments are those of then, and its result depends
+    neither on group k, whose gradient is wanted, nor on group k - 1, which has just moved. What is returned again is
+    cut off from its graph, so the backward ends there. Bitwise equal to `Naive` on a CPU.
+
+    Attributes:
+        reason: Why passes of the last batch ran in full; empty where they did not.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
+        super().__init__(model, loss_fn)
+        self.reason = ""
+        self._guess = EVERY
+        self._brackets = False
+        self._tape: Recording | None = None
+        self._masks: list[int] = []
+
+    def _begin(self, batch: Batch) -> None:
+        self.reason = ""
+        self._tape = Recording(batch, self._guess, self._brackets)
+
+    def _first(self, batch: Batch) -> tuple[Any, Tensor, Order]:
+        assert self._tape is not None
+        with self._tape as tape:
+            output, loss = batch.forward()
+        self._check_draws(batch, batch.start)
+        return output, loss, tape.order
+
+    def _arranged(self, passes: Sequence[Group]) -> None:
+        assert self._tape is not None
+        self._masks = [self._tape.bits(group) for group in passes]
+        self._guess = self._masks[0]
+        if len(passes) == 1:
+            self._tape = None
+        else:
+            self._tape._bit = self._masks[0]
+
+    def _forward(self, batch: Batch, k: int) -> tuple[Any, Tensor]:
+        tape = self._tape
+        if tape is None or self._by_backward:
+            return batch.forward()
+        tape.begin(self._masks[k] | self._masks[k - 1], self._masks[k])
+        try:
+            with tape:
+                found = batch.forward()
+            if tape.sound():
+                self._check_draws(batch, batch.start)
+                return found
+        except (Redo, Exception):
+            if not tape.hits:
+                raise
+            tape.broken = tape.broken or "a pass failed with results of earlier ones"
+        self._give_up(tape.broken)
+        return batch.again()
+
+    def _check_draws(self, batch: Batch, start: list[Any]) -> None:
+        """In a network found to draw nothing look whether that still holds."""
+        tape = self._tape
+        if tape is None or not start or tape.brackets:
+            return
+        if not equal_states(batch.chance.of_torch(), start[: len(batch.chance.of_torch())]):
+            tape.brackets = self._brackets = True
+            tape.entries, tape._new = [], []
+            tape._i = 0
+
+    def _give_up(self, reason: str) -> None:
+        self.reason = reason
+        self._tape = None
+
+    def _passed(self, k: int) -> None:
+        tape = self._tape
+        if tape is not None:
+            if tape.broken:
+                self._give_up(tape.broken)
+            else:
+                tape.end()
+
+    def _end(self) -> None:
+        self._tape = None
+        self._masks = []
