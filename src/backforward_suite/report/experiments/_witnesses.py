@@ -111,4 +111,5 @@ def witnesses(name: str, network: str) -> Experiment:
             ),
         ),
         diagnostics=(INDUCED,),
+        notes=("Norms, settings and tolerances were committed before the runs, in 62654bd.",),
     )
