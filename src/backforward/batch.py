@@ -35,6 +35,26 @@ class Inputs(NamedTuple):
             return cls((), dict(x))
         return cls(x if isinstance(x, tuple) and not hasattr(x, "_fields") else (x,), {})
 
+    def given_to(self, model: nn.Module, *, eager: bool) -> Any:
+        """The network's output. With `eager`, parts that `torch.compile` has compiled run uncompiled."""
+        if not eager:
+            return model(*self.args, **self.kwargs)
+        with torch.compiler.set_stance("force_eager"):
+            return model(*self.args, **self.kwargs)
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` has compiled the network or a part of it."""
+    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Stands for a tensor's memory; for one without plain memory (sparse, say) for itself."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return -id(tensor)
+
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors in a nest of tuples, lists and dictionaries."""
@@ -53,7 +73,7 @@ def detached(value: Any) -> Any:
     return _map(Tensor.detach, value)
 
 
-def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # noqa: PLR0911  (a case a kind)
     """Change every tensor in a nest of tuples, lists and dictionaries; the nest itself where nothing changes."""
     if isinstance(value, Tensor):
         return change(value)
@@ -225,6 +245,7 @@ class World:
         self.tensors: list[Tensor] = []
         self._owners: list[int] = []
         seen: set[int] = set()
+        self._weights = {storage_of(p) for p in model.parameters() if id(p) in trained}
         plain = changes_only_buffers(model)
         for index, module in enumerate(self.modules.values()):
             own = vars(module)
@@ -249,7 +270,9 @@ class World:
         self.unseen = False  # whether a tensor may have changed without a trace
 
     def _add_tensor(self, tensor: Tensor | None, owner: int, seen: set[int]) -> None:
-        if tensor is not None and id(tensor) not in seen and not nn.parameter.is_lazy(tensor):
+        if tensor is None or id(tensor) in seen or nn.parameter.is_lazy(tensor):
+            return
+        if storage_of(tensor) not in self._weights:  # an attribute may share the memory of a trained weight
             seen.add(id(tensor))
             self.tensors.append(tensor)
             self._owners.append(owner)
@@ -277,9 +300,8 @@ class World:
                 self._holders.append(_Holder(owner, own, dict(own)))
                 for item in own.values():
                     self._add(item, owner, seen, trained)
-        elif isinstance(value, torch.Generator | random.Random) or _is_numpy_generator(value):
-            if not any(value is one for one in self.private):
-                self.private.append(value)
+        elif _is_generator(value) and not any(value is one for one in self.private):
+            self.private.append(value)
 
     def _may_have_moved(self, i: int) -> bool:
         tensor = self.tensors[i]
@@ -341,6 +363,10 @@ def _copy(tensors: list[Tensor], values: list[Tensor]) -> None:
             tensor.data = value.clone()
 
 
+def _is_generator(value: Any) -> bool:
+    return isinstance(value, torch.Generator | random.Random) or _is_numpy_generator(value)
+
+
 def _is_numpy_generator(value: Any) -> bool:
     numpy = sys.modules.get("numpy.random")
     return numpy is not None and isinstance(value, numpy.Generator | numpy.RandomState)
@@ -378,9 +404,11 @@ class Batch(NamedTuple):
     chance: Generators
     start: list[Any]
     trained: Sequence[nn.Parameter]
+    eager: bool
 
     def forward(self) -> tuple[Any, Tensor]:
-        output = self.model(*self.inputs.args, **self.inputs.kwargs)
+        """Run the network and the loss."""
+        output = self.inputs.given_to(self.model, eager=self.eager)
         return output, self.loss_fn(output, self.target)
 
     def again(self) -> tuple[Any, Tensor]:

@@ -14,7 +14,17 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from backforward.batch import Batch, Generators, Inputs, LossFunction, World, equal_states, may_draw, tensors_in
+from backforward.batch import (
+    Batch,
+    Generators,
+    Inputs,
+    LossFunction,
+    World,
+    equal_states,
+    is_compiled,
+    may_draw,
+    tensors_in,
+)
 from backforward.groups import Group, Groups, Order, Watch, reached
 from backforward.tape import EVERY, Recording, Redo
 
@@ -65,7 +75,7 @@ class Naive:
             raise ValueError(NO_GRADIENT)
         yield Pass(group, output, loss, gradients, True)
 
-    def run(
+    def run(  # noqa: PLR0915  (the life of a batch, from top to bottom)
         self, inputs: Inputs, target: Any, trained: Sequence[nn.Parameter], arrange: Arrange, joint: int = 0
     ) -> Generator[Pass, None, None]:
         """The passes of a batch, in order, each at the weights that it finds. The caller updates them in between.
@@ -86,7 +96,7 @@ class Naive:
         chance = Generators(devices, world.private) if draws else Generators.none()
         start = chance.save()
         versions = [tensor._version for tensor in tensors_in([inputs.args, inputs.kwargs])]
-        batch = Batch(self.model, self.loss_fn, inputs, target, world, chance, start, trained)
+        batch = Batch(self.model, self.loss_fn, inputs, target, world, chance, start, trained, is_compiled(self.model))
         self._begin(batch)
         try:
             output, loss, watch = self._first(batch)
@@ -120,11 +130,9 @@ class Naive:
                     output, loss = batch.again()
                     gradients = self._gradients(loss, group.parameters, trained)
                     assert gradients is not None
-                if [tensor._version for tensor in tensors_in([inputs.args, inputs.kwargs])] != versions:
-                    if len(passes) > 1:
-                        raise ValueError(
-                            "the network changes its input in place: a second pass would see another batch"
-                        )
+                now_versions = [tensor._version for tensor in tensors_in([inputs.args, inputs.kwargs])]
+                if now_versions != versions and len(passes) > 1:
+                    raise ValueError("the network changes its input in place: a second pass would see another batch")
                 self._passed(k)
                 if k < len(groups) or not k:
                     world.keep(index for index, pass_ in enumerate(home) if pass_ == k)
@@ -183,7 +191,7 @@ class Naive:
 
 def _home(world: World, home: dict[str, int], active: Sequence[bool]) -> list[int]:
     """For each module the pass in which its state moves: that of its group, else the first."""
-    place = {}
+    place: dict[int, int] = {}
     for group, on in enumerate(active):
         if on:
             place[group] = len(place)

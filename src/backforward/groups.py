@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from backforward.batch import Generators, Inputs, World, tensors_in
+from backforward.batch import Generators, Inputs, World, is_compiled, tensors_in
 
 GroupSpec: TypeAlias = str | int | Sequence[str | Sequence[str]]
 
@@ -63,7 +63,7 @@ class Order:
             self.used.append(name)
 
     def look(self, tensor: int) -> None:
-        """Somebody asks a parameter, by its id, for its shape or the like: that is not using it, but may announce it."""
+        """Note that a parameter, by its id, is asked for its shape or the like: no use of it, but a use may follow."""
         if tensor in self.owner:
             self._looked.setdefault(self.owner[tensor], len(self.used))
 
@@ -126,7 +126,7 @@ def survey(model: nn.Module, inputs: Inputs, *, count: bool = False) -> Watch:
         inputs: The arguments of its forward.
         count: Whether to count multiply-accumulates.
     """
-    refuse_unwatchable(model)
+    refuse_scripted(model)
     world = World(model, set())
     world.unseen = True
     generators = Generators((t.device for t in chain(model.parameters(), model.buffers())), world.private)
@@ -134,8 +134,9 @@ def survey(model: nn.Module, inputs: Inputs, *, count: bool = False) -> Watch:
     try:
         with ExitStack() as stack:
             counter = stack.enter_context(FlopCounterMode(display=False)) if count else None
-            watch = stack.enter_context(Watch(model, counter))
-            model(*inputs.args, **inputs.kwargs)
+            watch = Watch(model, counter)
+            stack.enter_context(watch)
+            inputs.given_to(model, eager=is_compiled(model))
     finally:
         generators.restore(states)
         world.end()
@@ -143,19 +144,18 @@ def survey(model: nn.Module, inputs: Inputs, *, count: bool = False) -> Watch:
     return watch
 
 
-def refuse_unwatchable(model: nn.Module) -> None:
-    """Refuse a network with parts that run out of Python's sight: scripted or compiled.
+def refuse_scripted(model: nn.Module) -> None:
+    """Refuse a network with parts that run out of Python's sight.
 
     Raises:
-        ValueError: There is one; the message names it.
+        ValueError: There is a scripted module; the message names it.
     """
     for name, module in model.named_modules():
-        scripted = isinstance(module, torch.jit.ScriptModule)
-        if scripted or getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
+        if isinstance(module, torch.jit.ScriptModule):
             what = f"the module {name!r}" if name else "the network"
-            how = "scripted" if scripted else "compiled"
-            raise ValueError(
-                f"{what} is {how}, so the order of its layers cannot be watched: give the network before it was {how}"
+            raise ValueError(  # noqa: TRY004  (the right kind, in a form that cannot serve)
+                f"{what} is scripted, so the order of its layers cannot be watched: give the network before it was "
+                "scripted"
             )
 
 

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from backforward.batch import Inputs, LossFunction, detached
+from backforward.batch import Inputs, LossFunction, detached, is_compiled
 from backforward.engines import Naive, Pass, Tape
 from backforward.groups import (
     Group,
@@ -38,7 +38,7 @@ from backforward.groups import (
     GroupSpec,
     check_spec,
     group_layers,
-    refuse_unwatchable,
+    refuse_scripted,
     survey,
 )
 from backforward.optimizers import clip_grad_norm_, one_per_group, parameters_of, step_each
@@ -396,7 +396,9 @@ class Backforward(UpdateRule):
         if self._is_plain():
             self._groups = [_all(trained)]
             return self._engine.plain(inputs, target, self._groups[0])
-        refuse_unwatchable(self.model)
+        refuse_scripted(self.model)
+        if is_compiled(self.model):
+            self._warn("compiled", "Backforward: runs the network uncompiled, since it has to see each call of torch")
         if self.engine == "shortcut":
             return self._by_shortcut(inputs, target, trained)
         if isinstance(self._spec, int) and self._macs is None:
@@ -449,7 +451,7 @@ class Backforward(UpdateRule):
         if self._spec == "layer" and len(found.groups) == 1 and matrices > 1 and not found.unused:
             self._warn(
                 "one group",
-                "Backforward: one module holds all weights, so there is one group, and this is ordinary backpropagation;"
+                "Backforward: one module holds all weights, so there is one group: ordinary backpropagation;"
                 " give groups as lists of parameter names",
             )
 

@@ -138,7 +138,7 @@ def _function(run: Sequence[_Call], start: Tensor) -> Callable[[Tensor], Tensor]
 class _Place(NamedTuple):
     """Stands for a value that is computed before."""
 
-    index: int
+    number: int
 
 
 def _placed(value: Any, places: dict[int, int]) -> Any:
@@ -151,7 +151,7 @@ def _placed(value: Any, places: dict[int, int]) -> Any:
 
 def _given(value: Any, values: list[Tensor]) -> Any:
     if type(value) is _Place:
-        return values[value.index]
+        return values[value.number]
     if isinstance(value, dict):
         return {key: _given(item, values) for key, item in value.items()}
     return type(value)(_given(item, values) for item in value) if type(value) in (tuple, list) else value
@@ -305,7 +305,7 @@ def _is_cross_entropy(loss_fn: LossFunction) -> bool:
     return loss_fn is F.cross_entropy
 
 
-def require_plain_sgd(optimizer: Optimizers) -> None:
+def require_plain_sgd(optimizer: Any) -> None:
     """Refuse any optimizer whose step is not -lr times the gradient.
 
     Raises:

@@ -1,9 +1,9 @@
 """The tape: the calls of torch that a forward makes, with their results, for one batch.
 
 A `Recording` stands between the forward and torch. A call whose arguments are those of an earlier pass, and on which
-neither the last update nor this pass's gradient bears, returns its earlier result; all others run. Nothing is predicted:
-where the forward goes another way than before, all calls run from there on, and a tensor that nobody saw being made
-counts as depending on everything.
+neither the last update nor this pass's gradient bears, returns its earlier result; all others run. Nothing is
+predicted: where the forward goes another way than before, all calls run from there on, and a tensor that nobody saw
+being made counts as depending on everything.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from backforward.batch import Batch, equal_states, tensors_in
+from backforward.batch import Batch, equal_states, storage_of, tensors_in
 from backforward.groups import Group, Order
 
 _MARK = "_backforward_tape"
@@ -155,7 +155,7 @@ class Recording(TorchFunctionMode):
         mark = self._known.get(id(tensor))
         if mark is None:
             self._leaves.append(tensor)
-            mark = _Mark(self.token, deps, _storage(tensor), object(), tensor.requires_grad, owner)
+            mark = _Mark(self.token, deps, storage_of(tensor), object(), tensor.requires_grad, owner)
             self._known[id(tensor)] = mark
         return mark.storage
 
@@ -219,7 +219,7 @@ class Recording(TorchFunctionMode):
             for mark in e.marks:
                 self._open[mark.storage] = max(e.until, self._open.get(mark.storage, -1))
         for change in e.effects:
-            self._pending.setdefault(_storage(change[0]), []).append(change)
+            self._pending.setdefault(storage_of(change[0]), []).append(change)
         return list(e.out) if type(e.out) is list else e.out
 
     def _drew(self, e: _Entry) -> bool:
@@ -273,9 +273,9 @@ class Recording(TorchFunctionMode):
             return self._known[id(tensor)]
         if ref is None or ref() is not tensor:
             self._strangers[id(tensor)] = (weakref.ref(tensor), self._pass)
-        return _Mark(self.token, EVERY, _storage(tensor), object(), tensor.requires_grad)
+        return _Mark(self.token, EVERY, storage_of(tensor), object(), tensor.requires_grad)
 
-    def _run(
+    def _run(  # noqa: PLR0912, PLR0915  (the path of every call: taken apart it costs time)
         self,
         func: Any,
         name: Any,
@@ -334,9 +334,10 @@ class Recording(TorchFunctionMode):
         for t in found:
             old = t.__dict__.get(_MARK)
             if id(t) in self._known or (old is not None and old.token is self.token and any(t is a for a in tensors)):
-                mark = self._known.get(id(t)) or old
+                mark = self._known[id(t)] if id(t) in self._known else old
+                assert mark is not None
             else:
-                mark = _Mark(self.token, deps, _storage(t), object(), t.requires_grad)
+                mark = _Mark(self.token, deps, storage_of(t), object(), t.requires_grad)
                 t.__dict__[_MARK] = mark
             e.kept &= mark.storage >= 0 and not t.is_inference()
             e.marks.append(mark)
@@ -427,7 +428,7 @@ class Recording(TorchFunctionMode):
     def _replaced(self, tensor: Tensor, deps: int) -> None:
         """`tensor.data = other`, or another attribute was set."""
         mark = self._known.get(id(tensor))
-        storage = _storage(tensor)
+        storage = storage_of(tensor)
         if mark is None:
             for en in self.entries:
                 en.deps = EVERY
@@ -515,14 +516,6 @@ def _can_keep() -> bool:
 
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
-
-
-def _storage(tensor: Tensor) -> int:
-    """Stands for a tensor's memory; for one without plain memory (sparse, say) for itself."""
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):
-        return -id(tensor)
 
 
 def _outs(value: Any) -> list[Tensor] | None:
