@@ -166,8 +166,8 @@ def equal_states(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return all(map(torch.equal, one, other))
 
 
-# Classes of torch.nn whose forward may draw. All others of torch.nn do not: the tests run each of them.
-_DRAWS = re.compile(r"drop|rrelu|fractional|attention|transformer|lstm|gru|rnn", re.IGNORECASE)
+# Classes of torch.nn and of this library whose forward may draw. All others do not: the tests run each of torch.nn.
+_DRAWS = re.compile(r"drop|noisy|rrelu|fractional|attention|transformer|lstm|gru|rnn", re.IGNORECASE)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

@@ -37,6 +37,7 @@ def test_every_claim_is_sound_and_every_experiment_has_one() -> None:
     assert set(experiments()) >= {
         *("bfp_one_step", "bfp_learning_rates", "bfp_weight_norm", "bfp_batch_size", "bfp_max_lr", "bfp_schedule"),
         *("bfp_depth", "bfp_warmup", "bfp_finetune", "bfp_norm"),
+        *("bfp_parts", "bfp_rates", "bfp_to_loss", "bfp_witnesses", "np_witnesses"),
         *("np_moments", "np_jacobian", "np_recipe", "np_activations", "np_data_norm", "np_shift", "np_stability"),
         *("np_batch_size", "np_table", "np_speed"),
     }

@@ -89,7 +89,11 @@ def witnesses(name: str, network: str) -> Experiment:
     """
     return Experiment(
         name,
+<<<<<<< HEAD
         f"Does a norm train better the less its layers' inputs shift, noisy BatchNorm among them, on {network}?",
+=======
+        f"On {network}, does a norm train better the less its layers' inputs shift, noisy BatchNorm among them?",
+>>>>>>> science
         Part(
             layout("norm", chosen="lr"),
             (
@@ -111,4 +115,5 @@ def witnesses(name: str, network: str) -> Experiment:
             ),
         ),
         diagnostics=(INDUCED,),
+        notes=("Norms, settings and tolerances were committed before the runs, in 62654bd.",),
     )

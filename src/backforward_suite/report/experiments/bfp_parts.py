@@ -92,4 +92,5 @@ EXPERIMENT = Experiment(
         title="One arm against another",
         names=NAMES,
     ),
+    notes=("Arms, settings and tolerances were committed before the runs, in bc30810.",),
 )

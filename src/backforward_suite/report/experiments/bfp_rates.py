@@ -186,4 +186,5 @@ EXPERIMENT = Experiment(
     ),
     fair("Each at its best rates by training loss", "loss/train", LOSS, "fair_training"),
     fair("Each at its best rates by validation loss", "loss/validation", VALIDATION_LOSS, "fair_validation"),
+    notes=("The grid, how it is widened, what judges and the tolerances were committed before the runs, in bc30810.",),
 )

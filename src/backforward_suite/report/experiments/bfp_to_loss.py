@@ -74,4 +74,5 @@ EXPERIMENT = Experiment(
             ),
         ),
     ),
+    notes=("Settings and the tolerance were committed before the runs, in 62654bd.",),
 )
