@@ -89,11 +89,7 @@ def witnesses(name: str, network: str) -> Experiment:
     """
     return Experiment(
         name,
-<<<<<<< HEAD
         f"Does a norm train better the less its layers' inputs shift, noisy BatchNorm among them, on {network}?",
-=======
-        f"On {network}, does a norm train better the less its layers' inputs shift, noisy BatchNorm among them?",
->>>>>>> science
         Part(
             layout("norm", chosen="lr"),
             (
