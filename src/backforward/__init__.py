@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from backforward.loops import in_accelerate, in_lightning
     from backforward.moments import gaussian_moments
     from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
-    from backforward.rules import Backforward, Backprop, Switch
+    from backforward.rules import Backforward, Backprop
+from backforward.switch import Switch
 
 __version__ = "0.1.0"
 
@@ -23,7 +24,7 @@ _HOME = {
     "DataNorm": "data_norm",
     "NormPropConv2d": "normprop",
     "NormPropLinear": "normprop",
-    "Switch": "rules",
+    "Switch": "switch",
     "gaussian_moments": "moments",
     "in_accelerate": "loops",
     "in_lightning": "loops",

@@ -13,11 +13,11 @@ from types import MethodWrapperType
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from backforward.batch import Batch, equal_states, storage_of, tensors_in
+from backforward.calls import ESCAPE, GRAPH, PLAIN, QUIET, READERS, kind_of
 from backforward.groups import Group, Order
 
 _MARK = "_backforward_tape"
@@ -28,39 +28,7 @@ _ATOMS = frozenset(
 _TENSORS = frozenset({Tensor, nn.Parameter})
 EVERY = -1  # the set of all groups
 
-_CALL, _PLAIN, _ESCAPE, _GRAPH = range(4)
-# What gives access to a tensor's memory, after which it may change unseen; what looks at the graph behind a tensor.
-_ESCAPES = {
-    *("numpy", "__array__", "__array_wrap__", "data_ptr", "untyped_storage", "storage", "_typed_storage", "set_"),
-    *("__dlpack__", "__cuda_array_interface__", "share_memory_", "resize_", "apply_", "map_", "map2_"),
-}
-_GRAPHS = {"grad", "backward", "grad_fn", "is_leaf", "retain_grad", "requires_grad_", "_grad", "_grad_fn"}
 _kinds: dict[Any, int] = {}
-
-# Calls known to draw nothing. All others are looked at, in networks that draw: a name missing here costs time only.
-_QUIET = frozenset(
-    {
-        *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.batch_norm, F.layer_norm, F.group_norm, F.relu, F.gelu, F.silu),
-        *(F.softmax, F.log_softmax, F.cross_entropy, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.embedding),
-        *(torch.relu, torch.tanh, torch.sigmoid, torch.cat, torch.stack, torch.flatten, torch.matmul, torch.bmm),
-        *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.matmul, Tensor.view, Tensor.reshape),
-        *(Tensor.transpose, Tensor.permute, Tensor.contiguous, Tensor.flatten, Tensor.mean, Tensor.sum, Tensor.detach),
-        *(Tensor.add_, Tensor.__getitem__, Tensor.chunk, Tensor.split, Tensor.unsqueeze, Tensor.squeeze, Tensor.expand),
-    }
-)
-
-
-# Calls known to change no argument but those whose version moves. All others may have changed a buffer.
-_READERS = frozenset(
-    {
-        *(F.linear, F.conv1d, F.conv2d, F.embedding, F.layer_norm, torch.matmul, torch.where, torch.cat, torch.lerp),
-        *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.pow, Tensor.exp, Tensor.sqrt, Tensor.to, Tensor.float),
-        *(Tensor.__add__, Tensor.__sub__, Tensor.__mul__, Tensor.__truediv__, Tensor.__radd__, Tensor.__rmul__),
-        *(Tensor.__rsub__, Tensor.__rtruediv__, Tensor.__getitem__, Tensor.__eq__, Tensor.__ne__, Tensor.__lt__),
-        *(Tensor.view, Tensor.reshape, Tensor.expand, Tensor.masked_fill, Tensor.unsqueeze, Tensor.clone, Tensor.mean),
-        *(Tensor.detach, Tensor.sum, Tensor.matmul, Tensor.add_, Tensor.mul_, Tensor.copy_, Tensor.lerp_, Tensor.sub_),
-    }
-)
 
 
 class Redo(BaseException):
@@ -189,9 +157,9 @@ class Recording(TorchFunctionMode):
         name = func.__self__ if type(func) is MethodWrapperType else func
         kind = _kinds.get(name)
         if kind is None:
-            kind = _kinds[name] = _kind_of(func, name)
+            kind = _kinds[name] = kind_of(func, name)
         if kind:
-            if kind == _PLAIN and not self._pass and args and type(args[0]) is nn.Parameter:
+            if kind == PLAIN and not self._pass and args and type(args[0]) is nn.Parameter:
                 self.order.look(id(args[0]))
             return self._aside(kind, func, args, kwargs)
         i = self._i
@@ -306,7 +274,7 @@ class Recording(TorchFunctionMode):
         e = _Entry()
         e.func, e.key, e.deps, e.out, e.until = name, key, deps, None, -1
         e.effects, e.marks, e.versions, e.before, e.after = [], [], [], None, None
-        if self._state is not None and name not in _QUIET:
+        if self._state is not None and name not in QUIET:
             state = self._chance.of_torch()
             if not equal_states(state, self._state):
                 e.before, e.after = self._state, state
@@ -327,7 +295,7 @@ class Recording(TorchFunctionMode):
         changed = [
             (t, mark)
             for t, mark, version in zip(tensors, marks, before, strict=True)
-            if _version(t) != version or (mark.storage in self._outside and name not in _READERS)
+            if _version(t) != version or (mark.storage in self._outside and name not in READERS)
         ]
         if not found and not changed:
             e.kept = False  # a setting of torch, say
@@ -357,11 +325,11 @@ class Recording(TorchFunctionMode):
 
     def _aside(self, kind: int, func: Any, args: Any, kwargs: Any) -> Any:
         """A call that makes no tensor, or that looks behind one."""
-        if kind == _GRAPH:
+        if kind == GRAPH:
             if self.hits:
                 self._redo()
             self.broken = self.broken or f"the forward looks at its own graph ({getattr(func, '__name__', func)})"
-        elif self._pending or self._open or kind == _ESCAPE:
+        elif self._pending or self._open or kind == ESCAPE:
             tensors: list[Tensor] = []
             marks: list[_Mark] = []
             self._scan(args, [], tensors, marks)
@@ -370,7 +338,7 @@ class Recording(TorchFunctionMode):
                     self._flush(mark.storage)
                 if self._open.get(mark.storage, -1) >= self._i:
                     self._redo()
-                if kind == _ESCAPE:
+                if kind == ESCAPE:
                     self._escaped(tensor, mark)
         return func(*args, **kwargs) if kwargs else func(*args)
 
@@ -484,27 +452,6 @@ class Recording(TorchFunctionMode):
                 e.out = _cut(e.out, cut)
         self._new = []
         self._pass += 1
-
-
-def _kind_of(func: Any, name: Any) -> int:
-    label = getattr(name, "__name__", "")
-    if label in _ESCAPES:
-        return _ESCAPE
-    if label in _GRAPHS and label != "requires_grad_":
-        return _GRAPH
-    if type(func) is MethodWrapperType:
-        return _CALL if func.__name__ == "__set__" or label in _VIEWS else _PLAIN
-    return _PLAIN if label in _NO_TENSOR else _CALL
-
-
-_VIEWS = {"T", "mT", "H", "mH", "data", "real", "imag"}
-# Calls that give no tensor: they run in every pass.
-_NO_TENSOR = {
-    *("size", "dim", "ndimension", "numel", "nelement", "stride", "item", "tolist", "is_floating_point", "is_complex"),
-    *("__bool__", "__float__", "__int__", "__len__", "__index__", "__contains__", "is_contiguous", "element_size"),
-    *("get_device", "storage_offset", "equal", "allclose", "register_hook", "__repr__", "__format__", "__hash__"),
-    *("is_tensor", "is_storage", "is_nonzero", "type", "has_names", "is_same_size", "result_type", "can_cast"),
-}
 
 
 def _can_keep() -> bool:

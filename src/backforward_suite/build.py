@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from backforward.data_norm import DataNorm
 from backforward.models import weight_decay_groups
 from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
-from backforward.rules import Switch, UpdateRule
+from backforward.rules import UpdateRule
 from backforward.shift import layers
+from backforward.switch import Switch
 from backforward_suite.config import Request
 from backforward_suite.data import DataSplits, load_asked
 from backforward_suite.targets import refuse_wrong_types

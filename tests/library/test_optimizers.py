@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from backforward.optimizers import OnePerGroup
-from backforward.rules import Backforward, Backprop, Switch
+from backforward.rules import Backforward, Backprop
+from backforward.switch import Switch
 
 Make = Callable[[list[dict[str, Any]]], Optimizer]
 

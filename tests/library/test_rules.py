@@ -24,7 +24,8 @@ from tests.oracles.ranks import train_as_rank
 from torch import Tensor, nn
 
 from backforward.batch import tensors_in
-from backforward.rules import Backforward, Backprop, StepResult, Switch, UpdateRule
+from backforward.rules import Backforward, Backprop, StepResult, UpdateRule
+from backforward.switch import Switch
 
 BY_ID = {problem.id: problem for problem in PROBLEMS}
 

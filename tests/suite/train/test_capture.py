@@ -14,7 +14,8 @@ from tests.oracles.recording import again
 from torch import Tensor, nn
 
 from backforward.models import MLP
-from backforward.rules import Backforward, Backprop, StepResult, Switch, UpdateRule
+from backforward.rules import Backforward, Backprop, StepResult, UpdateRule
+from backforward.switch import Switch
 from backforward_suite.errors import BadInput
 from backforward_suite.train.capture import (
     PATIENCE,
