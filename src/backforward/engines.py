@@ -25,7 +25,7 @@ from backforward.batch import (
     may_draw,
     tensors_in,
 )
-from backforward.groups import Group, Groups, Order, Watch, reached
+from backforward.groups import Group, Groups, Order, Survey, reached
 from backforward.tape import EVERY, Recording, Redo
 
 Arrange: TypeAlias = Callable[[Sequence[str]], Groups]
@@ -149,7 +149,7 @@ class Naive:
 
     def _first(self, batch: Batch) -> tuple[Any, Tensor, Order]:
         """The first pass, and the layers in the order in which it uses them."""
-        with Watch(self.model) as watch:
+        with Survey(self.model) as watch:
             output, loss = batch.forward()
         return output, loss, watch.order
 

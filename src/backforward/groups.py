@@ -1,6 +1,6 @@
 """Which layers a network has, in forward order, and groups of them.
 
-Nothing is traced: a `Watch` looks on while the real forward runs, and notes each layer as it is first used.
+Nothing is traced: a `Survey` looks on while the real forward runs, and notes each layer as it is first used.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Order:
         return found
 
 
-class Watch(TorchFunctionMode):
+class Survey(TorchFunctionMode):
     """Notes each parameter and buffer as it first enters a torch function, however the network came to use it.
 
     Args:
@@ -118,7 +118,7 @@ class Watch(TorchFunctionMode):
         return result
 
 
-def survey(model: nn.Module, inputs: Inputs, *, count: bool = False) -> Watch:
+def survey(model: nn.Module, inputs: Inputs, *, count: bool = False) -> Survey:
     """Run one forward and note what it uses. Leaves no trace on the network, nor on any generator.
 
     Args:
@@ -134,7 +134,7 @@ def survey(model: nn.Module, inputs: Inputs, *, count: bool = False) -> Watch:
     try:
         with ExitStack() as stack:
             counter = stack.enter_context(FlopCounterMode(display=False)) if count else None
-            watch = Watch(model, counter)
+            watch = Survey(model, counter)
             stack.enter_context(watch)
             inputs.given_to(model, eager=is_compiled(model))
     finally:

@@ -42,7 +42,7 @@ LEAST = 20  # characters for the settings of a row
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A setting, and the runs of it: one a seed."""
 
     setting: dict[str, Any]
@@ -76,7 +76,7 @@ def sweep_table(root: Path, where: Mapping[str, str] | None = None, sort: str | 
     """
     rows, damaged = _rows(root, where or {})
     tables: list[RenderableType] = []
-    sections: dict[str, list[Row]] = defaultdict(list)
+    sections: dict[str, list[TableRow]] = defaultdict(list)
     for row in rows:
         sections[_section(row.members)].append(row)
     for section, members in sections.items():
@@ -101,7 +101,7 @@ def sweep_csv(root: Path, where: Mapping[str, str] | None = None, sort: str | No
     return text.getvalue()
 
 
-def _rows(root: Path, where: Mapping[str, str]) -> tuple[list[Row], list[str]]:
+def _rows(root: Path, where: Mapping[str, str]) -> tuple[list[TableRow], list[str]]:
     done, damaged = _finished(root)
     results = list({_identity(result): result for result in done}.values())  # equal settings are one run
     if not results:
@@ -117,7 +117,7 @@ def _rows(root: Path, where: Mapping[str, str]) -> tuple[list[Row], list[str]]:
     for result in results:
         groups[json.dumps({**_setting(result), **_stands_on(result), "seed": None}, sort_keys=True)].append(result)
     settings = _told_apart(list(groups.values()))
-    return [Row(setting, members) for setting, members in zip(settings, groups.values(), strict=True)], damaged
+    return [TableRow(setting, members) for setting, members in zip(settings, groups.values(), strict=True)], damaged
 
 
 def _check_key(key: str, keys: Iterable[str]) -> None:
@@ -127,7 +127,7 @@ def _check_key(key: str, keys: Iterable[str]) -> None:
         raise BadInput(f"{key}: no run has a setting of that name{hint}")
 
 
-def _sorted(rows: Sequence[Row], sort: str | None) -> list[Row]:
+def _sorted(rows: Sequence[TableRow], sort: str | None) -> list[TableRow]:
     varying = _varying([row.setting for row in rows])
     ordered = sorted(rows, key=lambda row: [natural(str(row.setting.get(key))) for key in varying])
     if sort is None:
@@ -148,7 +148,7 @@ class _Fitted:
     are left out, and said to be.
     """
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[TableRow]) -> None:
         self.rows = rows
         self.keys = _varying([row.setting for row in rows])
 
@@ -176,7 +176,7 @@ class _Fitted:
         if left_out:
             yield f"Not shown, for want of room: {', '.join(left_out)} (--csv has all)."
 
-    def _in_words(self, row: Row) -> str:
+    def _in_words(self, row: TableRow) -> str:
         here = [(key, row.setting[key]) for key in self.keys if row.setting.get(key) is not None]
         return " ".join(str(value) if key == "method" else f"{key}={value}" for key, value in here)
 

@@ -32,11 +32,11 @@ from backforward_suite.runs.files import Measured, write_diagnostics
 from backforward_suite.train.callbacks.measures import (
     CURVATURE_IMAGES,
     DIAGNOSTICS,
-    Batch,
     Diagnostic,
     Held,
     Measure,
     Scene,
+    WatchedBatch,
 )
 from backforward_suite.train.module import Batch as TrainBatch
 from backforward_suite.train.module import Classification, InMemoryData
@@ -253,7 +253,7 @@ class Diagnostics(L.Callback):
                         self.diagnostics[key].show(scene, writer, step)
         self._record(trainer, measured, step)
 
-    def _watched(self, trainer: L.Trainer, updates: list[Update], loss_before: Tensor) -> Batch:
+    def _watched(self, trainer: L.Trainer, updates: list[Update], loss_before: Tensor) -> WatchedBatch:
         assert self._batch is not None
         assert self._watch is not None
         x, y = self._batch
@@ -265,9 +265,9 @@ class Diagnostics(L.Callback):
         def mean(flat: Tensor) -> Tensor:
             return trainer.strategy.reduce(flat.clone(), reduce_op="mean")  # it may reduce in place
 
-        return Batch(self._watch, updates, loss, loss_before, mean if trainer.world_size > 1 else None)
+        return WatchedBatch(self._watch, updates, loss, loss_before, mean if trainer.world_size > 1 else None)
 
-    def _scene(self, batch: Batch | None = None) -> Scene:
+    def _scene(self, batch: WatchedBatch | None = None) -> Scene:
         assert self._watch is not None
         return Scene(self._watch.replica, self._layers, self._validation, self._training, batch)
 
