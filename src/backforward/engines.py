@@ -52,6 +52,8 @@ class Naive:
         loss_fn: Maps (output, target) to a scalar loss.
     """
 
+    all_gradients = True  # in each pass: the definition; another engine takes those of the group
+
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
         self.model = model
         self.loss_fn = loss_fn
@@ -174,7 +176,10 @@ class Naive:
             return [None] * len(parameters)
         if not self._by_backward:
             try:
-                return torch.autograd.grad(loss, parameters, allow_unused=True)
+                if not self.all_gradients:
+                    return torch.autograd.grad(loss, parameters, allow_unused=True)
+                found = dict(zip(map(id, trained), torch.autograd.grad(loss, trained, allow_unused=True), strict=True))
+                return [found[id(p)] for p in parameters]
             except RuntimeError as error:
                 if "use_reentrant=True" not in str(error):
                     raise
@@ -218,6 +223,8 @@ class Tape(Naive):
     Attributes:
         reason: Why passes of the last batch ran in full; empty where they did not.
     """
+
+    all_gradients = False
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
         super().__init__(model, loss_fn)
