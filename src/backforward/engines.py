@@ -108,6 +108,7 @@ class Naive:
             if self._by_backward:
                 at_once = dict(zip(map(id, trained), self._gradients(loss, trained, trained) or (), strict=True))
                 leaves = {key for key, gradient in at_once.items() if gradient is not None}
+            seed = torch.initial_seed()
             found = arrange(watch.layers(leaves))
             everything = [p for group in found.groups for p in group.parameters]
             _refuse_hidden(self.model, trained, leaves, found)
@@ -124,6 +125,8 @@ class Naive:
                     world.restore()
                     chance.restore(start)
                     output, loss = self._forward(batch, k)
+                    if torch.initial_seed() != seed:
+                        raise ValueError("the forward seeds torch from chance: no two passes of a batch can draw alike")
                 if at_once is not None and not k:
                     gradients: Sequence[Tensor | None] | None = [at_once[id(p)] for p in group.parameters]
                 else:
