@@ -9,6 +9,7 @@ being made counts as depending on everything.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from types import MethodWrapperType
 from typing import Any, NamedTuple
 
@@ -54,11 +55,16 @@ class _Mark(NamedTuple):
     owner: str | None = None
 
 
+_new_mark = tuple.__new__  # half the time of calling the class
+
+
 class _Entry:
     """One call of torch.
 
     Attributes:
         func, key: The function, and what stands for its arguments.
+        born: The pass in which it ran.
+        read: Marks of the tensors among its arguments.
         deps: The parameters that its result depends on, or that make it run together with others.
         kept: Whether `out` may be returned again.
         marks, versions: Of the tensors in `out`.
@@ -67,19 +73,19 @@ class _Entry:
         until: Index of the last call that changes its result in place.
     """
 
-    __slots__ = ("after", "before", "deps", "effects", "func", "kept", "key", "marks", "out", "until", "versions")
+    __slots__ = ("__dict__", "born", "deps", "func", "kept", "key", "marks", "out", "read", "versions")
 
-    func: Any
-    key: list[Any] | None
-    deps: int
-    kept: bool
-    out: Any
-    marks: list[_Mark]
-    versions: list[int]
-    effects: list[tuple[Tensor, Tensor]]
-    before: list[Tensor] | None
-    after: list[Tensor] | None
-    until: int
+    effects: Sequence[tuple[Tensor, Tensor]] = ()  # the rare ones cost nothing until they are set
+    before: list[Tensor] | None = None
+    after: list[Tensor] | None = None
+    until = -1
+
+    def __init__(self, func: Any, key: list[Any], deps: int, read: list[_Mark], born: int) -> None:
+        self.func, self.key, self.deps, self.read, self.born = func, key, deps, read, born
+        self.out: Any = None
+        self.marks: list[_Mark] = []
+        self.versions: Sequence[int] = ()
+        self.kept = False
 
 
 class Recording(TorchFunctionMode):
@@ -89,7 +95,7 @@ class Recording(TorchFunctionMode):
         super().__init__()
         self.token = object()
         self.entries: list[_Entry] = []
-        self.order = Order(batch.model)
+        self.order = Order(batch.network.owner, batch.network.parameters)
         self.hits = self.runs = 0
         self.brackets = brackets  # whether to look for draws around each call
         self.broken = ""  # why the tape is of no use in this batch
@@ -110,7 +116,7 @@ class Recording(TorchFunctionMode):
             self._outside.add(self._leaf(tensor, 0, owner.get(id(tensor))))
         for tensor in tensors_in([batch.inputs.args, batch.inputs.kwargs, batch.target]):
             self._leaf(tensor, 0, None)
-        for p in batch.model.parameters():
+        for p in batch.network.parameters:
             self._leaf(p, 0, owner.get(id(p)))
         self._trained = batch.trained
         self._versions = [p._version for p in batch.trained]
@@ -266,14 +272,14 @@ class Recording(TorchFunctionMode):
                     self._flush(mark.storage)
                 if self._open.get(mark.storage, -1) >= i:
                     self._redo()
-        before = [_version(t) for t in tensors]
-        if -1 in before:
+        try:
+            before = [t._version for t in tensors]
+        except RuntimeError:  # of inference mode
+            before = [_version(t) for t in tensors]
             deps, clear = EVERY, False
         out = func(*args, **kwargs) if kwargs else func(*args)
-        found = _outs(out)
-        e = _Entry()
-        e.func, e.key, e.deps, e.out, e.until = name, key, deps, None, -1
-        e.effects, e.marks, e.versions, e.before, e.after = [], [], [], None, None
+        found = [out] if type(out) is Tensor else _outs(out)
+        e = _Entry(name, key, deps, marks, self._pass)
         if self._state is not None and name not in QUIET:
             state = self._chance.of_torch()
             if not equal_states(state, self._state):
@@ -292,26 +298,26 @@ class Recording(TorchFunctionMode):
             for mark in marks:
                 if mark.owner is not None:
                     self.order.use(mark.owner)
-        changed = [
-            (t, mark)
-            for t, mark, version in zip(tensors, marks, before, strict=True)
-            if _version(t) != version or (mark.storage in self._outside and name not in READERS)
-        ]
+        changed = []
+        for j, t in enumerate(tensors):
+            if _version(t) != before[j] if not clear else t._version != before[j]:
+                changed.append(j)
+            elif self._outside and marks[j].storage in self._outside and name not in READERS:
+                changed.append(j)  # F.batch_norm does not count the versions of its statistics
         if not found and not changed:
             e.kept = False  # a setting of torch, say
         for t in found:
-            old = t.__dict__.get(_MARK)
-            if id(t) in self._known or (old is not None and old.token is self.token and any(t is a for a in tensors)):
-                known = self._known.get(id(t), old)
-                assert known is not None
-                mark = known
-            else:
-                mark = _Mark(self.token, deps, storage_of(t), object(), t.requires_grad)
-                t.__dict__[_MARK] = mark
-            e.kept &= mark.storage >= 0 and not t.is_inference()
+            mark = self._known.get(id(t))
+            if mark is None:
+                mark = t.__dict__.get(_MARK)
+                if mark is None or mark.token is not self.token or not any(t is a for a in tensors):
+                    mark = _new_mark(_Mark, (self.token, deps, storage_of(t), object(), t.requires_grad, None))
+                    t.__dict__[_MARK] = mark
+            if mark.storage < 0 or t.is_inference():
+                e.kept = False
             e.marks.append(mark)
-        for t, mark in changed:  # F.batch_norm does not count the versions of its statistics
-            self._changed(t, mark, e, i)
+        for j in changed:
+            self._changed(tensors[j], marks[j], e, i)
         if isinstance(func, MethodWrapperType) and func.__name__ == "__set__":  # x.data = y
             self._replaced(tensors[0], deps)
             e.kept = False
@@ -350,7 +356,7 @@ class Recording(TorchFunctionMode):
         if storage in self._outside and storage not in self._params:
             self._moved[storage] = self._moved.get(storage, 0) | e.deps
             if e.kept and not e.deps & self._bit:
-                e.effects.append((tensor, tensor.detach().clone()))
+                e.effects = [*e.effects, (tensor, tensor.detach().clone())]
             if id(tensor) in self._known:
                 self._world.suspects.add(id(tensor))
             else:
@@ -359,10 +365,13 @@ class Recording(TorchFunctionMode):
         touching = self._touching(storage, i)
         deps = e.deps
         alone = storage in self._params or (tensor.requires_grad and not torch.is_grad_enabled())
-        made = any(m.storage == storage for en in touching if en is not e for m in en.marks)
+        made = False
         for en in touching:
             deps |= en.deps
-        if alone or not made or any(en.kept and en not in self._new for en in touching if en is not e):
+            if en is not e:
+                made = made or any(m.storage == storage for m in en.marks)
+                alone = alone or (en.kept and en.born != self._pass)
+        if alone or not made:
             deps = EVERY
         for en in [*touching, e]:
             en.deps = deps
@@ -376,15 +385,16 @@ class Recording(TorchFunctionMode):
             e.marks = [now if m.serial is mark.serial else m for m in e.marks]
 
     def _touching(self, storage: int, i: int) -> list[_Entry]:
-        """The calls so far that made or read something in this memory."""
-        serials = {id(m.serial) for m in self._known.values() if m.storage == storage}
-        for en in self.entries[: i + 1]:
-            serials.update(id(m.serial) for m in en.marks if m.storage == storage)
-        return [
-            en
-            for en in self.entries[: i + 1]
-            if any(m.storage == storage for m in en.marks) or any(id(part) in serials for part in en.key or ())
-        ]
+        """The calls so far that made or read something in this memory, since it was made."""
+        found = []
+        for en in reversed(self.entries[: i + 1]):
+            reads = any(m.storage == storage for m in en.read)
+            makes = any(m.storage == storage for m in en.marks)
+            if reads or makes:
+                found.append(en)
+            if makes and not reads:
+                break
+        return found
 
     def _escaped(self, tensor: Tensor, mark: _Mark) -> None:
         """Somebody holds this memory in a way that nobody can watch."""
