@@ -52,6 +52,10 @@ torture: $(VENV)/.dev ## Kill sweeps on MNIST 40 times at random; compare to the
 faults: $(VENV)/.dev ## Inject faults: kills, torn writes, full disks, damaged files; docs/faults.md says what holds (half an hour)
 	OMP_NUM_THREADS=1 PYTHONPATH=src $(PY) -m tests.helpers.faults $(if $(STRIDE),--stride $(STRIDE))
 
+docs: $(VENV)/.docs ## Build the documentation: outputs/site/index.html
+	$(PY) docs/make_configuration.py
+	$(PY) -m mkdocs build --strict
+
 bench: $(VENV)/.core ## Measure speed: medians and ratios in one run (half an hour, on a quiet machine)
 	$(PY) src/bench.py
 
@@ -91,4 +95,9 @@ $(VENV)/.dev: $(VENV)/.core
 $(VENV)/.zoo: $(VENV)/.dev
 	@echo "Installing the zoo's packages ..."
 	@$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,zoo]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	@echo "Installing what the documentation needs ..."
+	@$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[docs]'
 	@touch $@
