@@ -12,7 +12,7 @@ import re
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from operator import is_
 from typing import Any, NamedTuple, TypeAlias
 
@@ -136,7 +136,6 @@ class Generators:
         self._set.append(put)
 
     @classmethod
-    @cache
     def none(cls) -> Generators:
         """Those of a network that draws nothing."""
         generators = cls(())
@@ -199,8 +198,16 @@ _QUIET_HOMES = {f"backforward.{name}" for name in ("data_norm", "normprop")}
 _QUIET_HOMES |= {f"backforward.models.{name}" for name in ("blocks", "mlp", "nin", "residual")}
 
 
-@cache
+_ours: dict[type, bool] = {}
+
+
 def _is_ours(kind: type) -> bool:
+    if kind not in _ours:
+        _ours[kind] = _is_of_quiet_home(kind)
+    return _ours[kind]
+
+
+def _is_of_quiet_home(kind: type) -> bool:
     return kind.__module__.startswith("torch.nn.modules.") or kind.__module__ in _QUIET_HOMES
 
 
@@ -431,7 +438,7 @@ class Batch(NamedTuple):
     start: list[Any]
     trained: Sequence[nn.Parameter]
     eager: bool
-    network: Any
+    network: Any  # what `network.Network` knows
 
     def forward(self) -> tuple[Any, Tensor]:
         """Run the network and the loss."""

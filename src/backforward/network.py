@@ -46,7 +46,7 @@ class Network:
         self._parts: list[tuple[dict[str, Any], list[Any], list[int], bool]] = []
         if self.scripted is None:
             for module in self.modules.values():
-                own = vars(module)
+                own = module.__dict__
                 self._parts.append((own, *_held(own), module._compiled_call_impl is not None))
 
     def fits(self) -> bool:

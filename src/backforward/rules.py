@@ -192,13 +192,7 @@ class UpdateRule:
             parameter.grad = None
         result: StepResult | None = None
         with closing(self._passes(inputs, y, trained)) as passes:
-            for (
-                group,
-                output,
-                loss,
-                gradients,
-                last,
-            ) in passes:  # groups before this one are updated, those after it not
+            for group, output, loss, gradients, last in passes:  # groups before this one are updated
                 if result is None:
                     result = StepResult(loss.detach(), detached(output))
                 if last and self.joint_pass:

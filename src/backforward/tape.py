@@ -18,15 +18,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from backforward.batch import Batch, equal_states, storage_of, tensors_in
-from backforward.calls import ESCAPE, GRAPH, PLAIN, QUIET, READERS, kind_of
+from backforward.calls import ATOMS, ESCAPE, GRAPH, PLAIN, QUIET, READERS, TENSORS, can_keep, kind_of, outs, version
 from backforward.groups import Group, Order
 
 _MARK = "_backforward_tape"
-_ATOMS = frozenset(
-    {int, float, bool, str, complex, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
-    | {type(Ellipsis), torch.Size}
-)
-_TENSORS = frozenset({Tensor, nn.Parameter})
 EVERY = -1  # the set of all groups
 
 _kinds: dict[Any, int] = {}
@@ -107,13 +102,13 @@ class Recording(TorchFunctionMode):
         self._known: dict[int, _Mark] = {}
         self._leaves: list[Tensor] = []
         self._params: set[int] = set()  # storages of trained weights
-        self._outside: set[int] = set()  # storages of the world
+        self.outside: set[int] = set()  # storages of the world
         owner = self.order.owner
         for i, p in enumerate(batch.trained):
             self._bits[id(p)] = 1 << i
             self._params.add(self._leaf(p, 1 << i, owner.get(id(p))))
         for tensor in batch.world.tensors:
-            self._outside.add(self._leaf(tensor, 0, owner.get(id(tensor))))
+            self.outside.add(self._leaf(tensor, 0, owner.get(id(tensor))))
         for tensor in tensors_in([batch.inputs.args, batch.inputs.kwargs, batch.target]):
             self._leaf(tensor, 0, None)
         for p in batch.network.parameters:
@@ -144,8 +139,8 @@ class Recording(TorchFunctionMode):
             mask: The parameters that have changed since the last pass, and those whose gradient is wanted.
             bit: Those whose gradient is wanted: they change after this pass.
         """
-        for i, (p, version) in enumerate(zip(self._trained, self._versions, strict=True)):
-            if p._version != version:
+        for i, (p, known) in enumerate(zip(self._trained, self._versions, strict=True)):
+            if p._version != known:
                 mask |= 1 << i
                 self._versions[i] = p._version
         self._mask, self._bit = mask, bit
@@ -210,7 +205,7 @@ class Recording(TorchFunctionMode):
         clear = True
         for value in values:
             kind = type(value)
-            if kind in _TENSORS:
+            if kind in TENSORS:
                 mark = value.__dict__.get(_MARK)
                 if mark is None or mark.token is not self.token:
                     mark = self._known.get(id(value)) or self._stranger(value)
@@ -219,7 +214,7 @@ class Recording(TorchFunctionMode):
                 key.append(mark.serial)
                 tensors.append(value)
                 marks.append(mark)
-            elif kind in _ATOMS:
+            elif kind in ATOMS:
                 key.append(kind)
                 key.append(value if value or kind is not float else repr(value))  # 0.0 is -0.0
             elif kind is tuple or kind is list:
@@ -263,29 +258,29 @@ class Recording(TorchFunctionMode):
     ) -> Any:
         self.runs += 1
         deps = 0 if clear else EVERY
-        for mark in marks:
-            deps |= mark.deps
+        for read in marks:
+            deps |= read.deps
         if self._moved or self._pending or self._open:
-            for mark in marks:
-                deps |= self._moved.get(mark.storage, 0)
-                if mark.storage in self._pending:
-                    self._flush(mark.storage)
-                if self._open.get(mark.storage, -1) >= i:
+            for read in marks:
+                deps |= self._moved.get(read.storage, 0)
+                if read.storage in self._pending:
+                    self._flush(read.storage)
+                if self._open.get(read.storage, -1) >= i:
                     self._redo()
         try:
             before = [t._version for t in tensors]
         except RuntimeError:  # of inference mode
-            before = [_version(t) for t in tensors]
+            before = [version(t) for t in tensors]
             deps, clear = EVERY, False
         out = func(*args, **kwargs) if kwargs else func(*args)
-        found = [out] if type(out) is Tensor else _outs(out)
+        found = [out] if type(out) is Tensor else outs(out)
         e = _Entry(name, key, deps, marks, self._pass)
         if self._state is not None and name not in QUIET:
             state = self._chance.of_torch()
             if not equal_states(state, self._state):
                 e.before, e.after = self._state, state
                 self._state = state
-        e.kept = clear and found is not None and _can_keep()
+        e.kept = clear and found is not None and can_keep()
         if not found and i < len(self.entries) and self.entries[i].key != key:
             self._cut_short(i)  # torch.set_grad_enabled(by_value), say
         if i < len(self.entries):
@@ -295,19 +290,19 @@ class Recording(TorchFunctionMode):
         if found is None:  # a result that is not understood: a subclass of Tensor, say
             return out
         if not self._pass and found:
-            for mark in marks:
-                if mark.owner is not None:
-                    self.order.use(mark.owner)
+            for read in marks:
+                if read.owner is not None:
+                    self.order.use(read.owner)
         changed = []
         for j, t in enumerate(tensors):
-            if _version(t) != before[j] if not clear else t._version != before[j]:
+            if version(t) != before[j] if not clear else t._version != before[j]:
                 changed.append(j)
-            elif self._outside and marks[j].storage in self._outside and name not in READERS:
+            elif self.outside and marks[j].storage in self.outside and name not in READERS:
                 changed.append(j)  # F.batch_norm does not count the versions of its statistics
         if not found and not changed:
             e.kept = False  # a setting of torch, say
         for t in found:
-            mark = self._known.get(id(t))
+            mark: _Mark | None = self._known.get(id(t))
             if mark is None:
                 mark = t.__dict__.get(_MARK)
                 if mark is None or mark.token is not self.token or not any(t is a for a in tensors):
@@ -323,7 +318,7 @@ class Recording(TorchFunctionMode):
             e.kept = False
         if e.kept and not e.deps & self._bit:
             e.out = out
-            e.versions = [_version(t) for t in found]
+            e.versions = [version(t) for t in found]
             self._new.append(e)
         else:
             e.kept = False
@@ -353,7 +348,7 @@ class Recording(TorchFunctionMode):
     def _changed(self, tensor: Tensor, mark: _Mark, e: _Entry, i: int) -> None:
         """A call has changed a tensor in place: views of it and what was read from it before change with it."""
         storage = mark.storage
-        if storage in self._outside and storage not in self._params:
+        if storage in self.outside and storage not in self._params:
             self._moved[storage] = self._moved.get(storage, 0) | e.deps
             if e.kept and not e.deps & self._bit:
                 e.effects = [*e.effects, (tensor, tensor.detach().clone())]
@@ -377,7 +372,7 @@ class Recording(TorchFunctionMode):
             en.deps = deps
             en.until = i
             if en.out is not None:
-                en.versions = [_version(t) for t in _outs(en.out) or ()]
+                en.versions = [version(t) for t in outs(en.out) or ()]
         self._moved[storage] = self._moved.get(storage, 0) | deps
         if tensor.__dict__.get(_MARK) is not None:
             now = _Mark(self.token, deps, storage, mark.serial, tensor.requires_grad)
@@ -401,7 +396,7 @@ class Recording(TorchFunctionMode):
         for en in self._touching(mark.storage, len(self.entries)):
             en.deps = EVERY
         self._moved[mark.storage] = EVERY
-        if mark.storage in self._outside:
+        if mark.storage in self.outside:
             self._world.unseen = True
 
     def _replaced(self, tensor: Tensor, deps: int) -> None:
@@ -414,8 +409,8 @@ class Recording(TorchFunctionMode):
         else:
             if mark.storage in self._params:
                 deps = EVERY
-            if mark.storage in self._outside:
-                self._outside.add(storage)
+            if mark.storage in self.outside:
+                self.outside.add(storage)
                 self._world.unseen = True
             self._known[id(tensor)] = mark._replace(storage=storage)
         self._moved[storage] = self._moved.get(storage, 0) | deps
@@ -451,7 +446,7 @@ class Recording(TorchFunctionMode):
         del self.entries[self._i :]
         cut: dict[int, Tensor] = {}
         for e in self._new:
-            found = _outs(e.out) or []
+            found = outs(e.out) or []
             adopted = any(
                 t.requires_grad != m.requires_grad or (t.grad_fn is not None and _MARK not in t.__dict__)
                 for t, m in zip(found, e.marks, strict=True)
@@ -462,36 +457,6 @@ class Recording(TorchFunctionMode):
                 e.out = _cut(e.out, cut)
         self._new = []
         self._pass += 1
-
-
-def _can_keep() -> bool:
-    """Not within another transform (vmap, grad), nor where the graph's values go through hooks (checkpointing)."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
-    )
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def _outs(value: Any) -> list[Tensor] | None:
-    """The tensors in a result, in order; None if it holds something else."""
-    if value is None:
-        return []
-    kind = type(value)
-    if kind in _TENSORS:
-        return [value]
-    if isinstance(value, tuple | list):
-        found: list[Tensor] = []
-        for item in value:
-            inner = _outs(item)
-            if inner is None:
-                return None
-            found += inner
-        return found
-    return [] if kind in _ATOMS else None
 
 
 def _cut(value: Any, cut: dict[int, Tensor]) -> Any:
