@@ -238,6 +238,12 @@ def may_draw(called: Any) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 _EVERY_MODULE = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
+_FORWARD_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+)
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 
 
@@ -285,7 +291,7 @@ class World:
                     self._add_tensor(tensor, index, seen)
                 continue
             self._holders.append(_Holder(index, own, dict(own)))
-            for key in ("_parameters", "_buffers", "_modules"):
+            for key in ("_parameters", "_buffers", "_modules", *_FORWARD_HOOKS):  # a first forward may install hooks
                 self._holders.append(_Holder(index, own[key], dict(own[key])))
             for tensor in own["_buffers"].values():
                 self._add_tensor(tensor, index, seen)

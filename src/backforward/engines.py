@@ -52,6 +52,8 @@ class Naive:
         loss_fn: Maps (output, target) to a scalar loss.
     """
 
+    all_gradients = True  # in each pass: the definition; another engine takes those of the group
+
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
         self.model = model
         self.loss_fn = loss_fn
@@ -117,6 +119,7 @@ class Naive:
             if self._by_backward:
                 at_once = dict(zip(map(id, trained), self._gradients(loss, trained, trained) or (), strict=True))
                 leaves = {key for key, gradient in at_once.items() if gradient is not None}
+            seed = torch.initial_seed()
             found = arrange(watch.layers(leaves))
             everything = [p for group in found.groups for p in group.parameters]
             _refuse_hidden(self.model, trained, leaves, found)
@@ -133,6 +136,8 @@ class Naive:
                     world.restore()
                     chance.restore(start)
                     output, loss = self._forward(batch, k)
+                    if torch.initial_seed() != seed:
+                        raise ValueError("the forward seeds torch from chance: no two passes of a batch can draw alike")
                 if at_once is not None and not k:
                     gradients: Sequence[Tensor | None] | None = [at_once[id(p)] for p in group.parameters]
                 else:
@@ -184,7 +189,10 @@ class Naive:
             return [None] * len(parameters)
         if not self._by_backward:
             try:
-                return torch.autograd.grad(loss, parameters, allow_unused=True)
+                if not self.all_gradients:
+                    return torch.autograd.grad(loss, parameters, allow_unused=True)
+                found = dict(zip(map(id, trained), torch.autograd.grad(loss, trained, allow_unused=True), strict=True))
+                return [found[id(p)] for p in parameters]
             except RuntimeError as error:
                 if "use_reentrant=True" not in str(error):
                     raise
@@ -228,6 +236,8 @@ class Tape(Naive):
     Attributes:
         reason: Why passes of the last batch ran in full; empty where they did not.
     """
+
+    all_gradients = False
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
         super().__init__(model, loss_fn)

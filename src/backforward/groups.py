@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from backforward.batch import Generators, Inputs, World, is_compiled, tensors_in
+from backforward.flops import FlopCounter
 
 GroupSpec: TypeAlias = str | int | Sequence[str | Sequence[str]]
 
@@ -98,7 +98,7 @@ class Survey(TorchFunctionMode):
         macs: Multiply-accumulates by the module whose parameters took part in them (else by the module used before).
     """
 
-    def __init__(self, model: nn.Module, counter: FlopCounterMode | None = None) -> None:
+    def __init__(self, model: nn.Module, counter: FlopCounter | None = None) -> None:
         super().__init__()
         self.order = Order(owners(model), list(model.parameters()))
         self.macs: dict[str, int] = {}
@@ -137,7 +137,7 @@ def survey(model: nn.Module, inputs: Inputs, *, count: bool = False) -> Survey:
     states = generators.save()
     try:
         with ExitStack() as stack:
-            counter = stack.enter_context(FlopCounterMode(display=False)) if count else None
+            counter = stack.enter_context(FlopCounter()) if count else None
             watch = Survey(model, counter)
             stack.enter_context(watch)
             inputs.given_to(model, eager=is_compiled(model))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from backforward_suite.config import DataSettings
 from backforward_suite.data.splits import DataSplits, load_data
 from backforward_suite.datafiles import stamps
+
+if TYPE_CHECKING:  # pydantic is not needed to load data
+    from backforward_suite.config import DataSettings
 
 
 def load_asked(asked: DataSettings) -> DataSplits:

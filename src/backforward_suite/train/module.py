@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import backforward_suite._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
+from backforward.flops import FlopCounter
 
 # isort: split
 import copy
@@ -19,7 +20,6 @@ import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.flop_counter import FlopCounterMode
 
 from backforward.rules import Rule, StepResult
 from backforward_suite.data import DataSplits, EpochLoader, Images
@@ -420,9 +420,9 @@ class _NoModules:
     def __exit__(self, *_: object) -> None: ...
 
 
-def _counter() -> FlopCounterMode:
+def _counter() -> FlopCounter:
     """Counts multiply-accumulates, twice each, of everything together."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounter()
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     return counter
 

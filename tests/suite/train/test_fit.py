@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tests.helpers.training import (
     CutOff,
     cut_off_at,
     same,
+    told_to_end_at,
     trained,
     weights,
 )
@@ -39,14 +39,6 @@ def points(folder: Path) -> list[tuple[int, float]]:
     """Of the loss within epochs, as TensorBoard has them."""
     events = EventAccumulator(str(folder)).Reload()
     return [(event.step, event.value) for event in events.Scalars("loss/batch")]
-
-
-def told_to_end_at(step: int) -> Callable[..., None]:
-    def before_batch(_: RunRecord, trainer: L.Trainer, *__: Any) -> None:
-        if trainer.global_step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return before_batch
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto is CUDA here")
