@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 
-@torch.fx.wrap
+def visible(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let function modes see a custom function as a call of torch: `autograd.Function.apply` hides it from them."""
+
+    @functools.wraps(function)
+    def call(tensor: Tensor, *rest: Any) -> Tensor:
+        if has_torch_function_unary(tensor):
+            seen: Tensor = handle_torch_function(call, (tensor,), tensor, *rest)
+            return seen
+        return function(tensor, *rest)
+
+    return call
+
+
+@visible
 def _scaled_and_shifted(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """``x * scale + shift``, both of a number for each channel or pixel ``[C, H, W]``."""
     # Spread over all pixels first: with two operands of one number a channel, addcmul takes four times as long.

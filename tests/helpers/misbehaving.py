@@ -13,8 +13,15 @@ from typing import Any
 import torch
 
 
+def is_trial(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether this is the small copy on which a rule tries an optimizer out."""
+    return all(p.numel() < 32 for group in optimizer.param_groups for p in group["params"])
+
+
 class Raises(torch.optim.SGD):
     def step(self, closure: Any = None) -> Any:
+        if is_trial(self):
+            return super().step(closure)
         raise RuntimeError("the first step was the last")
 
 
@@ -27,7 +34,7 @@ class RaisesOnce(torch.optim.SGD):
     """Goes wrong the first time that it is tried in a folder, and not again."""
 
     def step(self, closure: Any = None) -> Any:
-        if not (folder() / "tried").exists():
+        if not is_trial(self) and not (folder() / "tried").exists():
             (folder() / "tried").touch()
             raise RuntimeError("this time it goes wrong")
         return super().step(closure)

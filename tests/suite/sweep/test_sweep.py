@@ -158,7 +158,7 @@ def test_two_sweeps_at_once_share_the_work(tmp_path: Path) -> None:
     outs = [sweep.communicate(timeout=200)[0] for sweep in sweeps]
     assert [sweep.returncode for sweep in sweeps] == [0, 0], outs
     for seed in range(4):  # each run was trained by one of them, in one sitting
-        assert any(f"seed{seed}: finished, validation" in out for out in outs)
+        assert any(f"seed={seed}: finished, validation" in out for out in outs)
         (folder,) = tmp_path.rglob(f"*seed{seed}")
         # events.out.tfevents.<time>.<host>.<process>.<number>
         assert len({path.name.split(".")[-2] for path in folder.glob("events.*")}) == 1
