@@ -34,8 +34,8 @@ quickstart: $(VENV)/.core ## Sweep Backforward and SGD over learning rates on sm
 reproduce: $(VENV)/.core ## Judge both papers' claims: outputs/report (SCALE=smoke|small|medium|paper ONLY=names STAND_IN=1 FROM=outputs/reference)
 	@$(PY) src/reproduce.py $(if $(SCALE),--scale $(SCALE)) $(if $(ONLY),--only $(ONLY)) $(if $(STAND_IN),--stand-in) $(if $(FROM),--go-on-from $(FROM)) $(OVERRIDES)
 
-test: $(VENV)/.dev ## Run the tests, but for those that take long and rarely break
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow"
+test: $(VENV)/.dev ## Run the tests, but for those that take long or need Slurm or Ray
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow and not cluster"
 
 test-all: $(VENV)/.dev ## Run all tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
