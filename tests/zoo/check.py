@@ -39,7 +39,7 @@ class Trace:
         states: After each batch.
         groups: The names of the parameters of each group, after each batch.
         engine: The engine that ran.
-        said: The warnings.
+        said: The warnings, and why an engine ran passes in full.
     """
 
     states: list[State] = field(default_factory=list)
@@ -116,9 +116,9 @@ def _compare(ours: Trace, theirs: Trace) -> list[str]:
 
 def is_refusal(error: Exception) -> bool:
     """Whether the library itself raised, in one line."""
-    last = traceback.extract_tb(error.__traceback__)[-1].filename
-    line = str(error)
-    return isinstance(error, ValueError | TypeError) and last.startswith(_LIBRARY) and "\n" not in line and bool(line)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    raised = last.filename.startswith(_LIBRARY) and str(last.line).startswith("raise ")
+    return isinstance(error, ValueError | TypeError) and raised and "\n" not in str(error)
 
 
 # --- Trainings -------------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def train(
     model = entry.make()
     names = {id(p): name for name, p in model.named_parameters()}
     chosen = OPTIMIZERS[optimizer](list(model.parameters()))
-    trace, left = Trace(), []
+    trace, left, reasons = Trace(), [], []
     with _heard(trace.said):
         rule = Backforward(model, chosen, entry.loss_of(model), **{"groups": entry.groups} | arguments)
         for i, (x, y) in enumerate(entry.batches()[:steps]):
@@ -141,8 +141,10 @@ def train(
                 left = _left_by(lambda x=x: rule.prepare(x), model, chosen, x)
             out = rule.step(x, y)
             trace.states.append(_seen(model, out.loss, out.output))
+            reasons += [rule.engine_reason] if rule.engine_reason else []
             trace.groups.append([[names[id(p)] for p in group.parameters] for group in rule.groups])
-        trace.engine = engine_of(rule)
+    trace.said += reasons
+    trace.engine = "replay" if not reasons else f"naive in {len(reasons)} of {len(trace.states)} batches"
     return trace, left
 
 
@@ -169,12 +171,6 @@ def plain_training(entry: Entry, optimizer: str, *, steps: int | None = None) ->
 def call(model: nn.Module, x: Any) -> Any:
     """A tuple holds positional inputs, a dictionary keyword inputs, all else is one input."""
     return model(*x) if isinstance(x, tuple) else model(**x) if isinstance(x, dict) else model(x)
-
-
-def engine_of(rule: Backforward) -> str:
-    """The name of the engine that ran the last batch."""
-    assert rule._plan is not None
-    return type(rule._plan.engine).__name__.lower()
 
 
 def _seen(model: nn.Module, loss: Tensor, output: Any) -> State:

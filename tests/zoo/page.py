@@ -100,7 +100,7 @@ def _summary(lists: Mapping[str, Rows], missing: Mapping[str, list[str]], optimi
     out = ["## Summary", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, rows in lists.items():
         count = Counter(row["verdict"] for row in rows)
-        naive = sum(row["verdict"] == "exact" and row["engine"] == "naive" for row in rows)
+        naive = sum(row["verdict"] == "exact" and row["engine"].startswith("naive") for row in rows)
         cells = [
             len(rows) + len(missing[name]),
             count["exact"],
