@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.helpers.commands import REPOSITORY, TRAIN, Command, Ended, environment
+from tests.helpers.commands import REPOSITORY, TRAIN, Command, Ended, as_by_hand, environment
 
 import backforward_suite._torchvision  # noqa: F401  (before any test imports Lightning)
 from backforward_suite.commands.train import command
@@ -28,6 +28,7 @@ def spawned(tmp_path: Path) -> Command:
             capture_output=True,
             text=True,
             timeout=300,
+            preexec_fn=as_by_hand,
         )
         return Ended(ended.returncode, ended.stdout, ended.stderr)
 

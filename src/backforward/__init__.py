@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from backforward.data_norm import DataNorm
+    from backforward.loops import in_accelerate, in_lightning
     from backforward.moments import gaussian_moments
     from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
-    from backforward.rules import Backforward, Backprop, Switch
+    from backforward.rules import Backforward, Backprop
+from backforward.switch import Switch
 
 __version__ = "0.1.0"
 
@@ -22,8 +24,10 @@ _HOME = {
     "DataNorm": "data_norm",
     "NormPropConv2d": "normprop",
     "NormPropLinear": "normprop",
-    "Switch": "rules",
+    "Switch": "switch",
     "gaussian_moments": "moments",
+    "in_accelerate": "loops",
+    "in_lightning": "loops",
     "unit_norm_projection": "normprop",
 }
 
@@ -36,6 +40,8 @@ __all__ = [
     "Switch",
     "__version__",
     "gaussian_moments",
+    "in_accelerate",
+    "in_lightning",
     "unit_norm_projection",
 ]
 

@@ -14,10 +14,12 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 
 
 class Inputs(NamedTuple):
@@ -28,18 +30,30 @@ class Inputs(NamedTuple):
 
     @classmethod
     def of(cls, x: Any) -> Inputs:
-        """A tuple is several positional arguments, a dictionary keyword arguments, all else one argument.
-
-        No gradient flows into the inputs.
-        """
+        """A tuple is several positional arguments, a dictionary keyword arguments, all else one argument."""
         if isinstance(x, dict) and all(isinstance(key, str) for key in x):
-            return cls((), {key: _map(_without_gradient, value) for key, value in x.items()})
-        args = x if isinstance(x, tuple) and not hasattr(x, "_fields") else (x,)
-        return cls(tuple(_map(_without_gradient, value) for value in args), {})
+            return cls((), dict(x))
+        return cls(x if isinstance(x, tuple) and not hasattr(x, "_fields") else (x,), {})
+
+    def given_to(self, model: nn.Module, *, eager: bool) -> Any:
+        """The network's output. With `eager`, parts that `torch.compile` has compiled run uncompiled."""
+        if not eager:
+            return model(*self.args, **self.kwargs)
+        with torch.compiler.set_stance("force_eager"):
+            return model(*self.args, **self.kwargs)
 
 
-def _without_gradient(tensor: Tensor) -> Tensor:
-    return tensor.detach() if tensor.requires_grad else tensor
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` has compiled the network or a part of it."""
+    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Stands for a tensor's memory; for one without plain memory (sparse, say) for itself."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return -id(tensor)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -59,7 +73,7 @@ def detached(value: Any) -> Any:
     return _map(Tensor.detach, value)
 
 
-def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # noqa: PLR0911  (a case a kind)
     """Change every tensor in a nest of tuples, lists and dictionaries; the nest itself where nothing changes."""
     if isinstance(value, Tensor):
         return change(value)
@@ -152,8 +166,8 @@ def equal_states(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return all(map(torch.equal, one, other))
 
 
-# Classes of torch.nn whose forward may draw. All others of torch.nn do not: the tests run each of them.
-_DRAWS = re.compile(r"drop|rrelu|fractional|attention|transformer|lstm|gru|rnn", re.IGNORECASE)
+# Classes of torch.nn and of this library whose forward may draw. All others do not: the tests run each of torch.nn.
+_DRAWS = re.compile(r"drop|noisy|rrelu|fractional|attention|transformer|lstm|gru|rnn", re.IGNORECASE)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -171,8 +185,13 @@ def changes_only_buffers(model: nn.Module) -> bool:
     return True
 
 
+# Modules of this library whose classes change nothing but their buffers and draw nothing.
+_QUIET_HOMES = {f"backforward.{name}" for name in ("data_norm", "normprop")}
+_QUIET_HOMES |= {f"backforward.models.{name}" for name in ("blocks", "mlp", "nin", "residual")}
+
+
 def _is_ours(kind: type) -> bool:
-    return kind.__module__.startswith(("torch.nn.modules.", "backforward."))
+    return kind.__module__.startswith("torch.nn.modules.") or kind.__module__ in _QUIET_HOMES
 
 
 def _known_activation(activation: Any) -> bool:
@@ -189,7 +208,9 @@ def may_draw(called: Any) -> bool:
     recorded step (see `capture`).
     """
     if isinstance(called, nn.Module):
-        return not changes_only_buffers(called) or any(_DRAWS.search(type(module).__name__) for module in called.modules())
+        return not changes_only_buffers(called) or any(
+            _DRAWS.search(type(module).__name__) for module in called.modules()
+        )
     home = getattr(called, "__module__", None)
     known = home is None or home.split(".")[0] in {"torch", "_operator", "math", "builtins", "backforward"}
     return not known or _DRAWS.search(getattr(called, "__name__", "")) is not None
@@ -200,6 +221,12 @@ def may_draw(called: Any) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 _EVERY_MODULE = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
+_FORWARD_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+)
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 
 
@@ -229,6 +256,7 @@ class World:
         self.tensors: list[Tensor] = []
         self._owners: list[int] = []
         seen: set[int] = set()
+        self._weights = {storage_of(p) for p in model.parameters() if id(p) in trained}
         plain = changes_only_buffers(model)
         for index, module in enumerate(self.modules.values()):
             own = vars(module)
@@ -237,7 +265,7 @@ class World:
                     self._add_tensor(tensor, index, seen)
                 continue
             self._holders.append(_Holder(index, own, dict(own)))
-            for key in ("_parameters", "_buffers", "_modules"):
+            for key in ("_parameters", "_buffers", "_modules", *_FORWARD_HOOKS):  # a first forward may install hooks
                 self._holders.append(_Holder(index, own[key], dict(own[key])))
             for tensor in own["_buffers"].values():
                 self._add_tensor(tensor, index, seen)
@@ -253,7 +281,9 @@ class World:
         self.unseen = False  # whether a tensor may have changed without a trace
 
     def _add_tensor(self, tensor: Tensor | None, owner: int, seen: set[int]) -> None:
-        if tensor is not None and id(tensor) not in seen and not nn.parameter.is_lazy(tensor):
+        if tensor is None or id(tensor) in seen or nn.parameter.is_lazy(tensor):
+            return
+        if storage_of(tensor) not in self._weights:  # an attribute may share the memory of a trained weight
             seen.add(id(tensor))
             self.tensors.append(tensor)
             self._owners.append(owner)
@@ -274,9 +304,15 @@ class World:
         elif kind is tuple:
             for item in value:
                 self._add(item, owner, seen, trained)
-        elif isinstance(value, torch.Generator | random.Random) or _is_numpy_generator(value):
-            if not any(value is one for one in self.private):
-                self.private.append(value)
+        elif _is_object(kind):
+            if id(value) not in seen:
+                seen.add(id(value))
+                own = vars(value)
+                self._holders.append(_Holder(owner, own, dict(own)))
+                for item in own.values():
+                    self._add(item, owner, seen, trained)
+        elif _is_generator(value) and not any(value is one for one in self.private):
+            self.private.append(value)
 
     def _may_have_moved(self, i: int) -> bool:
         tensor = self.tensors[i]
@@ -316,6 +352,15 @@ class World:
         self._kept = {}
 
 
+_LIBRARIES = ("torch", "builtins", "numpy", "random", "lightning", "pytorch_lightning", "transformers", "timm", "types")
+
+
+def _is_object(kind: type) -> bool:
+    """Whether instances are ordinary objects of the user's, with attributes."""
+    ordinary = kind.__module__.split(".")[0] not in _LIBRARIES and kind.__dictoffset__ != 0
+    return ordinary and not issubclass(kind, type | nn.Module | random.Random)
+
+
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
@@ -327,6 +372,10 @@ def _copy(tensors: list[Tensor], values: list[Tensor]) -> None:
             tensor.copy_(value)
         else:
             tensor.data = value.clone()
+
+
+def _is_generator(value: Any) -> bool:
+    return isinstance(value, torch.Generator | random.Random) or _is_numpy_generator(value)
 
 
 def _is_numpy_generator(value: Any) -> bool:
@@ -353,3 +402,28 @@ def _fill(container: Any, contents: Any) -> None:
         container.update(contents)
     else:
         container.extend(contents)
+
+
+class Batch(NamedTuple):
+    """What all passes of a batch share."""
+
+    model: nn.Module
+    loss_fn: LossFunction
+    inputs: Inputs
+    target: Any
+    world: World
+    chance: Generators
+    start: list[Any]
+    trained: Sequence[nn.Parameter]
+    eager: bool
+
+    def forward(self) -> tuple[Any, Tensor]:
+        """Run the network and the loss."""
+        output = self.inputs.given_to(self.model, eager=self.eager)
+        return output, self.loss_fn(output, self.target)
+
+    def again(self) -> tuple[Any, Tensor]:
+        """A forward in full, from the start of the batch."""
+        self.world.restore()
+        self.chance.restore(self.start)
+        return self.forward()

@@ -112,6 +112,14 @@ class DataNorm(nn.Module):
         std = (squares / count - mean.square()).clamp_min(0).sqrt()
         return cls(kind, mean / 255, std / 255).to(images.device)
 
+    @classmethod
+    def unfitted(cls, kind: str, shape: Sequence[int]) -> DataNorm:
+        """A layer for images ``(C, H, W)`` whose statistics are still to be loaded: they are 0 and 1."""
+        if kind in ("global", "channel"):
+            features = tuple(shape) if kind == "global" else tuple(shape[:1])
+            return cls(kind, torch.zeros(features), torch.ones(features))
+        return cls(kind, shape=shape)
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise images ``[N, C, H, W]``."""
         if self.kind == "none":

@@ -7,21 +7,27 @@ result. It lasts for one batch.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Generator, Sequence
 from itertools import chain
-from types import MethodWrapperType
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from backforward.batch import Generators, Inputs, World, equal_states, may_draw, tensors_in
-from backforward.groups import Group, Groups, Watch, owners, reached
+from backforward.batch import (
+    Batch,
+    Generators,
+    Inputs,
+    LossFunction,
+    World,
+    equal_states,
+    is_compiled,
+    may_draw,
+    tensors_in,
+)
+from backforward.groups import Group, Groups, Order, Survey, reached
+from backforward.tape import EVERY, Recording, Redo
 
-LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 Arrange: TypeAlias = Callable[[Sequence[str]], Groups]
 
 
@@ -46,6 +52,8 @@ class Naive:
         loss_fn: Maps (output, target) to a scalar loss.
     """
 
+    all_gradients = True  # in each pass: the definition; another engine takes those of the group
+
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
         self.model = model
         self.loss_fn = loss_fn
@@ -69,7 +77,7 @@ class Naive:
             raise ValueError(NO_GRADIENT)
         yield Pass(group, output, loss, gradients, True)
 
-    def run(
+    def run(  # noqa: PLR0915  (the life of a batch, from top to bottom)
         self, inputs: Inputs, target: Any, trained: Sequence[nn.Parameter], arrange: Arrange, joint: int = 0
     ) -> Generator[Pass, None, None]:
         """The passes of a batch, in order, each at the weights that it finds. The caller updates them in between.
@@ -90,20 +98,21 @@ class Naive:
         chance = Generators(devices, world.private) if draws else Generators.none()
         start = chance.save()
         versions = [tensor._version for tensor in tensors_in([inputs.args, inputs.kwargs])]
-        batch = _Batch(self.model, self.loss_fn, inputs, target, world, chance, start, trained)
+        batch = Batch(self.model, self.loss_fn, inputs, target, world, chance, start, trained, is_compiled(self.model))
         self._begin(batch)
         try:
-            output, loss, order = self._first(batch)
-            found = arrange(order)
-            everything = [p for group in found.groups for p in group.parameters]
-            gradients = None
+            output, loss, watch = self._first(batch)
+            leaves, reentrant = reached(loss)
+            self._by_backward |= reentrant
+            at_once = None  # gradients of the first pass, where they can only be had all together
             if self._by_backward:
-                gradients = self._gradients(loss, everything, trained)
-                active = [any(p.grad is not None for p in group.parameters) for group in found.groups]
-            else:
-                leaves = reached(loss)
-                _refuse_hidden(self.model, trained, order, leaves, found)
-                active = [not leaves.isdisjoint(map(id, group.parameters)) for group in found.groups]
+                at_once = dict(zip(map(id, trained), self._gradients(loss, trained, trained) or (), strict=True))
+                leaves = {key for key, gradient in at_once.items() if gradient is not None}
+            seed = torch.initial_seed()
+            found = arrange(watch.layers(leaves))
+            everything = [p for group in found.groups for p in group.parameters]
+            _refuse_hidden(self.model, trained, leaves, found)
+            active = [not leaves.isdisjoint(map(id, group.parameters)) for group in found.groups]
             groups = [group for group, on in zip(found.groups, active, strict=True) if on]
             if not groups:
                 raise ValueError(NO_GRADIENT)
@@ -116,14 +125,19 @@ class Naive:
                     world.restore()
                     chance.restore(start)
                     output, loss = self._forward(batch, k)
-                gradients = self._gradients(loss, group.parameters, trained)
+                    if torch.initial_seed() != seed:
+                        raise ValueError("the forward seeds torch from chance: no two passes of a batch can draw alike")
+                if at_once is not None and not k:
+                    gradients: Sequence[Tensor | None] | None = [at_once[id(p)] for p in group.parameters]
+                else:
+                    gradients = self._gradients(loss, group.parameters, trained)
                 if gradients is None:  # it has learned how to take them: once more
                     output, loss = batch.again()
                     gradients = self._gradients(loss, group.parameters, trained)
                     assert gradients is not None
-                if [tensor._version for tensor in tensors_in([inputs.args, inputs.kwargs])] != versions:
-                    if len(passes) > 1:
-                        raise ValueError("the network changes its input in place: a second pass would see another batch")
+                now_versions = [tensor._version for tensor in tensors_in([inputs.args, inputs.kwargs])]
+                if now_versions != versions and len(passes) > 1:
+                    raise ValueError("the network changes its input in place: a second pass would see another batch")
                 self._passed(k)
                 if k < len(groups) or not k:
                     world.keep(index for index, pass_ in enumerate(home) if pass_ == k)
@@ -135,19 +149,19 @@ class Naive:
             self._end()
             world.end()
 
-    def _begin(self, batch: _Batch) -> None:
+    def _begin(self, batch: Batch) -> None:
         batch.world.unseen = True  # copy everything back, whether it looks changed or not
 
-    def _first(self, batch: _Batch) -> tuple[Any, Tensor, list[str]]:
+    def _first(self, batch: Batch) -> tuple[Any, Tensor, Order]:
         """The first pass, and the layers in the order in which it uses them."""
-        with Watch(self.model) as watch:
+        with Survey(self.model) as watch:
             output, loss = batch.forward()
         return output, loss, watch.order
 
     def _arranged(self, passes: Sequence[Group]) -> None:
         """The groups of the batch are known."""
 
-    def _forward(self, batch: _Batch, k: int) -> tuple[Any, Tensor]:
+    def _forward(self, batch: Batch, k: int) -> tuple[Any, Tensor]:
         """The forward of pass k > 0."""
         return batch.forward()
 
@@ -165,7 +179,10 @@ class Naive:
             return [None] * len(parameters)
         if not self._by_backward:
             try:
-                return torch.autograd.grad(loss, parameters, allow_unused=True)
+                if not self.all_gradients:
+                    return torch.autograd.grad(loss, parameters, allow_unused=True)
+                found = dict(zip(map(id, trained), torch.autograd.grad(loss, trained, allow_unused=True), strict=True))
+                return [found[id(p)] for p in parameters]
             except RuntimeError as error:
                 if "use_reentrant=True" not in str(error):
                     raise
@@ -180,578 +197,23 @@ class Naive:
         return gradients
 
 
-class _Batch(NamedTuple):
-    """What all passes of a batch share."""
-
-    model: nn.Module
-    loss_fn: LossFunction
-    inputs: Inputs
-    target: Any
-    world: World
-    chance: Generators
-    start: list[Any]
-    trained: Sequence[nn.Parameter]
-
-    def forward(self) -> tuple[Any, Tensor]:
-        output = self.model(*self.inputs.args, **self.inputs.kwargs)
-        return output, self.loss_fn(output, self.target)
-
-    def again(self) -> tuple[Any, Tensor]:
-        """A forward in full, from the start of the batch."""
-        self.world.restore()
-        self.chance.restore(self.start)
-        return self.forward()
-
-
 def _home(world: World, home: dict[str, int], active: Sequence[bool]) -> list[int]:
     """For each module the pass in which its state moves: that of its group, else the first."""
-    place = {}
+    place: dict[int, int] = {}
     for group, on in enumerate(active):
         if on:
             place[group] = len(place)
     return [place.get(home.get(name, -1), 0) for name in world.modules]
 
 
-def _refuse_hidden(
-    model: nn.Module, trained: Sequence[nn.Parameter], order: Sequence[str], leaves: set[int], found: Groups
-) -> None:
+def _refuse_hidden(model: nn.Module, trained: Sequence[nn.Parameter], leaves: set[int], found: Groups) -> None:
     """Refuse a use of weights that nobody could watch: their layers have no order."""
     if not found.unused:
         return
-    owner, used = owners(model), set(order)
     names = {id(p): name for name, p in model.named_parameters()}
-    hidden = [names[id(p)] for p in trained if owner[id(p)] not in used and id(p) in leaves]
+    hidden = [name for p in trained if id(p) in leaves and (name := names[id(p)]) in found.unused]
     if hidden:
         raise ValueError(f"the forward uses {', '.join(hidden)} out of sight, so its layers have no order")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The tape
-# ---------------------------------------------------------------------------------------------------------------------
-
-_MARK = "_backforward_tape"
-_ATOMS = frozenset(
-    {int, float, bool, str, complex, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
-    | {type(Ellipsis), torch.Size}
-)
-_TENSORS = frozenset({Tensor, nn.Parameter})
-_EVERY = -1  # the set of all groups
-
-_CALL, _PLAIN, _ESCAPE, _GRAPH = range(4)
-# What gives access to a tensor's memory, after which it may change unseen; what looks at the graph behind a tensor.
-_ESCAPES = {
-    *("numpy", "__array__", "__array_wrap__", "data_ptr", "untyped_storage", "storage", "_typed_storage", "set_"),
-    *("__dlpack__", "__cuda_array_interface__", "share_memory_", "resize_", "apply_", "map_", "map2_"),
-}
-_GRAPHS = {"grad", "backward", "grad_fn", "is_leaf", "retain_grad", "requires_grad_", "_grad", "_grad_fn"}
-_kinds: dict[Any, int] = {}
-
-# Calls known to draw nothing. All others are looked at, in networks that draw: a name missing here costs time only.
-_QUIET = frozenset(
-    {
-        *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.batch_norm, F.layer_norm, F.group_norm, F.relu, F.gelu, F.silu),
-        *(F.softmax, F.log_softmax, F.cross_entropy, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.embedding),
-        *(torch.relu, torch.tanh, torch.sigmoid, torch.cat, torch.stack, torch.flatten, torch.matmul, torch.bmm),
-        *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.matmul, Tensor.view, Tensor.reshape),
-        *(Tensor.transpose, Tensor.permute, Tensor.contiguous, Tensor.flatten, Tensor.mean, Tensor.sum, Tensor.detach),
-        *(Tensor.add_, Tensor.__getitem__, Tensor.chunk, Tensor.split, Tensor.unsqueeze, Tensor.squeeze, Tensor.expand),
-    }
-)
-
-
-# Calls known to change no argument but those whose version moves. All others may have changed a buffer.
-_READERS = frozenset(
-    {
-        *(F.linear, F.conv1d, F.conv2d, F.embedding, F.layer_norm, torch.matmul, torch.where, torch.cat, torch.lerp),
-        *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.pow, Tensor.exp, Tensor.sqrt, Tensor.to, Tensor.float),
-        *(Tensor.__add__, Tensor.__sub__, Tensor.__mul__, Tensor.__truediv__, Tensor.__radd__, Tensor.__rmul__),
-        *(Tensor.__rsub__, Tensor.__rtruediv__, Tensor.__getitem__, Tensor.__eq__, Tensor.__ne__, Tensor.__lt__),
-        *(Tensor.view, Tensor.reshape, Tensor.expand, Tensor.masked_fill, Tensor.unsqueeze, Tensor.clone, Tensor.mean),
-        *(Tensor.detach, Tensor.sum, Tensor.matmul, Tensor.add_, Tensor.mul_, Tensor.copy_, Tensor.lerp_, Tensor.sub_),
-    }
-)
-
-
-class _Redo(BaseException):
-    """This pass rests on a value that is no longer there: it must run in full."""
-
-
-class _Mark(NamedTuple):
-    """What the tape knows of a tensor.
-
-    Attributes:
-        token: Of the batch.
-        deps: The parameters that it depends on, as a set of bits.
-        storage: Whose memory it is.
-        serial: Stands for this very value.
-        requires_grad: As it was when it was made.
-    """
-
-    token: object
-    deps: int
-    storage: int
-    serial: object
-    requires_grad: bool
-    owner: str | None = None
-
-
-class _Entry:
-    """One call of torch.
-
-    Attributes:
-        func, key: The function, and what stands for its arguments.
-        deps: The parameters that its result depends on, or that make it run together with others.
-        kept: Whether `out` may be returned again.
-        marks, versions: Of the tensors in `out`.
-        effects: Tensors from outside that it changed, with their new values.
-        before, after: Of torch's generators, where it drew.
-        until: Index of the last call that changes its result in place.
-    """
-
-    __slots__ = ("after", "before", "deps", "effects", "func", "kept", "key", "marks", "out", "until", "versions")
-
-    func: Any
-    key: list[Any] | None
-    deps: int
-    kept: bool
-    out: Any
-    marks: list[_Mark]
-    versions: list[int]
-    effects: list[tuple[Tensor, Tensor]]
-    before: list[Tensor] | None
-    after: list[Tensor] | None
-    until: int
-
-
-class _Tape(TorchFunctionMode):
-    """Stands between a forward and torch, for one batch."""
-
-    def __init__(self, batch: _Batch, guess: int, brackets: bool) -> None:
-        super().__init__()
-        self.token = object()
-        self.entries: list[_Entry] = []
-        self.order: list[str] = []
-        self.hits = self.runs = 0
-        self.brackets = brackets  # whether to look for draws around each call
-        self.broken = ""  # why the tape is of no use in this batch
-        self._world = batch.world
-        self._chance = batch.chance
-        self._draws = bool(batch.start)
-        self._strangers: dict[int, tuple[Any, int]] = {}
-        self._bits: dict[int, int] = {}
-        self._known: dict[int, _Mark] = {}
-        self._leaves: list[Tensor] = []
-        self._params: set[int] = set()  # storages of trained weights
-        self._outside: set[int] = set()  # storages of the world
-        owner = owners(batch.model)
-        for i, p in enumerate(batch.trained):
-            self._bits[id(p)] = 1 << i
-            self._params.add(self._leaf(p, 1 << i, owner.get(id(p))))
-        for tensor in batch.world.tensors:
-            self._outside.add(self._leaf(tensor, 0, owner.get(id(tensor))))
-        for tensor in tensors_in([batch.inputs.args, batch.inputs.kwargs, batch.target]):
-            self._leaf(tensor, 0, None)
-        for p in batch.model.parameters():
-            self._leaf(p, 0, owner.get(id(p)))
-        self._trained = batch.trained
-        self._versions = [p._version for p in batch.trained]
-        self._pass = 0
-        self._mask = _EVERY
-        self._bit = guess
-        self.begin(_EVERY, guess)
-
-    def _leaf(self, tensor: Tensor, deps: int, owner: str | None) -> int:
-        mark = self._known.get(id(tensor))
-        if mark is None:
-            self._leaves.append(tensor)
-            mark = _Mark(self.token, deps, _storage(tensor), object(), tensor.requires_grad, owner)
-            self._known[id(tensor)] = mark
-        return mark.storage
-
-    def bits(self, group: Group) -> int:
-        """A group's parameters as a set of bits."""
-        return sum({self._bits[id(p)] for p in group.parameters})
-
-    def begin(self, mask: int, bit: int) -> None:
-        """A pass begins.
-
-        Args:
-            mask: The parameters that have changed since the last pass, and those whose gradient is wanted.
-            bit: Those whose gradient is wanted: they change after this pass.
-        """
-        for i, (p, version) in enumerate(zip(self._trained, self._versions, strict=True)):
-            if p._version != version:
-                mask |= 1 << i
-                self._versions[i] = p._version
-        self._mask, self._bit = mask, bit
-        self._i = 0
-        self._new: list[_Entry] = []
-        self._moved: dict[int, int] = {}  # storage -> what its present value depends on besides
-        self._pending: dict[int, list[tuple[Tensor, Tensor]]] = {}  # storage -> changes that are still to be made
-        self._open: dict[int, int] = {}  # storage -> index up to which all calls on it must return earlier results
-        self.hits = self.runs = 0
-        self._state = self._chance.of_torch() if self._draws and self.brackets else None
-
-    # --- a call ------------------------------------------------------------------------------------------------------
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.__self__ if type(func) is MethodWrapperType else func
-        kind = _kinds.get(name)
-        if kind is None:
-            kind = _kinds[name] = _kind_of(func, name)
-        if kind:
-            return self._aside(kind, func, args, kwargs)
-        i = self._i
-        self._i = i + 1
-        key: list[Any] = []
-        tensors: list[Tensor] = []
-        marks: list[_Mark] = []
-        clear = self._scan(args, key, tensors, marks)
-        if kwargs:
-            key.append(tuple(kwargs))
-            clear &= self._scan(kwargs.values(), key, tensors, marks)
-        entries = self.entries
-        if i < len(entries):
-            e = entries[i]
-            if e.func == name:
-                if e.kept and not e.deps & self._mask and clear and key == e.key and (not e.after or self._drew(e)):
-                    return self._hit(e, i)
-            else:
-                self._cut_short(i)
-        return self._run(func, name, args, kwargs, i, key, tensors, marks, clear)
-
-    def _hit(self, e: _Entry, i: int) -> Any:
-        self.hits += 1
-        if e.until > i:
-            for mark in e.marks:
-                self._open[mark.storage] = max(e.until, self._open.get(mark.storage, -1))
-        for change in e.effects:
-            self._pending.setdefault(_storage(change[0]), []).append(change)
-        return list(e.out) if type(e.out) is list else e.out
-
-    def _drew(self, e: _Entry) -> bool:
-        """Let the generators go on from where the call left them, if they are where it found them."""
-        assert e.before is not None and e.after is not None
-        if not equal_states(self._chance.of_torch(), e.before):
-            return False
-        self._chance.restore_torch(e.after)
-        self._state = e.after
-        return True
-
-    def _scan(self, values: Any, key: list[Any], tensors: list[Tensor], marks: list[_Mark]) -> bool:
-        """Gather what stands for some arguments, and the tensors among them; False if there is one it cannot know."""
-        clear = True
-        for value in values:
-            kind = type(value)
-            if kind in _TENSORS:
-                mark = value.__dict__.get(_MARK)
-                if mark is None or mark.token is not self.token:
-                    mark = self._known.get(id(value)) or self._stranger(value)
-                elif mark.requires_grad != value.requires_grad:
-                    mark = mark._replace(deps=_EVERY)  # an autograd.Function has adopted it: what else is behind it?
-                key.append(mark.serial)
-                tensors.append(value)
-                marks.append(mark)
-            elif kind in _ATOMS:
-                key.append(kind)
-                key.append(value if value or kind is not float else repr(value))  # 0.0 is -0.0
-            elif kind is tuple or kind is list:
-                key.append(kind)
-                key.append(len(value))
-                clear &= self._scan(value, key, tensors, marks)
-            elif kind is slice:
-                key.append(kind)
-                clear &= self._scan((value.start, value.stop, value.step), key, tensors, marks)
-            elif kind is dict:
-                key.append(tuple(value))
-                clear &= self._scan(value.values(), key, tensors, marks)
-            else:
-                clear = False
-                if isinstance(value, Tensor):
-                    tensors.append(value)
-                    marks.append(self._known.get(id(value)) or self._stranger(value))
-        return clear
-
-    def _stranger(self, tensor: Tensor) -> _Mark:
-        """A tensor that nobody saw being made may depend on anything; unless it was there before this pass."""
-        ref, seen = self._strangers.get(id(tensor), (None, 0))
-        if ref is not None and ref() is tensor and seen < self._pass and not tensor.requires_grad:
-            self._leaf(tensor, 0, None)
-            return self._known[id(tensor)]
-        if ref is None or ref() is not tensor:
-            self._strangers[id(tensor)] = (weakref.ref(tensor), self._pass)
-        return _Mark(self.token, _EVERY, _storage(tensor), object(), tensor.requires_grad)
-
-    def _run(
-        self,
-        func: Any,
-        name: Any,
-        args: Any,
-        kwargs: Any,
-        i: int,
-        key: list[Any],
-        tensors: list[Tensor],
-        marks: list[_Mark],
-        clear: bool,
-    ) -> Any:
-        self.runs += 1
-        deps = 0 if clear else _EVERY
-        for mark in marks:
-            deps |= mark.deps
-        if self._moved or self._pending or self._open:
-            for mark in marks:
-                deps |= self._moved.get(mark.storage, 0)
-                if mark.storage in self._pending:
-                    self._flush(mark.storage)
-                if self._open.get(mark.storage, -1) >= i:
-                    self._redo()
-        before = [_version(t) for t in tensors]
-        if -1 in before:
-            deps, clear = _EVERY, False
-        out = func(*args, **kwargs) if kwargs else func(*args)
-        found = [out] if type(out) is Tensor else None if isinstance(out, Tensor) else _outs(out)
-        e = _Entry()
-        e.func, e.key, e.deps, e.out, e.until = name, key, deps, None, -1
-        e.effects, e.marks, e.versions, e.before, e.after = [], [], [], None, None
-        if self._state is not None and name not in _QUIET:
-            state = self._chance.of_torch()
-            if not equal_states(state, self._state):
-                e.before, e.after = self._state, state
-                self._state = state
-        e.kept = clear and found is not None and _can_keep()
-        if i < len(self.entries):
-            self.entries[i] = e
-        else:
-            self.entries.append(e)
-        if found is None:  # a result that is not understood: a subclass of Tensor, say
-            return out
-        if not self._pass and found:
-            for mark in marks:
-                if mark.owner is not None and mark.owner not in self.order:
-                    self.order.append(mark.owner)
-        for t in found:
-            old = t.__dict__.get(_MARK)
-            if id(t) in self._known or (old is not None and old.token is self.token and any(t is a for a in tensors)):
-                mark = self._known.get(id(t)) or old
-            else:
-                mark = _Mark(self.token, deps, _storage(t), object(), t.requires_grad)
-                t.__dict__[_MARK] = mark
-            e.marks.append(mark)
-        for t, mark, version in zip(tensors, marks, before, strict=True):
-            if _version(t) != version or (mark.storage in self._outside and name not in _READERS):
-                self._changed(t, mark, e, i)  # F.batch_norm does not count the versions of its statistics
-        if isinstance(func, MethodWrapperType) and func.__name__ == "__set__":  # x.data = y
-            self._replaced(tensors[0], deps)
-            e.kept = False
-        if e.kept and not e.deps & self._bit:
-            e.out = out
-            e.versions = [t._version for t in found]
-            self._new.append(e)
-        else:
-            e.kept = False
-        return out
-
-    def _aside(self, kind: int, func: Any, args: Any, kwargs: Any) -> Any:
-        """A call that makes no tensor, or that looks behind one."""
-        if kind == _GRAPH:
-            if self.hits:
-                self._redo()
-            self.broken = self.broken or f"the forward looks at its own graph ({getattr(func, '__name__', func)})"
-        elif self._pending or self._open or kind == _ESCAPE:
-            tensors: list[Tensor] = []
-            marks: list[_Mark] = []
-            self._scan(args, [], tensors, marks)
-            for tensor, mark in zip(tensors, marks, strict=True):
-                if mark.storage in self._pending:
-                    self._flush(mark.storage)
-                if self._open.get(mark.storage, -1) >= self._i:
-                    self._redo()
-                if kind == _ESCAPE:
-                    self._escaped(tensor, mark)
-        return func(*args, **kwargs) if kwargs else func(*args)
-
-    # --- changes in place --------------------------------------------------------------------------------------------
-
-    def _changed(self, tensor: Tensor, mark: _Mark, e: _Entry, i: int) -> None:
-        """A call has changed a tensor in place: views of it and what was read from it before change with it."""
-        storage = mark.storage
-        if storage in self._outside and storage not in self._params:
-            self._moved[storage] = self._moved.get(storage, 0) | e.deps
-            if e.kept and not e.deps & self._bit:
-                e.effects.append((tensor, tensor.detach().clone()))
-            if id(tensor) in self._known:
-                self._world.suspects.add(id(tensor))
-            else:
-                self._world.unseen = True  # x.data counts its versions apart from x
-            return
-        touching = self._touching(storage, i)
-        deps = e.deps
-        alone = storage in self._params or (tensor.requires_grad and not torch.is_grad_enabled())
-        made = any(m.storage == storage for en in touching if en is not e for m in en.marks)
-        for en in touching:
-            deps |= en.deps
-        if alone or not made or any(en.kept and en not in self._new for en in touching if en is not e):
-            deps = _EVERY
-        for en in [*touching, e]:
-            en.deps = deps
-            en.until = i
-            if en.out is not None:
-                en.versions = [t._version for t in _outs(en.out) or ()]
-        self._moved[storage] = self._moved.get(storage, 0) | deps
-        if tensor.__dict__.get(_MARK) is not None:
-            now = _Mark(self.token, deps, storage, mark.serial, tensor.requires_grad)
-            tensor.__dict__[_MARK] = now
-            e.marks = [now if m.serial is mark.serial else m for m in e.marks]
-
-    def _touching(self, storage: int, i: int) -> list[_Entry]:
-        """The calls so far that made or read something in this memory."""
-        serials = {id(m.serial) for m in self._known.values() if m.storage == storage}
-        for en in self.entries[: i + 1]:
-            serials.update(id(m.serial) for m in en.marks if m.storage == storage)
-        return [
-            en
-            for en in self.entries[: i + 1]
-            if any(m.storage == storage for m in en.marks) or any(id(part) in serials for part in en.key or ())
-        ]
-
-    def _escaped(self, tensor: Tensor, mark: _Mark) -> None:
-        """Somebody holds this memory in a way that nobody can watch."""
-        for en in self._touching(mark.storage, len(self.entries)):
-            en.deps = _EVERY
-        self._moved[mark.storage] = _EVERY
-        if mark.storage in self._outside:
-            self._world.unseen = True
-
-    def _replaced(self, tensor: Tensor, deps: int) -> None:
-        """`tensor.data = other`, or another attribute was set."""
-        mark = self._known.get(id(tensor))
-        storage = _storage(tensor)
-        if mark is None:
-            for en in self.entries:
-                en.deps = _EVERY
-        else:
-            if mark.storage in self._params:
-                deps = _EVERY
-            if mark.storage in self._outside:
-                self._outside.add(storage)
-                self._world.unseen = True
-            self._known[id(tensor)] = mark._replace(storage=storage)
-        self._moved[storage] = self._moved.get(storage, 0) | deps
-
-    def _flush(self, storage: int) -> None:
-        """Make the changes that calls whose results were returned again would have made."""
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            for tensor, value in self._pending.pop(storage):
-                tensor.copy_(value)
-
-    def _cut_short(self, i: int) -> None:
-        """The forward goes another way than before."""
-        if any(until >= i for until in self._open.values()):
-            self._redo()
-        del self.entries[i:]
-
-    def _redo(self) -> None:
-        self.broken = self.broken or "it changes values in place in a way that differs from pass to pass"
-        raise _Redo
-
-    # --- the end of a pass -------------------------------------------------------------------------------------------
-
-    def sound(self) -> bool:
-        """Whether the forward that has just ended may be believed. Makes the changes that are still to be made."""
-        if any(until >= self._i for until in self._open.values()):
-            return False
-        for storage in list(self._pending):
-            self._flush(storage)
-        return not (self.broken and self.hits)
-
-    def end(self) -> None:
-        """The pass has its gradients: cut what is kept off from its graph."""
-        del self.entries[self._i :]
-        cut: dict[int, Tensor] = {}
-        for e in self._new:
-            found = _outs(e.out) or []
-            adopted = any(t.requires_grad != m.requires_grad for t, m in zip(found, e.marks, strict=True))
-            if e.deps & self._bit or adopted or [t._version for t in found] != e.versions:
-                e.kept, e.out = False, None
-            else:
-                e.out = _cut(e.out, cut)
-        self._new = []
-        self._pass += 1
-
-
-def _kind_of(func: Any, name: Any) -> int:
-    label = getattr(name, "__name__", "")
-    if label in _ESCAPES:
-        return _ESCAPE
-    if label in _GRAPHS and label != "requires_grad_":
-        return _GRAPH
-    if type(func) is MethodWrapperType:
-        return _CALL if func.__name__ == "__set__" or label in _VIEWS else _PLAIN
-    return _PLAIN if label in _NO_TENSOR else _CALL
-
-
-_VIEWS = {"T", "mT", "H", "mH", "data", "real", "imag"}
-# Calls that give no tensor: they run in every pass.
-_NO_TENSOR = {
-    *("size", "dim", "ndimension", "numel", "nelement", "stride", "item", "tolist", "is_floating_point", "is_complex"),
-    *("__bool__", "__float__", "__int__", "__len__", "__index__", "__contains__", "is_contiguous", "element_size"),
-    *("get_device", "storage_offset", "equal", "allclose", "register_hook", "__repr__", "__format__", "__hash__"),
-    *("is_tensor", "is_storage", "is_nonzero", "type", "has_names", "is_same_size", "result_type", "can_cast"),
-}
-
-
-def _can_keep() -> bool:
-    """Not within another transform (vmap, grad), nor where the graph's values go through hooks (checkpointing)."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
-    )
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def _storage(tensor: Tensor) -> int:
-    """Stands for a tensor's memory; for one without plain memory (sparse, say) for itself."""
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):
-        return id(tensor)
-
-
-def _outs(value: Any) -> list[Tensor] | None:
-    """The tensors in a result, in order; None if it holds something else."""
-    if value is None:
-        return []
-    kind = type(value)
-    if kind in _TENSORS:
-        return [value] if value.layout is torch.strided else None
-    if isinstance(value, tuple | list):
-        found: list[Tensor] = []
-        for item in value:
-            inner = _outs(item)
-            if inner is None:
-                return None
-            found += inner
-        return found
-    return [] if kind in _ATOMS else None
-
-
-def _cut(value: Any, cut: dict[int, Tensor]) -> Any:
-    """A result without its graph. It requires a gradient as before: some kernels differ by that flag."""
-    if isinstance(value, Tensor):
-        if value.grad_fn is None:
-            return value
-        if id(value) not in cut:
-            new = value.detach().requires_grad_()
-            new.__dict__[_MARK] = value.__dict__[_MARK]
-            cut[id(value)] = new
-        return cut[id(value)]
-    if isinstance(value, tuple | list):
-        parts = [_cut(item, cut) for item in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
 
 
 class Tape(Naive):
@@ -765,19 +227,21 @@ class Tape(Naive):
         reason: Why passes of the last batch ran in full; empty where they did not.
     """
 
+    all_gradients = False
+
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
         super().__init__(model, loss_fn)
         self.reason = ""
-        self._guess = _EVERY
+        self._guess = EVERY
         self._brackets = False
-        self._tape: _Tape | None = None
+        self._tape: Recording | None = None
         self._masks: list[int] = []
 
-    def _begin(self, batch: _Batch) -> None:
+    def _begin(self, batch: Batch) -> None:
         self.reason = ""
-        self._tape = _Tape(batch, self._guess, self._brackets)
+        self._tape = Recording(batch, self._guess, self._brackets)
 
-    def _first(self, batch: _Batch) -> tuple[Any, Tensor, list[str]]:
+    def _first(self, batch: Batch) -> tuple[Any, Tensor, Order]:
         assert self._tape is not None
         with self._tape as tape:
             output, loss = batch.forward()
@@ -793,7 +257,7 @@ class Tape(Naive):
         else:
             self._tape._bit = self._masks[0]
 
-    def _forward(self, batch: _Batch, k: int) -> tuple[Any, Tensor]:
+    def _forward(self, batch: Batch, k: int) -> tuple[Any, Tensor]:
         tape = self._tape
         if tape is None or self._by_backward:
             return batch.forward()
@@ -804,14 +268,14 @@ class Tape(Naive):
             if tape.sound():
                 self._check_draws(batch, batch.start)
                 return found
-        except (_Redo, Exception):
+        except (Redo, Exception):
             if not tape.hits:
                 raise
             tape.broken = tape.broken or "a pass failed with results of earlier ones"
         self._give_up(tape.broken)
         return batch.again()
 
-    def _check_draws(self, batch: _Batch, start: list[Any]) -> None:
+    def _check_draws(self, batch: Batch, start: list[Any]) -> None:
         """In a network found to draw nothing look whether that still holds."""
         tape = self._tape
         if tape is None or not start or tape.brackets:

@@ -1,6 +1,6 @@
 """Which layers a network has, in forward order, and groups of them.
 
-Nothing is traced: a `Watch` looks on while the real forward runs, and notes each layer as it is first used.
+Nothing is traced: a `Survey` looks on while the real forward runs, and notes each layer as it is first used.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from backforward.batch import Generators, Inputs, World, tensors_in
+from backforward.batch import Generators, Inputs, World, is_compiled, tensors_in
+from backforward.flops import FlopCounter
 
 GroupSpec: TypeAlias = str | int | Sequence[str | Sequence[str]]
 
@@ -38,7 +38,51 @@ class Group(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Watch(TorchFunctionMode):
+class Order:
+    """Layers in the order of their first use.
+
+    Args:
+        model: The network.
+
+    Attributes:
+        owner: The module that holds each parameter or buffer, by the tensor's id.
+        used: Names of the modules that directly hold parameters or buffers, in the order of their first use.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.owner = owners(model)
+        self.used: list[str] = []
+        self._seen: set[str] = set()
+        self._looked: dict[str, int] = {}
+        self._trained = [(id(p), self.owner[id(p)]) for p in model.parameters()]
+
+    def use(self, name: str) -> None:
+        """A module's parameter or buffer enters a function."""
+        if name not in self._seen:
+            self._seen.add(name)
+            self.used.append(name)
+
+    def look(self, tensor: int) -> None:
+        """Note that a parameter, by its id, is asked for its shape or the like: no use of it, but a use may follow."""
+        if tensor in self.owner:
+            self._looked.setdefault(self.owner[tensor], len(self.used))
+
+    def layers(self, leaves: set[int]) -> list[str]:
+        """The layers used.
+
+        Args:
+            leaves: Ids of the parameters that the loss depends on. One of them that was only looked at was used out of
+                sight (by vmap, say): then.
+        """
+        unseen = {name for key, name in self._trained if key in leaves} - self._seen
+        found = list(self.used)
+        for name, place in sorted(self._looked.items(), key=lambda item: -item[1]):
+            if name in unseen:
+                found.insert(place, name)
+        return found
+
+
+class Survey(TorchFunctionMode):
     """Notes each parameter and buffer as it first enters a torch function, however the network came to use it.
 
     Args:
@@ -46,34 +90,35 @@ class Watch(TorchFunctionMode):
         counter: Counts floating-point operations; without it `macs` are all 0.
 
     Attributes:
-        order: Names of the modules that directly hold parameters or buffers, in the order of their first use.
+        order: The layers in the order of their first use.
         macs: Multiply-accumulates by the module whose parameters took part in them (else by the module used before).
     """
 
-    def __init__(self, model: nn.Module, counter: FlopCounterMode | None = None) -> None:
+    def __init__(self, model: nn.Module, counter: FlopCounter | None = None) -> None:
         super().__init__()
-        self.order: list[str] = []
+        self.order = Order(model)
         self.macs: dict[str, int] = {}
-        self._owner, self._counter = owners(model), counter
+        self._counter = counter
+        self._last = ""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = self._counter.get_total_flops() if self._counter else 0
         result = func(*args, **(kwargs or {}))
+        taken = [id(t) for t in tensors_in([args, kwargs]) if id(t) in self.order.owner]
         if next(tensors_in(result), None) is None:
-            return result  # a shape, a device, a flag: looking at a weight is not using it
-        used = [self._owner[id(t)] for t in tensors_in([args, kwargs]) if id(t) in self._owner]
-        for name in used:
-            if name not in self.macs:
-                self.order.append(name)
-                self.macs[name] = 0
-        if self._counter and self.order:
-            last = used[0] if used else self._last
-            self.macs[last] += (self._counter.get_total_flops() - before) // 2
-            self._last = last
+            for key in taken[:1]:  # a shape, a device, a flag
+                self.order.look(key)
+            return result
+        for key in taken:
+            self.order.use(self.order.owner[key])
+        if self._counter and self.order.used:
+            self._last = self.order.owner[taken[0]] if taken else self._last
+            spent = (self._counter.get_total_flops() - before) // 2
+            self.macs[self._last] = self.macs.get(self._last, 0) + spent
         return result
 
 
-def survey(model: nn.Module, inputs: Inputs, *, count: bool = False) -> Watch:
+def survey(model: nn.Module, inputs: Inputs, *, count: bool = False) -> Survey:
     """Run one forward and note what it uses. Leaves no trace on the network, nor on any generator.
 
     Args:
@@ -81,16 +126,17 @@ def survey(model: nn.Module, inputs: Inputs, *, count: bool = False) -> Watch:
         inputs: The arguments of its forward.
         count: Whether to count multiply-accumulates.
     """
-    refuse_unwatchable(model)
+    refuse_scripted(model)
     world = World(model, set())
     world.unseen = True
     generators = Generators((t.device for t in chain(model.parameters(), model.buffers())), world.private)
     states = generators.save()
     try:
         with ExitStack() as stack:
-            counter = stack.enter_context(FlopCounterMode(display=False)) if count else None
-            watch = stack.enter_context(Watch(model, counter))
-            model(*inputs.args, **inputs.kwargs)
+            counter = stack.enter_context(FlopCounter()) if count else None
+            watch = Survey(model, counter)
+            stack.enter_context(watch)
+            inputs.given_to(model, eager=is_compiled(model))
     finally:
         generators.restore(states)
         world.end()
@@ -98,25 +144,25 @@ def survey(model: nn.Module, inputs: Inputs, *, count: bool = False) -> Watch:
     return watch
 
 
-def refuse_unwatchable(model: nn.Module) -> None:
-    """Refuse a network with parts that run out of Python's sight: scripted or compiled.
+def refuse_scripted(model: nn.Module) -> None:
+    """Refuse a network with parts that run out of Python's sight.
 
     Raises:
-        ValueError: There is one; the message names it.
+        ValueError: There is a scripted module; the message names it.
     """
     for name, module in model.named_modules():
-        scripted = isinstance(module, torch.jit.ScriptModule)
-        if scripted or getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
+        if isinstance(module, torch.jit.ScriptModule):
             what = f"the module {name!r}" if name else "the network"
-            how = "scripted" if scripted else "compiled"
-            raise ValueError(
-                f"{what} is {how}, so the order of its layers cannot be watched: give the network before it was {how}"
+            raise ValueError(  # noqa: TRY004  (the right kind, in a form that cannot serve)
+                f"{what} is scripted, so the order of its layers cannot be watched: give the network before it was "
+                "scripted"
             )
 
 
-def reached(loss: Tensor) -> set[int]:
-    """Ids of the leaf tensors that a loss depends on."""
+def reached(loss: Tensor) -> tuple[set[int], bool]:
+    """Ids of the leaf tensors that a loss depends on, and whether reentrant checkpointing hides others from view."""
     found: set[int] = set()
+    reentrant = False
     pending = [loss.grad_fn]
     seen = set(pending)
     while pending:
@@ -124,11 +170,13 @@ def reached(loss: Tensor) -> set[int]:
         if node is not None:
             if hasattr(node, "variable"):  # AccumulateGrad: a leaf
                 found.add(id(node.variable))
+            elif type(node).__name__ == "CheckpointFunctionBackward":
+                reentrant = True
             for source, _ in node.next_functions:
                 if source not in seen:
                     seen.add(source)
                     pending.append(source)
-    return found
+    return found, reentrant
 
 
 def owners(model: nn.Module) -> dict[int, str]:
@@ -334,5 +382,3 @@ def _explicit(
         if k not in held:
             raise ValueError(f"groups: {', '.join(entry)} holds no parameter to update")
     return groups
-
-

@@ -12,6 +12,7 @@ Covariate Shift in Deep Networks", ICML 2016, arXiv 1603.01431. Called NormProp 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from backforward.data_norm import DataNorm
 from backforward.moments import (
@@ -79,12 +81,25 @@ class _WithNorms(torch.autograd.Function):
         return norms / length * (grad - along * weight / length), along
 
 
+def _visible(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let function modes see a custom function as a call of torch: `autograd.Function.apply` hides it from them."""
+
+    @functools.wraps(function)
+    def call(tensor: Tensor, *rest: Any) -> Tensor:
+        if has_torch_function_unary(tensor):
+            seen: Tensor = handle_torch_function(call, (tensor,), tensor, *rest)
+            return seen
+        return function(tensor, *rest)
+
+    return call
+
+
 def _plain_operations_only() -> bool:
     """Whether an `autograd.Function` cannot serve: `torch.func` refuses it, `torch.jit.trace` cannot save it."""
-    return torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
+    return torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
 
 
-@torch.fx.wrap
+@_visible
 def _with_norms(weight: Tensor, norms: Tensor) -> Tensor:
     """``norms * W / ||W||`` in the memory layout of W."""
     if weight.device.type not in ("cpu", "cuda") or _plain_operations_only():
@@ -124,7 +139,7 @@ class _Clamp(torch.autograd.Function):
         return torch.ops.aten.threshold_backward(grad, out, highest), None
 
 
-@torch.fx.wrap
+@_visible
 def _clamp(z: Tensor, floor: float) -> Tensor:
     """``max(z, floor)``; z may be overwritten."""
     if _plain_operations_only():

@@ -54,7 +54,7 @@ class _Share(NamedTuple):
         lists: For each param group that has any: its index, the parameters, the place of the first.
         mine: The parameters.
         others: What else the optimizer has.
-        given: The group as given: as long as it lives, no other has its identity.
+        given: The group as given: as long as its parameters live, no others have their identities.
     """
 
     key: tuple[int, ...]
@@ -69,21 +69,22 @@ class OnePerGroup:
 
     Args:
         optimizer: A few steps on a small copy show whether it can be used; the optimizer itself is left alone.
+        alone: Whether each step will be of all its parameters, so that less is asked of it.
 
     Raises:
         ValueError: It needs a closure, second derivatives or a training loop of its own, wraps another optimizer,
             cannot be copied, or keeps what no checkpoint can hold.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, *, alone: bool = False) -> None:
         self.optimizer = optimizer
         # What a step could change in place, so that each group needs a copy. A tensor or list in a param group is a
         # setting (a learning rate that a scheduler fills, and a CUDA graph reads) unless a trial step has changed it.
-        self._moving = examine(optimizer)
+        self._moving = examine(optimizer, alone=alone)
         self._mutable = {n for n, v in vars(optimizer).items() if n not in OF_TORCH and is_mutable(v) and is_plain(v)}
         # Torch's own (all of them are tested) keep everything by parameter: nothing has to be watched or put back.
         self._counts = not type(optimizer).__module__.startswith("torch.optim.")
-        self._shares: dict[int, _Share] = {}
+        self._shares: dict[tuple[int, ...], _Share] = {}
         self._entries = -1  # of `optimizer.state`, when it was last searched for entries that belong to no parameter
         self._counts_in_state = False
 
@@ -95,7 +96,7 @@ class OnePerGroup:
         """Take a step as the optimizer of these parameters alone.
 
         Args:
-            parameters: A group; the same sequence for the same group each time.
+            parameters: A group.
             take_step: Calls `optimizer.step()`.
         """
         optimizer, share = self.optimizer, self._share(parameters)
@@ -127,6 +128,9 @@ class OnePerGroup:
             del real[0][KEY]
             for (place, name), value in own.items():
                 self._holder(place)[name] = value
+        if not share.others:
+            take_step()
+            return
         lists = [group["params"] for group in real]
         self.optimizer.param_groups = [real[i] for i, _, _ in share.lists]
         for i, mine, _ in share.lists:
@@ -139,9 +143,10 @@ class OnePerGroup:
                 group["params"] = parameters
 
     def _share(self, parameters: Sequence[nn.Parameter]) -> _Share:
-        share = self._shares.get(id(parameters))
+        key = (len(self.optimizer.param_groups), *map(id, parameters))  # param groups may be added
+        share = self._shares.get(key)
         if share is None:
-            ids, place = {id(p) for p in parameters}, 0
+            ids, place = set(key[1:]), 0
             mine: dict[int, nn.Parameter] = {}
             lists = []
             for i, group in enumerate(self.optimizer.param_groups):
@@ -151,9 +156,9 @@ class OnePerGroup:
                     mine |= part
                     lists.append((i, list(part.values()), next(iter(part))))
             others = [p for p in parameters_of(self.optimizer) if id(p) not in ids]
-            if len(self._shares) > 10_000:  # groups of plans given up long ago
+            if len(self._shares) > 10_000:  # groups given up long ago
                 self._shares.clear()
-            share = self._shares[id(parameters)] = _Share(tuple(mine), lists, list(mine.values()), others, parameters)
+            share = self._shares[key] = _Share(tuple(mine), lists, list(mine.values()), others, parameters)
         return share
 
     def _show(self, share: _Share, shown: dict[int, dict[str, Any]], before: Holders) -> None:
@@ -255,7 +260,11 @@ def _alike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
 
 
 def one_per_group(
-    model: nn.Module, optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], rule: str
+    model: nn.Module,
+    optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    rule: str,
+    *,
+    alone: bool = False,
 ) -> list[OnePerGroup]:
     """Prepare the optimizers of a network. Warns of parameters that require a gradient and that none of them has.
 
@@ -263,6 +272,7 @@ def one_per_group(
         model: The network.
         optimizers: One, or several that share the network's parameters among them.
         rule: The name that messages begin with.
+        alone: See `OnePerGroup`.
 
     Raises:
         TypeError: It is no `torch.optim.Optimizer`.
@@ -288,7 +298,7 @@ def one_per_group(
             stacklevel=5,
         )
     try:
-        return [OnePerGroup(optimizer) for optimizer in several]
+        return [OnePerGroup(optimizer, alone=alone) for optimizer in several]
     except ValueError as error:
         raise ValueError(f"{rule}: {error}") from error
 
@@ -296,9 +306,9 @@ def one_per_group(
 def _instead(given: Any) -> str:
     if isinstance(given, torch.amp.GradScaler):
         return "its scale moves within a batch: give the optimizer itself, and autocast to bfloat16"
-    wrapped = getattr(given, "optimizer", None)
-    if isinstance(wrapped, torch.optim.Optimizer):
-        return f"give the {type(wrapped).__name__} that it wraps (its .optimizer)"
+    for name, value in getattr(given, "__dict__", {}).items():
+        if isinstance(value, torch.optim.Optimizer):
+            return f"give the {type(value).__name__} that it wraps (its .{name})"
     return "give a torch.optim.Optimizer"
 
 
@@ -317,7 +327,7 @@ def step_each(
         take_step: Takes the optimizer's step; its argument is True for the last one. Default: `optimizer.step()`.
         last: Whether this is the last update of a batch.
     """
-    steps = [(one, group, one.of(group)) for group in groups for one in optimizers if one.of(group)]
+    steps = [(one, group, mine) for group in groups for one in optimizers if (mine := one.of(group))]
     several = len(steps) > 1
     if several:
         gradients = {p: p.grad for group in groups for p in group}

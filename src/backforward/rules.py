@@ -20,6 +20,7 @@ An engine of `engines` computes the passes; `batch` sees to it that all passes o
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -29,21 +30,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from backforward.optimizers import clip_grad_norm_, one_per_group, parameters_of, step_each
-from backforward.batch import Inputs, detached
-from backforward.engines import LossFunction, Naive, Pass, Tape
+from backforward.batch import Inputs, LossFunction, detached, is_compiled
+from backforward.engines import Naive, Pass, Tape
 from backforward.groups import (
     Group,
     Groups,
     GroupSpec,
     check_spec,
     group_layers,
-    refuse_unwatchable,
+    refuse_scripted,
     survey,
 )
+from backforward.optimizers import clip_grad_norm_, one_per_group, parameters_of, step_each
 from backforward.shortcut import Shortcut, require_plain_sgd
 
-__all__ = ["Backforward", "Backprop", "Group", "Rule", "StepResult", "Switch", "UpdateRule"]
+__all__ = ["Backforward", "Backprop", "Group", "Rule", "StepResult", "UpdateRule"]
 
 Reduce: TypeAlias = Callable[[Tensor], Tensor]
 TakeStep: TypeAlias = Callable[[bool], None]
@@ -71,8 +72,8 @@ class Rule(Protocol):
     def prepare(self, x: Any) -> None:
         """Refuse, before anything starts, a network or groups that the rule cannot work with."""
 
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins (from 0)."""
+    def set_epoch(self, epoch: int, batch: int | None = None) -> None:
+        """Say which epoch begins (from 0), and how many batches came before it, over all epochs."""
 
     def step(self, x: Any, y: Any) -> StepResult:
         """Change the weights by one mini-batch."""
@@ -109,6 +110,7 @@ class UpdateRule:
     """
 
     joint_pass = False
+    _of_all = False  # whether each update is of all parameters
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class UpdateRule:
             raise TypeError(f"{name}: loss_fn is a {type(loss_fn).__name__}; give a function of (output, target)")
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"{name}: max_grad_norm={max_grad_norm}; give a positive number or None")
-        self._optimizers = one_per_group(model, optimizer, name)
+        self._optimizers = one_per_group(model, optimizer, name, alone=self._of_all)
         if step is not None and len(self._optimizers) > 1:
             raise ValueError(f"{name}: step= takes the step of one optimizer; leave it out with several")
         self.model = model
@@ -141,6 +143,7 @@ class UpdateRule:
         self._step = step
         self._after_update = after_update
         self._groups: list[Group] | None = None
+        self._batches = 0
 
     @property
     def groups(self) -> list[Group]:
@@ -156,8 +159,16 @@ class UpdateRule:
         """Find the groups from the inputs of a batch, without changing anything. `step` does it when it must."""
         raise NotImplementedError
 
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the rule which epoch begins (from 0). Only switching rules care."""
+    def set_epoch(self, epoch: int, batch: int | None = None) -> None:
+        """Tell the rule which epoch begins, and after how many batches.
+
+        Args:
+            epoch: From 0; only switching rules use it.
+            batch: Batches trained on before, over all epochs; None keeps the rule's own count. A run that goes on from
+                a checkpoint needs it where chance is drawn anew for each batch.
+        """
+        if batch is not None:
+            self._batches = batch
 
     def step(self, x: Any, y: Any) -> StepResult:
         """Let one mini-batch change the weights.
@@ -179,7 +190,13 @@ class UpdateRule:
             parameter.grad = None
         result: StepResult | None = None
         with closing(self._passes(inputs, y, trained)) as passes:
-            for group, output, loss, gradients, last in passes:  # groups before this one are updated, those after it not
+            for (
+                group,
+                output,
+                loss,
+                gradients,
+                last,
+            ) in passes:  # groups before this one are updated, those after it not
                 if result is None:
                     result = StepResult(loss.detach(), detached(output))
                 if last and self.joint_pass:
@@ -190,6 +207,7 @@ class UpdateRule:
                 if autocast:
                     torch.clear_autocast_cache()  # it holds casts of the weights as they were
         assert result is not None
+        self._batches += 1
         return result
 
     def _passes(self, inputs: Inputs, target: Any, trained: list[nn.Parameter]) -> Generator[Pass, None, None]:
@@ -238,6 +256,8 @@ class Backprop(UpdateRule):
         repeats: Number of such updates on each batch (the control of equal cost). All of them see the same dropout
             draws, and running statistics move in the first.
     """
+
+    _of_all = True
 
     def __init__(
         self,
@@ -292,6 +312,9 @@ class Backforward(UpdateRule):
             the whole network in each pass); "auto" is "replay";
             "shortcut" (see `Shortcut`) serves chains of linear layers under plain SGD.
         joint_pass: Append one ordinary update of all groups (what the paper's published code does).
+        order: "forward" updates the groups first to last; "reverse", last to first; "random", in an order drawn for
+            each batch. A joint pass stays the last, and running statistics change in the pass of their own group.
+        seed: Of "random": the order of a batch depends on it and on the number of batches before, on nothing else.
 
     Raises:
         TypeError, ValueError: Bad arguments, at once where they can be seen, else at the first batch.
@@ -309,6 +332,8 @@ class Backforward(UpdateRule):
         reduce: Reduce | None = None,
         step: TakeStep | None = None,
         after_update: AfterUpdate | None = None,
+        order: str = "forward",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             model,
@@ -320,12 +345,15 @@ class Backforward(UpdateRule):
             after_update=after_update,
         )
         check_spec(model, groups)
+        if order not in {"forward", "reverse", "random"}:
+            raise ValueError(f"order={order!r}: give 'forward', 'reverse' or 'random'")
         if engine not in {"auto", "replay", "naive", "shortcut"}:
             raise ValueError(f"engine={engine!r}: give 'auto', 'replay', 'naive' or 'shortcut'")
         if engine == "shortcut":
             without = {
                 "groups='layer'": groups == "layer",
                 "no joint_pass": not joint_pass,
+                "order='forward'": order == "forward",
                 "no max_grad_norm": max_grad_norm is None,
                 "no reduce: one device": reduce is None,
                 "no after_update: no projection": after_update is None,
@@ -336,6 +364,7 @@ class Backforward(UpdateRule):
             require_plain_sgd(optimizer)
         self.engine = engine
         self.joint_pass = joint_pass
+        self.order, self.seed = order, seed
         self._spec = groups
         self._engine: Naive = Naive(model, loss_fn) if engine == "naive" else Tape(model, loss_fn)
         self._shortcut: Shortcut | None = None
@@ -358,7 +387,7 @@ class Backforward(UpdateRule):
             return
         watch = survey(self.model, Inputs.of(x), count=isinstance(self._spec, int))
         self._macs = watch.macs
-        self._arrange(watch.order, trained)
+        self._arrange(watch.order.used, trained)
 
     def _is_plain(self) -> bool:
         return self._spec == 1 and not self.joint_pass
@@ -367,7 +396,9 @@ class Backforward(UpdateRule):
         if self._is_plain():
             self._groups = [_all(trained)]
             return self._engine.plain(inputs, target, self._groups[0])
-        refuse_unwatchable(self.model)
+        refuse_scripted(self.model)
+        if is_compiled(self.model):
+            self._warn("compiled", "Backforward: runs the network uncompiled, since it has to see each call of torch")
         if self.engine == "shortcut":
             return self._by_shortcut(inputs, target, trained)
         if isinstance(self._spec, int) and self._macs is None:
@@ -378,11 +409,9 @@ class Backforward(UpdateRule):
 
     def _by_shortcut(self, inputs: Inputs, target: Any, trained: list[nn.Parameter]) -> Generator[Pass, None, None]:
         if self._shortcut is None or self._shortcut.outdated(trained):
-            found = self._arrange(survey(self.model, inputs).order, trained)
+            found = self._arrange(survey(self.model, inputs).order.used, trained)
             try:
-                self._shortcut = Shortcut(
-                    self.model, self.loss_fn, inputs, found.groups, self._optimizers[0].optimizer
-                )
+                self._shortcut = Shortcut(self.model, self.loss_fn, inputs, found.groups, self._optimizers[0].optimizer)
             except ValueError as error:
                 raise ValueError(f"engine='shortcut' cannot be used with this network: {error}") from None
         return self._shortcut.run(inputs, target)
@@ -396,8 +425,21 @@ class Backforward(UpdateRule):
             groups = [self._same.setdefault(tuple(map(id, group.parameters)), group) for group in found.groups]
             found = self._known[key] = found._replace(groups=groups)
             self._warn_of(found, trained)
+        found = self._ordered(found)
         self._groups = found.groups
         return found
+
+    def _ordered(self, found: Groups) -> Groups:
+        """The groups in the order of this batch's updates."""
+        if self.order == "forward":
+            return found
+        order = list(range(len(found.groups)))
+        if self.order == "reverse":
+            order.reverse()
+        else:
+            random.Random(f"{self.seed}/{self._batches}").shuffle(order)  # noqa: S311  (no secret)
+        home = {name: order.index(group) for name, group in found.home.items()}
+        return found._replace(groups=[found.groups[k] for k in order], home=home)
 
     def _warn_of(self, found: Groups, trained: list[nn.Parameter]) -> None:
         if found.unused:
@@ -409,7 +451,7 @@ class Backforward(UpdateRule):
         if self._spec == "layer" and len(found.groups) == 1 and matrices > 1 and not found.unused:
             self._warn(
                 "one group",
-                "Backforward: one module holds all weights, so there is one group, and this is ordinary backpropagation;"
+                "Backforward: one module holds all weights, so there is one group: ordinary backpropagation;"
                 " give groups as lists of parameter names",
             )
 
@@ -417,48 +459,6 @@ class Backforward(UpdateRule):
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, stacklevel=6)
-
-
-class Switch:
-    """One rule for the first epochs, another from then on. Both share one optimizer.
-
-    `bfp_warmup` is `Switch(Backforward(...), Backprop(...), at_epoch=n)`, `bfp_finetune` the reverse.
-
-    Args:
-        first: The rule of epochs 0 to at_epoch - 1.
-        then: The rule from epoch `at_epoch` on.
-        at_epoch: The first epoch of `then`.
-
-    Attributes:
-        active: The rule of this epoch.
-        at_epoch: As given.
-    """
-
-    def __init__(self, first: UpdateRule, then: UpdateRule, at_epoch: int) -> None:
-        if first.optimizer is not then.optimizer or first.model is not then.model:
-            raise ValueError("Switch: both rules must share one network and one optimizer")
-        if isinstance(at_epoch, bool) or not isinstance(at_epoch, int) or at_epoch < 0:
-            raise ValueError(f"Switch: at_epoch={at_epoch!r}; give a whole number of at least 0")
-        self._first, self._then, self.at_epoch = first, then, at_epoch
-        self.active = then if at_epoch == 0 else first
-
-    @property
-    def groups(self) -> list[Group]:
-        """The groups of the rule that is active now."""
-        return self.active.groups
-
-    def prepare(self, x: Any) -> None:
-        """Plan both rules."""
-        self._first.prepare(x)
-        self._then.prepare(x)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the rule of this epoch (from 0)."""
-        self.active = self._first if epoch < self.at_epoch else self._then
-
-    def step(self, x: Any, y: Any) -> StepResult:
-        """Let one mini-batch change the weights, by the rule of this epoch."""
-        return self.active.step(x, y)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def layers(network: nn.Module, x: Any) -> list[Group]:
         (name, trainable parameters) of each; layers that the forward does not use, or that are frozen, are left out.
     """
     trainable = [p for p in network.parameters() if p.requires_grad]
-    return group_layers(network, trainable, survey(network, Inputs.of(x)).order, "layer", {}).groups
+    return group_layers(network, trainable, survey(network, Inputs.of(x)).order.used, "layer", {}).groups
 
 
 def block_name(layer: str, others: Iterable[str]) -> str:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from backforward.batch import Inputs, World, may_draw, tensors_in
-from backforward.engines import LossFunction, Pass
+from backforward.batch import Inputs, LossFunction, World, may_draw, tensors_in
+from backforward.engines import Pass
 from backforward.groups import Group
 
 
@@ -122,8 +122,11 @@ def _function(run: Sequence[_Call], start: Tensor) -> Callable[[Tensor], Tensor]
         return identity
     if len(run) == 1 and run[0].func in {torch.relu, F.relu, Tensor.relu}:
         return torch.relu
-    places = {id(start): 0} | {id(call.out): i + 1 for i, call in enumerate(run)}
-    calls = [(call.func, _placed(call.args, places), _placed(call.kwargs, places)) for call in run]
+    places = {id(start): 0}
+    calls = []
+    for i, call in enumerate(run, start=1):
+        calls.append((call.func, _placed(call.args, places), _placed(call.kwargs, places)))
+        places[id(call.out)] = i  # of a call in place the same tensor, with a new value
     in_place = any(call.in_place for call in run)
 
     def function(value: Tensor) -> Tensor:
@@ -138,7 +141,7 @@ def _function(run: Sequence[_Call], start: Tensor) -> Callable[[Tensor], Tensor]
 class _Place(NamedTuple):
     """Stands for a value that is computed before."""
 
-    index: int
+    number: int
 
 
 def _placed(value: Any, places: dict[int, int]) -> Any:
@@ -151,7 +154,7 @@ def _placed(value: Any, places: dict[int, int]) -> Any:
 
 def _given(value: Any, values: list[Tensor]) -> Any:
     if type(value) is _Place:
-        return values[value.index]
+        return values[value.number]
     if isinstance(value, dict):
         return {key: _given(item, values) for key, item in value.items()}
     return type(value)(_given(item, values) for item in value) if type(value) in (tuple, list) else value
@@ -305,7 +308,7 @@ def _is_cross_entropy(loss_fn: LossFunction) -> bool:
     return loss_fn is F.cross_entropy
 
 
-def require_plain_sgd(optimizer: Optimizers) -> None:
+def require_plain_sgd(optimizer: Any) -> None:
     """Refuse any optimizer whose step is not -lr times the gradient.
 
     Raises:

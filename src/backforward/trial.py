@@ -16,10 +16,12 @@ import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import GeneratorType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 KEY = "backforward"  # of `param_groups[0]`: where `optimizers` keeps the counters of groups
 STEPS = 3
@@ -35,30 +37,45 @@ OF_TORCH = frozenset(vars(torch.optim.Optimizer([nn.Parameter(torch.empty(0))], 
 OWN_LOOP = ("first_step", "second_step", "update_hessian", "fused_backward")
 
 
-def examine(optimizer: torch.optim.Optimizer) -> frozenset[str]:
+def examine(optimizer: torch.optim.Optimizer, *, alone: bool = False) -> frozenset[str]:
     """Try a few steps on a copy with small parameters.
+
+    Args:
+        optimizer: It is left alone.
+        alone: Whether each step will be of all its parameters. It may then be a wrapper, or count in any way.
 
     Returns:
         Names of the values in param groups that a step changes in place.
+
+    Raises:
+        ValueError: In one line, why it cannot be used.
     """
     kind = type(optimizer).__name__
     instead = "take an optimizer that needs no more than step()"
-    attributes = vars(optimizer)
-    wrapped = [type(value).__name__ for value in attributes.values() if isinstance(value, torch.optim.Optimizer)]
-    if wrapped:
-        raise ValueError(f"{kind} wraps another optimizer; give the {wrapped[0]} itself")
     if needed := [name for name in OWN_LOOP if callable(getattr(optimizer, name, None))]:
         raise ValueError(f"{kind} needs a training loop of its own, which calls {needed[0]}(); {instead}")
+    wrapped = [type(v).__name__ for v in vars(optimizer).values() if isinstance(v, torch.optim.Optimizer)]
+    if wrapped and not alone:
+        raise ValueError(f"{kind} wraps another optimizer; give the {wrapped[0]} itself")
     if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters_of(optimizer)):
         raise ValueError(
             f"{kind} has parameters with hooks on accumulated gradients, which never run here; remove them"
         )
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise ValueError(f"{kind} has differentiable=True, but no graph outlives a step; leave it out")
-    with _no_trace(optimizer):
-        before, after, how = _first_that_works(optimizer, instead)
-        if "closure" in inspect.signature(optimizer.step).parameters and _reads_loss(optimizer, after, how):
-            raise ValueError(f"{kind} reads the loss, which only a closure gives; take one that needs no closure")
+    if wrapped or not any(_is_trained(p) for p in parameters_of(optimizer)):
+        return frozenset()
+    try:
+        _copy(optimizer, small=True)
+    except Exception as error:
+        if alone:
+            return frozenset()
+        raise ValueError(f"{kind} cannot be copied for a trial step ({_line(error)}); {instead}") from error
+    before, after, how = _first_that_works(optimizer, instead)
+    if alone:
+        return frozenset()
+    if "closure" in inspect.signature(optimizer.step).parameters and _reads_loss(optimizer, after, how):
+        raise ValueError(f"{kind} reads the loss, which only a closure gives; take one that needs no closure")
     moved = {
         name: value
         for now, old in zip(_places(after), _places(before), strict=True)
@@ -81,17 +98,27 @@ def _places(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 @contextmanager
 def _no_trace(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Leave generators as they are, and say nothing."""
+    """Put generators back to where they were, and say nothing."""
     devices = {p.device for p in parameters_of(optimizer) if p.device.type not in {"cpu", "meta"}}
     numpy = sys.modules.get("numpy")
     states = random.getstate(), numpy.random.get_state() if numpy else None
     kind = next(iter(devices)).type if devices else "cuda"
-    with warnings.catch_warnings(), torch.random.fork_rng([d.index or 0 for d in devices], device_type=kind):
-        warnings.simplefilter("ignore")
-        yield
-    random.setstate(states[0])
-    if numpy:
-        numpy.random.set_state(states[1])
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng([d.index or 0 for d in devices], device_type=kind):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(states[0])
+        if numpy:
+            numpy.random.set_state(states[1])
+
+
+def _is_trained(p: nn.Parameter) -> bool:
+    return p.requires_grad and _has_shape(p)
+
+
+def _has_shape(p: nn.Parameter) -> bool:
+    return not is_lazy(p)
 
 
 def _first_that_works(
@@ -102,11 +129,7 @@ def _first_that_works(
     first: Exception | None = None
     for small, sparse in ((True, False), (False, False), (True, True)):
         try:
-            before = _copy(optimizer, small)
-        except Exception as error:
-            raise ValueError(f"{kind} cannot be copied for a trial step ({_line(error)}); {instead}") from error
-        try:
-            return before, _stepped(optimizer, small, sparse), (small, sparse)
+            return _copy(optimizer, small), _stepped(optimizer, small, sparse), (small, sparse)
         except Exception as error:
             first = first or error
     assert first is not None
@@ -138,6 +161,9 @@ def _copy(optimizer: torch.optim.Optimizer, small: bool) -> torch.optim.Optimize
     new = object.__new__(type(optimizer))
     memo: dict[int, Any] = {id(optimizer): new}
     for p in parameters_of(optimizer):
+        if not _has_shape(p):
+            memo[id(p)] = nn.Parameter(torch.empty(0), requires_grad=False)
+            continue
         corner = tuple(slice(0, SMALL) for _ in p.shape) if small else ()
         memo[id(p)] = nn.Parameter(p.detach()[corner].clone(), p.requires_grad)
         for value in optimizer.state.get(p, {}).values():
@@ -146,6 +172,8 @@ def _copy(optimizer: torch.optim.Optimizer, small: bool) -> torch.optim.Optimize
     for name, value in vars(optimizer).items():
         if "hooks" in name and name in OF_TORCH:
             vars(new)[name] = OrderedDict()
+        elif isinstance(value, GeneratorType) and value.gi_frame is None:
+            vars(new)[name] = value  # the constructor has used it up
         elif name != "step":
             vars(new)[name] = copy.deepcopy(value, memo)
     trained = [{**g, "params": [p for p in g["params"] if p.requires_grad]} for g in new.param_groups]
@@ -166,7 +194,7 @@ def _stepped(
         train()
     step: Any = type(new).step
     step = step.__wrapped__ if getattr(step, "hooked", False) else step  # without anyone's hooks
-    with torch.random.fork_rng(devices=[]):
+    with _no_trace(optimizer):
         for _ in range(STEPS):
             for p in parameters_of(new):
                 gradient = p.detach().cos() / 10

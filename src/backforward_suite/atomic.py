@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -15,16 +16,33 @@ os.umask(_UMASK)
 
 @contextmanager
 def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that appears under its name whole or not at all: written beside, flushed to disk, then renamed."""
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    """Open a file that appears under its name whole or not at all: written beside, flushed to disk, then renamed.
+
+    Raises:
+        OSError: With the file's name, as the disk has it: one is full, or may not be written.
+    """
+    beside: Path | None = None
     text = "b" not in mode
     try:
-        Path(beside).chmod(0o666 & ~_UMASK)  # mkstemp lets nobody else read
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        beside = Path(name)
         with os.fdopen(handle, mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
+            beside.chmod(0o666 & ~_UMASK)  # mkstemp lets nobody else read
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(beside).replace(path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.replace(path)
+    except BaseException as error:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
+
+
+def remove_half_written(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a process that was killed in `whole` left of files of these names in a folder; nothing else."""
+    ours = re.compile(rf"\.({'|'.join(map(re.escape, names))})\.[a-z0-9_]{{8}}\.tmp")
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)

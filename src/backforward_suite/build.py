@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from backforward.data_norm import DataNorm
 from backforward.models import weight_decay_groups
 from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
-from backforward.rules import Switch, UpdateRule
+from backforward.rules import UpdateRule
+from backforward.shift import layers
+from backforward.switch import Switch
 from backforward_suite.config import Request
-from backforward_suite.data import DataSplits, load_data
+from backforward_suite.data import DataSplits, load_asked
+from backforward_suite.targets import refuse_wrong_types
 
 REHEARSED = 2  # images of the step that is tried, and counted, before training
 
@@ -37,6 +41,22 @@ def switching(
     return Switch(one, other, at_epoch)
 
 
+def model_maker(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> Callable[..., nn.Module]:
+    """What builds the model of a config from a seed, for images ``(C, H, W)``."""
+    maker: Callable[..., nn.Module] = instantiate(
+        cfg.model, in_shape=shape, classes=classes, _partial_=True, _convert_="all"
+    )
+    if cfg.norm.get("_target_") is None:
+        return maker
+    norm = {key: value for key, value in cfg.norm.items() if key != "kind"}
+    return partial(maker, norm=instantiate(norm, _partial_=True, _convert_="all"))
+
+
+def with_data_norm(data_norm: DataNorm, model: nn.Module) -> nn.Sequential:
+    """The network that is trained: its input normalised, then the model."""
+    return nn.Sequential(OrderedDict(data_norm=data_norm, model=model))
+
+
 class Parts:
     """What trainings and studies are put together from, as the config has it.
 
@@ -50,21 +70,14 @@ class Parts:
 
     def __init__(self, request: Request, data: DataSplits | None = None) -> None:
         cfg = request.cfg
+        for group in ("model", "optimizer", "method", "schedule"):
+            refuse_wrong_types(group, request.values[group])
         settings = self._settings = request.settings
         if data is None:
-            data = load_data(
-                settings.data.name,
-                Path(settings.data.root),
-                protocol=settings.data.protocol,
-                size=settings.data.size,
-                train_images=settings.data.train_images,
-                evaluation_images=settings.data.evaluation_images,
-            )
+            data = load_asked(settings.data)
         self.data = data
         self._data_norm = DataNorm.fit(settings.data_norm, self.data.train.x)
-        self._model = instantiate(
-            cfg.model, in_shape=self.data.shape, classes=self.data.classes, _partial_=True, _convert_="all"
-        )
+        self._model = model_maker(cfg, self.data.shape, self.data.classes)
         self._optimizer = instantiate(cfg.optimizer, _partial_=True, _convert_="all")
         self._rule = instantiate(cfg.method, _partial_=True, _convert_="all")
         schedule = {key: value for key, value in cfg.schedule.items() if key != "interval"}
@@ -72,14 +85,27 @@ class Parts:
 
     def network(self, seed: int, **changes: object) -> nn.Module:
         """The model with these initial weights, data norm first; `changes` are arguments of it besides the config's."""
-        model = self._model(seed=seed, **changes)
-        return nn.Sequential(OrderedDict(data_norm=copy.deepcopy(self._data_norm), model=model))
+        return with_data_norm(copy.deepcopy(self._data_norm), self._model(seed=seed, **changes))
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer; it decays weights alone."""
+        """The optimizer; it decays weights alone, and may have a learning rate of its own for the last layer."""
         decays = (self._settings.optimizer.model_extra or {}).get("weight_decay")
-        made: torch.optim.Optimizer = self._optimizer(weight_decay_groups(network) if decays else network.parameters())
+        groups = weight_decay_groups(network) if decays else [{"params": list(network.parameters())}]
+        if self._settings.head_lr is not None:
+            groups = self._with_head(groups, network, self._settings.head_lr)
+        made: torch.optim.Optimizer = self._optimizer(groups)
         return made
+
+    def _with_head(self, groups: list[dict[str, Any]], network: nn.Module, lr: float) -> list[dict[str, Any]]:
+        """Parameter groups in which the last layer in forward order has this learning rate."""
+        images = self.few()[0].to(next(network.parameters()).device)
+        head = {id(parameter) for parameter in layers(network, images)[-1].parameters}
+        parted = []
+        for group in groups:
+            mine = [p for p in group["params"] if id(p) in head]
+            parted.append({**group, "params": [p for p in group["params"] if id(p) not in head]})
+            parted.append({**group, "params": mine, "lr": lr})
+        return [group for group in parted if group["params"]]
 
     def rule(self, *args: Any, **hooks: Any) -> Any:
         """The update rule of network, optimizer and loss function."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -17,10 +18,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from backforward_suite.errors import BadInput
 from backforward_suite.hardware import cpu_count, gpu_count
+from backforward_suite.targets import refuse_unread
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"  # of a sweep: a path that leads nowhere else
+Minutes = Annotated[float, Field(gt=0, le=5_000_000)]  # ten years: clocks count no further
 
 
 def _switched(value: object) -> object:
@@ -38,13 +42,33 @@ WITHOUT_EFFECT = frozenset(
         "name",
         "scale",
         "timeout_min",
+        "go_on_from",  # a run whose settings are the same but for `max_epochs`
         "data.root",
         "trainer.accelerator",
         "trainer.progress_bar",
         "trainer.checkpoint_minutes",
         "trainer.capture",
+        "trainer.profiler",
+        "logger",  # and its keys
     }
 )
+
+
+def has_effect(key: str) -> bool:
+    """Whether a dotted key, or a group, can change a result."""
+    return key not in WITHOUT_EFFECT and key.partition(".")[0] not in WITHOUT_EFFECT
+
+
+# Keys younger than the first committed results, with the value that means what runs did before there was the key. At
+# that value a key is left out of the hash, so that results made before it stay valid.
+ADDED_LATER = {
+    "head_lr": None,
+    "stop_loss": None,
+    "patience": None,
+    "min_delta": 0.0,
+    "trainer.limit_train_batches": None,
+    "data.layout": "auto",
+}
 
 
 # What a hash of settings calls our own classes, whatever module they live in: the paths under which results were first
@@ -55,6 +79,10 @@ PUBLIC_NAMES = {
     "backforward_suite.studies.Moments": "backforward.studies.Moments",
     "backforward_suite.studies.OneStep": "backforward.studies.OneStep",
     "backforward_suite.studies.Speed": "backforward.studies.Speed",
+    "backforward_suite.study_rules.Dose": "backforward.study_rules.Dose",
+    "backforward_suite.study_rules.FreshDirection": "backforward.study_rules.FreshDirection",
+    "backforward_suite.study_rules.FreshLength": "backforward.study_rules.FreshLength",
+    "backforward_suite.study_rules.ShiftNoise": "backforward.study_rules.ShiftNoise",
 }
 
 
@@ -77,24 +105,31 @@ class ScheduleSettings(_Group):
 
 
 class NormSettings(_Model):
-    """The `norm` group."""
+    """The `norm` group: one of the models' own, or a function of a layer (`_target_`) and its arguments."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
-    kind: Literal["none", "batch", "prop"]
+    kind: str
+    target: str | None = Field(alias="_target_", default=None)
+
+
+def _with_home(value: object) -> object:
+    """A leading `~` of a path stands for the home folder, also where no shell has seen it."""
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111  (a path may be no user's)
 
 
 class DataSettings(_Model):
     """The `data` group."""
 
     name: str
-    root: str
+    root: Annotated[str, BeforeValidator(_with_home)]
     protocol: Literal["holdout", "paper", "poster"]
     size: Count | None
     shuffle: bool
     train_images: Count | None
     evaluation_images: Count | None
     augment: Literal["none", "flip"]
+    layout: Literal["auto", "nhwc", "nchw"] | None = None  # of data=npz alone
 
 
 class TrainerSettings(_Model):
@@ -108,6 +143,8 @@ class TrainerSettings(_Model):
     log_every_n_steps: Count
     checkpoint_minutes: Positive
     capture: Switched
+    limit_train_batches: Count | None = None
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
 
 
 When = list[Literal["epoch", "log"] | Count]
@@ -143,16 +180,22 @@ class Settings(_Model):
     schedule: ScheduleSettings
     trainer: TrainerSettings
     diagnostics: DiagnosticsSettings
+    logger: _Group | None = None
     study: _Group | None
-    scale: Literal["smoke", "small", "paper"] | None
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
+    scale: Literal["smoke", "small", "medium", "paper"] | None
+    name: Annotated[str, Field(pattern=NAME)]
     lr: NonNegative
+    head_lr: NonNegative | None = None
     batch_size: Count
     max_epochs: Count
+    stop_loss: Positive | None = None
+    patience: Count | None = None
+    min_delta: NonNegative = 0.0
     weight_decay: NonNegative
     data_norm: Literal["none", "channel", "global", "batch"]
     max_grad_norm: Positive | None
-    timeout_min: Positive | None
+    timeout_min: Minutes | None
+    go_on_from: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
     @classmethod
@@ -173,6 +216,8 @@ class Settings(_Model):
             raise BadInput(_first_fault(error)) from None
         if here:
             settings._check_machine()
+        if settings.go_on_from is not None:
+            settings._check_going_on()
         settings._check_combination()
         return settings
 
@@ -193,6 +238,9 @@ class Settings(_Model):
         devices, batch = self.trainer.devices, self.batch_size
         if self.study is not None:
             self._check_study()
+        self._check_norm()
+        if self.min_delta and self.patience is None:
+            raise BadInput(f"min_delta={self.min_delta} is of patience; give patience=200, say, or no min_delta")
         if (self.method.model_extra or {}).get("engine") == "shortcut":
             if devices > 1:
                 raise BadInput(f"engine=shortcut works on one device, not {devices}; give method.engine=replay")
@@ -210,30 +258,62 @@ class Settings(_Model):
                 "diagnostics.shift and diagnostics.update look into a step, and trainer.capture=on replays it whole;"
                 " give trainer.capture=auto or off, or diagnostics=off"
             )
+        if self.trainer.capture == "on" and self.draws_anew:
+            raise BadInput(
+                "this method draws anew for each batch, and trainer.capture=on replays one step;"
+                " give trainer.capture=auto or off"
+            )
         if self.trainer.capture == "on" and devices > 1:
             raise BadInput(f"trainer.capture=on works on one device, not {devices}; give trainer.capture=auto or off")
         each = "" if devices == 1 else " on each device"
-        if batch == devices and self.norm.kind == "batch":
+        if batch == devices and self.norm.kind in ("batch", "noisy_batch"):
             raise BadInput(
-                f"norm=batch needs at least two samples to a batch{each}; "
+                f"norm={self.norm.kind} needs at least two samples to a batch{each}; "
                 f"give batch_size={2 * devices} or more, or norm=prop"
             )
         if batch == devices and self.data_norm == "batch":
             raise BadInput(f"data_norm=batch needs at least two samples to a batch{each}; give data_norm=global")
 
+    def _check_norm(self) -> None:
+        kind, model = self.norm.kind, self.model
+        if self.norm.target is None and kind not in ("none", "batch", "prop"):
+            raise BadInput(
+                f"norm.kind={kind}: input should be 'none', 'batch' or 'prop', or norm._target_ a function of a layer"
+            )
+        if kind != "none" and (model.model_extra or {}).get("norm") != kind:
+            raise BadInput(
+                f"norm={kind} does not reach the model: {model.target} is not given norm=${{norm.kind}}; give norm=none"
+            )
+
     def _looks_into_steps(self) -> bool:
         return bool(self.diagnostics.shift or self.diagnostics.update)
 
     @property
+    def draws_anew(self) -> bool:
+        """Whether the update rule itself draws random numbers for each batch."""
+        noise = self.method.target == "backforward_suite.study_rules.ShiftNoise"
+        return noise or "random" in _values(self.method.model_extra)
+
+    @property
     def capture(self) -> Literal["auto", "on", "off"]:
-        """`trainer.capture`, as far as diagnostics leave the choice."""
-        return "off" if self._looks_into_steps() else self.trainer.capture
+        """`trainer.capture`, as far as diagnostics and method leave the choice."""
+        return "off" if self._looks_into_steps() or self.draws_anew else self.trainer.capture
+
+    def _check_going_on(self) -> None:
+        if self.study is not None:
+            raise BadInput("go_on_from is of trainings, and a study has none; leave it out")
+        if self.trainer.devices > 1:
+            raise BadInput(f"go_on_from works on one device, not {self.trainer.devices}; give trainer.devices=1")
+        if self.stop_loss is not None or self.patience is not None:
+            raise BadInput("go_on_from needs a run that ends at max_epochs alone; leave out stop_loss and patience")
 
     def _check_study(self) -> None:
         if self.trainer.devices > 1:
             raise BadInput(f"a study works on one device, not {self.trainer.devices}; give trainer.devices=1")
         if self.trainer.precision == "bf16-mixed":
             raise BadInput("a study needs full precision; give trainer.precision=32-true")
+        if self.stop_loss is not None or self.patience is not None:
+            raise BadInput("stop_loss and patience end a training, and a study has none; leave them out")
         if any(self.diagnostics.when().values()):
             raise BadInput("diagnostics watch a training, and a study has none; give diagnostics=off")
 
@@ -273,13 +353,21 @@ class Request:
         assert isinstance(own, DictConfig)
         values = plain(own)
         made = {} if hydra is None else hydra.runtime.choices
-        choices = {group: str(made[group]) for group in Settings.model_fields if made.get(group) is not None}
-        return cls(own, Settings.check(values, here), values, choices, hydra)
+        groups = [group for group in Settings.model_fields if has_effect(group)]
+        choices = {group: str(made[group]) for group in groups if made.get(group) is not None}
+        settings = Settings.check(values, here)
+        if hydra is not None:  # else settings of an earlier run, say, whose keys have long been read
+            refuse_unread(own, values, {_key_of(text) for text in hydra.overrides.task})
+        return cls(own, settings, values, choices, hydra)
 
     @property
     def hash(self) -> str:
         """SHA-256 over the settings that decide the result."""
         return fingerprint(self.values)
+
+
+def _key_of(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _values(settings: Mapping[str, Any] | None) -> list[Any]:
@@ -313,11 +401,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide a result, flat: dotted key -> value; our own classes by their public names."""
+    """The settings that decide a result, flat: dotted key -> value; our own classes by their public names.
+
+    Keys that came later are left out where they change nothing.
+    """
     return {
         key: PUBLIC_NAMES.get(value, value) if key.rpartition(".")[2] == "_target_" else value
         for key, value in flatten(values)
-        if key not in WITHOUT_EFFECT
+        if has_effect(key) and not (key in ADDED_LATER and value == ADDED_LATER[key])
     }
 
 
@@ -330,7 +421,7 @@ def differing(asked: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Name the deciding keys in which two settings differ, as `key=asked (there: found)`, or return ''."""
     here, there = deciding(asked), deciding(found)
     pairs = {key: (here.get(key), there.get(key)) for key in {**here, **there} if here.get(key) != there.get(key)}
-    own = {pair for key, pair in pairs.items() if "." not in key}
+    own = [pair for key, pair in pairs.items() if "." not in key]
     # `optimizer.lr` follows `lr`: name what was set, not what follows from it.
     named = {key: pair for key, pair in pairs.items() if "." not in key or pair not in own}
     return ", ".join(f"{key}={asked_for} (there: {there_is})" for key, (asked_for, there_is) in named.items())

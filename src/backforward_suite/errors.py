@@ -11,6 +11,10 @@ class Busy(BadInput):
     """Another process has the run's folder; it may be had later."""
 
 
+class Refused(BadInput):
+    """A folder holds a run that is another than the one asked for; the same command is refused again."""
+
+
 class Stopped(BaseException):
     """The process was asked to end (SIGTERM). No `Exception`: nothing failed, and nobody should go on."""
 

@@ -40,6 +40,15 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def emulates_bf16() -> bool:
+    """Whether the processor has no bfloat16 products of its own, as far as the system tells (Linux on x86-64 does)."""
+    try:
+        flags = set(re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0].split())
+    except (OSError, IndexError):
+        return False
+    return not flags & {"amx_bf16", "avx512_bf16"}
+
+
 def process_age() -> float | None:
     """Seconds since this process was started or forked, to a hundredth; None where /proc does not tell (Linux does)."""
     try:

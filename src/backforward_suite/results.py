@@ -31,6 +31,7 @@ def assembled(
     data: DataSplits,
     device: torch.device,
     timing: Mapping[str, Any],
+    own: Mapping[str, str],
     *,
     devices: int = 1,
 ) -> Result:
@@ -42,6 +43,7 @@ def assembled(
         data: What it was found on.
         device: Where it was computed.
         timing: What was timed; peak memory and the date are added.
+        own: SHA-256 of the modules of one's own that it was found with, as they were when it began.
         devices: How many devices computed.
     """
     return {
@@ -50,7 +52,7 @@ def assembled(
         "settings": request.values,
         "settings_hash": request.hash,
         "data": _origin(data),
-        "code": _code(),
+        "code": _code(own),
         "hardware": _hardware(device, devices),
         "timing": {
             **timing,
@@ -79,15 +81,24 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
 
 def _origin(data: DataSplits) -> dict[str, Any]:
     sizes = {"train": len(data.train.y), "validation": len(data.validation.y), "test": len(data.test.y)}
-    return {"name": data.name, "shape": list(data.shape), "classes": data.classes, **sizes, "sha256": data.fingerprint}
+    return {
+        "name": data.name,
+        "shape": list(data.shape),
+        "classes": data.classes,
+        **sizes,
+        "sha256": data.fingerprint,
+        **({"files": data.files} if data.files else {}),
+    }
 
 
-def _code() -> dict[str, Any]:
-    packages = ("backforward", "torch", "torchvision", "lightning", "hydra-core", "numpy")
+def _code(own: Mapping[str, str]) -> dict[str, Any]:
+    packages = ("torchvision", "lightning", "hydra-core", "numpy")
     return {
         "commit": _commit(),
         "python": platform.python_version(),
-        **{package: version(package) if package != "torch" else torch.__version__ for package in packages[1:]},
+        "torch": torch.__version__,
+        **{package: version(package) for package in packages},
+        **({"own": dict(own)} if own else {}),
     }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +14,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = REPOSITORY / "src" / "train.py"
 CONF = REPOSITORY / "conf"
+
+PR_SET_PDEATHSIG = 1  # of prctl: the signal that a process gets when its parent ends
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,13 @@ def environment(**changes: str) -> dict[str, str]:
     return clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **changes}
 
 
+def as_by_hand() -> None:
+    """In a child about to begin: hear Ctrl-C though the tests may have been started to ignore it; end when they do."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def modules_after(code: str) -> set[str]:
     """The modules that a fresh interpreter holds after some code."""
     ended = subprocess.run(
@@ -45,3 +56,14 @@ def modules_after(code: str) -> set[str]:
         text=True,
     )
     return set(ended.stdout.split())
+
+
+def assert_one_line(ended: Ended, *parts: str, code: int = 2) -> None:
+    """One line of error, with these parts in it, and nothing else."""
+    lines = [line for line in ended.err.splitlines() if line.strip()]
+    assert len(lines) == 1, ended.err
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+    assert "Traceback" not in ended.out + ended.err
+    assert ended.code == code

@@ -422,11 +422,11 @@ def _trained(setting: Conditions, method: str, captured: bool) -> Row:
 def observers() -> list[Any]:
     """The record and the bar of a run, where what they need is installed: they look at numbers within an epoch."""
     try:
+        from backforward_suite.train.bar import ProgressBar
         from backforward_suite.train.callbacks.record import RunRecord
-        from backforward_suite.train.fit import ProgressBar
     except ModuleNotFoundError:
         return []
-    return [RunRecord(None, log_every=5), ProgressBar(refresh_rate=5)]
+    return [RunRecord(None, log_every=5), ProgressBar(seconds=0)]
 
 
 def set_waiting(device: torch.device, *, allowed: bool) -> None:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 from tests.helpers.configs import composed
-from tests.helpers.training import SMALL, CutOff, cut_off_at
-from tests.helpers.XXX import told_to_end_at
+from tests.helpers.training import SMALL, CutOff, cut_off_at, told_to_end_at
 from torch import nn
 
 from backforward_suite.errors import Stopped

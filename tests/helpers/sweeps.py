@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.helpers.commands import REPOSITORY, TRAIN, environment
+from tests.helpers.commands import REPOSITORY, TRAIN, as_by_hand, environment
 
 from backforward_suite.config import deciding
 from backforward_suite.runs import files
@@ -31,6 +31,7 @@ def start(cwd: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=as_by_hand,  # noqa: PLW1509  (the tests that call this have one thread)
     )
 
 

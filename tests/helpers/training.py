@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,5 +62,13 @@ def cut_off_at(step: int) -> Callable[..., None]:
     def before_batch(_: RunRecord, trainer: L.Trainer, *__: Any) -> None:
         if trainer.global_step == step:
             raise CutOff
+
+    return before_batch
+
+
+def told_to_end_at(step: int) -> Callable[..., None]:
+    def before_batch(_: RunRecord, trainer: L.Trainer, *__: Any) -> None:
+        if trainer.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     return before_batch

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from backforward.optimizers import OnePerGroup
-from backforward.rules import Backforward, Backprop, Switch
+from backforward.rules import Backforward, Backprop
+from backforward.switch import Switch
 
 Make = Callable[[list[dict[str, Any]]], Optimizer]
 
@@ -317,6 +320,24 @@ def test_counters_follow_the_parameters_when_groups_change() -> None:
     assert step((c,)) == [6, 6, 6]
 
 
+def test_counters_stay_with_their_group_when_param_groups_are_added() -> None:
+    model = network()
+    optimizer = miniatures.CountsInGroups(model[4].parameters())
+    with pytest.warns(UserWarning, match="no optimizer has"):
+        rule = Backforward(model, optimizer, F.cross_entropy)
+    rule.step(*batches()[0])
+    assert optimizer.param_groups[0]["k"] == 1  # all that it has is one group
+    optimizer.add_param_group({"params": list(model[0].parameters())})
+    rule.step(*batches()[1])
+    assert optimizer.param_groups[0]["k"] == 1
+    assert {
+        counters[key][0]
+        for counters in optimizer.param_groups[0]["backforward"].values()
+        for key in counters
+        if key[1] == "k"
+    } == {1, 2}
+
+
 @pytest.mark.parametrize("backforward_first", [True, False], ids=["warmup", "finetune"])
 def test_switching_goes_on_counting(backforward_first: bool) -> None:
     model = network()
@@ -541,3 +562,15 @@ def test_refuses_lists_that_make_no_sense() -> None:
         Backforward(model, parts, F.cross_entropy, step=lambda last: None)
     with pytest.raises(ValueError, match=r"engine='shortcut' needs torch\.optim\.SGD"):
         Backforward(model, parts, F.cross_entropy, engine="shortcut")
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "optimizers.md"
+
+
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
+def test_examples_of_the_page_run(example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip(example.split()[1])
+    exec(compile(example, str(PAGE), "exec"), {})
+    assert capsys.readouterr().out

@@ -86,3 +86,67 @@ def test_refuses_hooks_that_would_never_run() -> None:
     model[0].weight.register_post_accumulate_grad_hook(lambda p: None)
     with pytest.raises(ValueError, match="SGD has parameters with hooks on accumulated gradients"):
         Backprop(model, torch.optim.SGD(model.parameters(), lr=0.1), F.cross_entropy)
+
+
+class DrawsElsewhere(miniatures.Mini):
+    """Draws from the generators of Python and NumPy."""
+
+    def scale(self, group: dict[str, Any]) -> float:
+        return random.random() + float(np.random.random())
+
+
+@pytest.mark.parametrize("kind", [miniatures.Draws, DrawsElsewhere, miniatures.Fails])
+def test_draws_of_a_trial_are_undone_and_are_no_reason_to_refuse(kind: type[Optimizer]) -> None:
+    model = network()
+    generators = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+    if kind is miniatures.Fails:
+        with pytest.raises(ValueError, match="cannot take a step"):
+            Backforward(model, kind(model.parameters()), F.cross_entropy)
+    else:
+        Backforward(model, kind(model.parameters()), F.cross_entropy)
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert (random.getstate(), str(np.random.get_state())) == generators[1:]
+
+
+def test_parameters_that_have_no_shape_yet_are_left_out_of_a_trial() -> None:
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 3))
+    optimizer = miniatures.CountsInGroups(model.parameters())
+    rule = Backforward(model, optimizer, F.cross_entropy)
+    model(batch()[0])
+    rule.step(*batch())
+    assert len(optimizer.param_groups[0]["backforward"]) == 2
+
+
+def test_a_generator_of_parameters_that_is_used_up_is_no_reason_to_refuse() -> None:
+    class Remembers(miniatures.Mini):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params)
+            self.given = params
+
+    model = network()
+    Backforward(model, Remembers(model.parameters()), F.cross_entropy)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [miniatures.ReadsTheLoss, miniatures.Wraps, miniatures.KeepsObjects, miniatures.CannotBeCopied],
+)
+def test_backprop_takes_what_only_groups_forbid(kind: type[Optimizer]) -> None:
+    model, plain = network(), network()
+    optimizer, alone = kind(model.parameters()), kind(plain.parameters())
+    rule = Backprop(model, optimizer, F.cross_entropy)
+    x, y = batch()
+    for _ in range(3):
+        rule.step(x, y)
+        alone.zero_grad()
+        F.cross_entropy(plain(x), y).backward()
+        alone.step()
+    assert all(map(torch.equal, model.parameters(), plain.parameters()))
+    assert not all(map(torch.equal, model.parameters(), network().parameters()))
+
+
+@pytest.mark.parametrize("kind", [miniatures.ClosureByAssertion, miniatures.SecondDerivatives, miniatures.OwnLoop])
+def test_backprop_refuses_what_has_more_than_a_step(kind: type[Optimizer]) -> None:
+    model = network()
+    with pytest.raises(ValueError, match=f"^Backprop: {kind.__name__} needs"):
+        Backprop(model, kind(model.parameters()), F.cross_entropy)

@@ -152,7 +152,7 @@ class StaleBackforward:
     def prepare(self, x: Tensor) -> None:
         """Nothing to prepare."""
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, batch: int | None = None) -> None:
         """All epochs are alike."""
 
     def step(self, x: Tensor, y: Tensor) -> Any:

@@ -4,9 +4,12 @@ import pytest
 import torch
 from tests.helpers.configs import requested
 from torch import nn
+from torch.nn.utils import parametrize
 
 from backforward import Backforward, Switch
+from backforward.models.norms import NoisyBatchNorm, ScaledStandardization
 from backforward_suite.build import REHEARSED, Parts
+from backforward_suite.errors import BadInput
 
 DIGITS = ("data=digits", "model.hidden=8")
 
@@ -68,3 +71,69 @@ def test_only_normprop_is_projected(norm: str, projects: bool) -> None:
             weight.mul_(3)
             projection([weight])
         assert torch.allclose(weight.norm(dim=1), torch.ones(len(weight)))
+
+
+@pytest.mark.parametrize("method", ["sgd", "bfp"])
+@pytest.mark.parametrize("decay", ["weight_decay=0", "weight_decay=0.01"])
+def test_the_head_has_its_own_learning_rate(method: str, decay: str) -> None:
+    """And weight decay is as without it."""
+    built = parts(f"method={method}", "model.depth=2", "lr=0.2", "head_lr=0.7", decay, "schedule=halve")
+    network = built.network(0)
+    groups = built.optimizer(network).param_groups
+    head = set(network.model.head.parameters())  # type: ignore[union-attr, operator]
+    for group in groups:
+        assert group["lr"] == (0.7 if head & set(group["params"]) else 0.2)
+        assert not head & set(group["params"]) or set(group["params"]) <= head
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+    if decay == "weight_decay=0.01":
+        assert all((group["weight_decay"] == 0.01) == all(p.ndim > 1 for p in group["params"]) for group in groups)
+
+
+NORMS = {
+    "layer": nn.LayerNorm,
+    "group": nn.GroupNorm,
+    "noisy_batch": NoisyBatchNorm,
+    "batch": nn.BatchNorm1d,
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_norm_of_the_config_reaches_the_network(norm: str) -> None:
+    model = parts(f"norm={norm}", "model.depth=2").network(0).model
+    found = [type(module) for module in model.modules() if isinstance(module, NORMS[norm])]  # type: ignore[union-attr]
+    assert len(found) == 2
+
+
+def test_norms_that_change_the_weight_or_the_activation_reach_the_network() -> None:
+    model = parts("norm=weight_standardization", "model.activation=tanh").network(0).get_submodule("model")
+    (made,) = (module for module in model.modules() if isinstance(module, ScaledStandardization))
+    assert made.gamma == pytest.approx(1 / 0.6279, rel=1e-3)
+    assert any(isinstance(m, parametrize.ParametrizationList) for m in parts("norm=weight").network(0).modules())
+    selu = parts("norm=selu").network(0)
+    assert any(isinstance(module, nn.SELU) for module in selu.modules())
+    assert not selu.get_submodule("model.hidden1.linear").bias.any()  # type: ignore[union-attr, operator]
+
+
+def test_a_norm_of_ones_own_is_a_config() -> None:
+    """With no line of ours changed: a target, and a name to tell its runs by."""
+    built = parts("norm.kind=mine", "+norm._target_=torch.nn.Identity")
+    assert any(isinstance(module, nn.Identity) for module in built.network(0).modules())
+    batch = ("norm.kind=mine", "+norm._target_=backforward.models.norms.of_features")
+    built = parts(*batch, "+norm.make={_target_: torch.nn.BatchNorm1d, _partial_: true, momentum: 0.5}")
+    (norm,) = (module for module in built.network(0).modules() if isinstance(module, nn.BatchNorm1d))
+    assert norm.momentum == 0.5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("norm=batch", "~model.norm"), "norm=batch does not reach the model: backforward.models.MLP is not given"),
+        (("norm=layer", "model.norm=batch"), "norm=layer does not reach the model"),
+        (("norm.kind=mine",), "norm.kind=mine: input should be 'none', 'batch' or 'prop', or norm._target_ a function"),
+        (("norm=noisy_batch", "batch_size=1"), "norm=noisy_batch needs at least two samples to a batch"),
+    ],
+)
+def test_a_norm_that_reaches_no_layer_is_refused(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        requested(*DIGITS, *overrides)
+    assert str(caught.value).startswith(message)

@@ -71,6 +71,8 @@ def test_a_value_out_of_range_is_named(override: str, message: str, monkeypatch:
             "engine=shortcut needs full precision",
         ),
         (["trainer.devices=2", "batch_size=3"], "batch_size=3 cannot be shared by 2 devices"),
+        (["min_delta=0.1"], "min_delta=0.1 is of patience"),
+        (["study=one_step", "patience=3"], "stop_loss and patience end a training, and a study has none"),
     ],
 )
 def test_values_that_do_not_go_together_are_named(
@@ -88,6 +90,8 @@ def test_values_that_do_not_go_together_are_named(
         ("diagnostics=cheap", "trainer.capture=on replays it whole"),
         ("trainer.devices=2", "trainer.capture=on works on one device, not 2"),
         ("trainer=cpu", "a CUDA graph needs a GPU, not trainer.accelerator=cpu"),
+        ("method=bfp_random", "draws anew for each batch"),
+        ("method=shift_noise", "draws anew for each batch"),
     ],
 )
 def test_capture_is_refused_where_it_cannot_be_had(

@@ -27,6 +27,8 @@ from tests.zoo import check, networks, page
 from tests.zoo.cases import CASES
 from tests.zoo.entry import Entry
 
+import backforward_suite._torchvision  # noqa: F401  (before anything imports torchvision)
+
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUTS = ROOT / "outputs" / "zoo"
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy")

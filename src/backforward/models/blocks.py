@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from backforward.models.norms import Norm
 from backforward.moments import ACTIVATIONS, make_activation
 from backforward.normprop import NormPropConv2d, NormPropLinear, StandardizedActivation, check_jacobian_factor
 
@@ -26,7 +27,11 @@ class Blocks:
     none    layer with bias, activation                    layer with bias
     batch   layer without bias, BatchNorm, activation      layer with bias
     prop    NormProp layer, which includes the activation  gamma (W * x) / ||W|| + beta
+    other   layer, what it makes of the layer, activation  layer with bias
     ======= ============================================== =====================================
+
+    Other norms are functions of the layer (``models.norms``): of a layer with bias, which is taken away where the
+    norm's module has a shift of its own.
 
     NormProp's last layer has no activation, so neither J nor post-normalisation, and is not projected: the paper
     constrains hidden weights (section 4.4). The layer is called ``linear`` or ``conv`` under every norm, so that
@@ -36,13 +41,13 @@ class Blocks:
         ValueError: If a name is unknown.
     """
 
-    norm: str = "none"
+    norm: str | Norm = "none"
     activation: str = "relu"
     jacobian_factor: str | float = "exact"
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise ValueError(f"unknown norm {self.norm!r}: there are {', '.join(NORMS)}")
+        if not callable(self.norm) and self.norm not in NORMS:
+            raise ValueError(f"unknown norm {self.norm!r}: there are {', '.join(NORMS)}, and functions of a layer")
         make_activation(self.activation)
         check_jacobian_factor(self.jacobian_factor)
 
@@ -51,8 +56,8 @@ class Blocks:
         if self.norm == "prop":
             prop = NormPropLinear(d_in, d_out, activation=self.activation, jacobian_factor=self.jacobian_factor)
             return named(linear=prop)
-        linear = nn.Linear(d_in, d_out, bias=self.norm == "none")
-        norm = nn.BatchNorm1d(d_out) if self.norm == "batch" else None
+        linear = nn.Linear(d_in, d_out, bias=self.norm != "batch")
+        norm = self._after(linear) if callable(self.norm) else nn.BatchNorm1d(d_out) if self.norm == "batch" else None
         return named(linear=linear, norm=norm, act=self.activate())
 
     def conv(
@@ -66,9 +71,17 @@ class Blocks:
             activation, factor = (self.activation, self.jacobian_factor) if activate else ("identity", "none")
             prop = NormPropConv2d(c_in, c_out, size, stride, padding, activation=activation, jacobian_factor=factor)
             return named(conv=prop)
-        conv = nn.Conv2d(c_in, c_out, size, stride, padding, bias=self.norm == "none")
-        norm = nn.BatchNorm2d(c_out) if self.norm == "batch" else None
+        conv = nn.Conv2d(c_in, c_out, size, stride, padding, bias=self.norm != "batch")
+        norm = self._after(conv) if callable(self.norm) else nn.BatchNorm2d(c_out) if self.norm == "batch" else None
         return named(conv=conv, norm=norm, act=self.activate() if activate else None)
+
+    def _after(self, layer: nn.Linear | nn.Conv2d) -> nn.Module | None:
+        """What a norm that is a function puts after a layer."""
+        assert callable(self.norm)
+        norm = self.norm(layer)
+        if norm is not None and getattr(norm, "bias", None) is not None:
+            layer.bias = None
+        return norm
 
     def activate(self) -> nn.Module:
         """The activation alone, which may overwrite its input; with NormProp standardised, for input of variance 1."""

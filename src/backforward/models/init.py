@@ -13,8 +13,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-INITS = ("he", "glorot", "default")
+INITS = ("he", "glorot", "lecun", "default")
 
 
 @contextmanager
@@ -32,11 +33,13 @@ def initialise_(model: nn.Module, init: str, seed: int | None = None) -> None:
     ========= ===================================== ===========================
     he        N(0, 2 / fan_in)                      U(-1, 1) / sqrt(fan_in)
     glorot    U(-1, 1) sqrt(6 / (fan_in + fan_out)) 0
+    lecun     N(0, 1 / fan_in)                      0
     default   U(-1, 1) / sqrt(fan_in)               U(-1, 1) / sqrt(fan_in)
     ========= ===================================== ===========================
 
     ``he`` is the setting of the published Backforward Propagation runs (weights of He et al., 2015, PyTorch's biases),
-    ``glorot`` that of NormProp (section 4.3), ``default`` PyTorch's own. Scales and shifts (of BatchNorm and NormProp)
+    ``glorot`` that of NormProp (section 4.3), ``lecun`` that of self-normalising networks (SELU), ``default`` PyTorch's
+    own. Scales and shifts (of BatchNorm and NormProp)
     keep their start at 1 and 0.
 
     Args:
@@ -51,28 +54,33 @@ def initialise_(model: nn.Module, init: str, seed: int | None = None) -> None:
         raise ValueError(f"unknown init {init!r}: there are {', '.join(INITS)}")
     if seed is None:
         seed = int(torch.randint(2**62, ()))
-    layers = [module for module in model.modules() if _has_weight_matrix(module)]
+    layers = [module for module in model.modules() if _weight_matrix(module) is not None]
     for position, layer in enumerate(layers):
-        weight = layer.get_parameter("weight")
+        weight = _weight_matrix(layer)
+        assert weight is not None
         fan_in = weight[0].numel()
         fan_out = weight.shape[0] * weight[0, 0].numel()
         bound = 1 / math.sqrt(fan_in)
         draw = generator(seed, position, "weight")
-        if init == "he":
-            _fill(weight, torch.randn(weight.shape, generator=draw) * math.sqrt(2 / fan_in))
-        elif init == "glorot":
-            _fill(weight, _uniform(weight, math.sqrt(6 / (fan_in + fan_out)), draw))
+        if init in ("he", "lecun"):
+            drawn = torch.randn(weight.shape, generator=draw) * math.sqrt((2 if init == "he" else 1) / fan_in)
         else:
-            _fill(weight, _uniform(weight, bound, draw))
+            drawn = _uniform(weight, math.sqrt(6 / (fan_in + fan_out)) if init == "glorot" else bound, draw)
+        if parametrize.is_parametrized(layer, "weight"):
+            layer.weight = drawn.to(weight)  # the parametrization finds what gives this weight
+        else:
+            _fill(weight, drawn)
         bias = getattr(layer, "bias", None)
         if isinstance(bias, Tensor):
             drawn = _uniform(bias, bound, generator(seed, position, "bias"))
-            _fill(bias, torch.zeros_like(drawn) if init == "glorot" else drawn)
+            _fill(bias, torch.zeros_like(drawn) if init in ("glorot", "lecun") else drawn)
 
 
-def _has_weight_matrix(module: nn.Module) -> bool:
+def _weight_matrix(module: nn.Module) -> Tensor | None:
+    if parametrize.is_parametrized(module, "weight"):
+        return module.weight.detach()  # type: ignore[operator]  # made from what is trained
     weight = module._parameters.get("weight")
-    return weight is not None and weight.ndim >= 2
+    return weight if weight is not None and weight.ndim >= 2 else None
 
 
 def generator(*purpose: object) -> torch.Generator:

@@ -10,6 +10,7 @@ from torch import nn
 
 from backforward.models.blocks import Blocks, Chain, at_least, dropout_or_none
 from backforward.models.init import initialise_, undisturbed_generator
+from backforward.models.norms import Norm
 
 
 class MLP(Chain):
@@ -25,10 +26,10 @@ class MLP(Chain):
         hidden: Units of each hidden layer.
         depth: Number of hidden layers.
         activation: ``relu``, ``tanh``, ... (``normprop.ACTIVATIONS``).
-        norm: ``none``, ``batch`` or ``prop``.
+        norm: ``none``, ``batch``, ``prop``, or a function of a layer (``models.norms``).
         jacobian_factor: NormProp's J: ``none``, ``paper``, ``exact`` or a number. For ``norm="prop"`` only.
         dropout: Share of hidden units dropped in training.
-        init: ``he``, ``glorot`` or ``default`` (``models.init``).
+        init: ``he``, ``glorot``, ``lecun`` or ``default`` (``models.init``).
         seed: Of the initial weights; ``None`` draws one from torch's global generator.
 
     Raises:
@@ -43,7 +44,7 @@ class MLP(Chain):
         depth: int = 1,
         *,
         activation: str = "relu",
-        norm: str = "none",
+        norm: str | Norm = "none",
         jacobian_factor: str | float = "exact",
         dropout: float = 0.0,
         init: str = "he",

@@ -17,6 +17,7 @@ from backforward.models.blocks import (
     use_channels_last_,
 )
 from backforward.models.init import initialise_, undisturbed_generator
+from backforward.models.norms import Norm
 
 SMALLEST = 17  # pixels a side: two poolings leave 5, one tap of conv7
 
@@ -34,11 +35,11 @@ class NIN(Chain):
         in_shape: ``(channels, height, width)``, at least 17 x 17 pixels.
         classes: Number of logits.
         width: Scales the number of hidden filters.
-        norm: ``none``, ``batch`` or ``prop``.
+        norm: ``none``, ``batch``, ``prop``, or a function of a layer (``models.norms``).
         activation: ``relu``, ``tanh``, ... (``normprop.ACTIVATIONS``).
         jacobian_factor: NormProp's J: ``none``, ``paper``, ``exact`` or a number. For ``norm="prop"`` only.
         dropout: Share of features dropped in training after pool1 and pool2. The paper uses none with NormProp.
-        init: ``he``, ``glorot`` or ``default`` (``models.init``).
+        init: ``he``, ``glorot``, ``lecun`` or ``default`` (``models.init``).
         seed: Of the initial weights; ``None`` draws one from torch's global generator.
 
     Raises:
@@ -50,7 +51,7 @@ class NIN(Chain):
         in_shape: Sequence[int],
         classes: int,
         width: float = 1.0,
-        norm: str = "none",
+        norm: str | Norm = "none",
         *,
         activation: str = "relu",
         jacobian_factor: str | float = "exact",

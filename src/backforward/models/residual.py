@@ -20,6 +20,7 @@ from backforward.models.blocks import (
     use_channels_last_,
 )
 from backforward.models.init import initialise_, undisturbed_generator
+from backforward.models.norms import Norm
 
 
 class ResidualBlock(nn.Module):
@@ -73,11 +74,11 @@ class Residual(Chain):
         classes: Number of logits.
         depth: Layers with weights: 8, 14, 20, 26, ...
         width: Scales the number of filters.
-        norm: ``none``, ``batch`` or ``prop``.
+        norm: ``none``, ``batch``, ``prop``, or a function of a layer (``models.norms``).
         activation: ``relu``, ``tanh``, ... (``normprop.ACTIVATIONS``).
         jacobian_factor: NormProp's J: ``none``, ``paper``, ``exact`` or a number. For ``norm="prop"`` only.
         dropout: Share of features dropped in training before the last layer.
-        init: ``he``, ``glorot`` or ``default`` (``models.init``).
+        init: ``he``, ``glorot``, ``lecun`` or ``default`` (``models.init``).
         seed: Of the initial weights; ``None`` draws one from torch's global generator.
 
     Raises:
@@ -91,7 +92,7 @@ class Residual(Chain):
         depth: int = 20,
         width: float = 1.0,
         *,
-        norm: str = "batch",
+        norm: str | Norm = "batch",
         activation: str = "relu",
         jacobian_factor: str | float = "exact",
         dropout: float = 0.0,

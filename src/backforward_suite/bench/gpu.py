@@ -27,9 +27,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from backforward.data_norm import DataNorm
+from backforward.flops import FlopCounter
 from backforward.models import NIN, weight_decay_groups
 from backforward.models.blocks import NORMS
 from backforward.normprop import NormPropConv2d, unit_norm_projection
@@ -192,7 +192,7 @@ def nin(setting: Conditions, norm: str, data_norm: nn.Module | None = None) -> n
 def counted(network: nn.Module, method: str, x: Tensor) -> int:
     """Floating-point operations of a step on these images; the weights move."""
     step = stepper(network, method, captured=False, device=x.device)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounter() as counter:
         step(x, torch.arange(len(x), device=x.device) % 10)
     return int(counter.get_total_flops())
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from backforward.flops import FlopCounter
 from backforward.models.mlp import MLP
 from backforward.models.nin import NIN
 from backforward.models.residual import Residual
@@ -202,7 +202,7 @@ def _count_nodes(model: nn.Module, x: Tensor, groups: Sequence[Group]) -> list[t
 
     class Counter(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounter() as counter:
                 value = super().run_node(n)
             held: list[Tensor] = []
             if n.op == "call_module":

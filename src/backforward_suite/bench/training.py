@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from backforward.flops import FlopCounter
 from backforward.models import MLP, NIN
 from backforward_suite.data import DataSplits, load_data
 from backforward_suite.runs.files import Result
@@ -186,7 +186,7 @@ STEPS: dict[str, Callable[[nn.Sequential], Step]] = {"sgd": bare_sgd, "bfp": bar
 def multiply_accumulates(network: nn.Sequential, method: str, shape: tuple[int, ...]) -> int:
     """Of one step of the bare loop on a batch of that shape [N, C, H, W]."""
     step = STEPS[method](network)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounter() as counter:
         step(torch.zeros(shape), torch.zeros(shape[0], dtype=torch.int64))
     return int(counter.get_total_flops()) // 2
 

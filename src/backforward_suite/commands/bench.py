@@ -6,7 +6,6 @@ python src/bench.py training rules    some of it
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backforward_suite import cli
+from backforward_suite.arguments import Parser
 from backforward_suite.atomic import whole
 from backforward_suite.hardware import cpu_count, cpu_model
 
@@ -93,7 +93,7 @@ BENCHMARKS: dict[str, Callable[[], Rows]] = {
 
 def main() -> None:
     """Parse the command line, run the benchmarks, show and write what they gave."""
-    parser = argparse.ArgumentParser(description="Measure speed, on a quiet machine.")
+    parser = Parser(description="Measure speed, on a quiet machine.")
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(BENCHMARKS)}; none: all")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench.json"), help="where the numbers go")
     given = parser.parse_args()

@@ -2,6 +2,7 @@
 
 python src/report.py table outputs/quickstart
 python src/report.py status outputs/quickstart
+python src/report.py verify outputs/quickstart
 python src/report.py page --scale small      # `page` may be left out
 python src/report.py page --reference
 python src/report.py keep
@@ -9,19 +10,23 @@ python src/report.py keep
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from backforward_suite import cli
+from backforward_suite.arguments import Parser
+from backforward_suite.config import fingerprint
 from backforward_suite.errors import BadInput
 from backforward_suite.report.reading import SCALES
 from backforward_suite.report.status import sweep_status
-from backforward_suite.report.table import sweep_table
+from backforward_suite.report.table import sweep_csv, sweep_table
+from backforward_suite.runs.files import Result
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 OUTPUTS = Path("outputs")
@@ -49,7 +54,7 @@ def page(scale: str | None, of_reference: bool) -> None:
         examined = page.examine_all(Path(place) if of_reference else OUTPUTS, scale)
         written = page.write(examined, source / "report", scale)
     Console().print(page.tally(examined), highlight=False, soft_wrap=True)
-    Console().print(f"{written}, report.md and figures/ beside it", highlight=False, soft_wrap=True)
+    Console().print(f"{escape(str(written))}, report.md and figures/ beside it", highlight=False, soft_wrap=True)
     if faults := page.faults(examined):
         raise cli.RunsFailed("; ".join(faults))
 
@@ -65,7 +70,56 @@ def keep(scale: str | None) -> None:
     scale = scale or _largest(OUTPUTS)
     for name, count in reference.pack(OUTPUTS, scale, REFERENCE).items():
         path = REFERENCE / scale / f"{name}.jsonl"
-        Console().print(f"{path}: {count} runs, {path.stat().st_size / 1000:,.0f} kB", highlight=False, soft_wrap=True)
+        Console().print(
+            f"{escape(str(path))}: {count} runs, {path.stat().st_size / 1000:,.0f} kB", highlight=False, soft_wrap=True
+        )
+
+
+def verify(folder: Path) -> None:
+    """Check what finished runs left: checksums, settings, tables, checkpoints, data and source.
+
+    Raises:
+        BadInput: There is no finished run.
+        RunsFailed: Some are not as they were left.
+    """
+    from backforward_suite.report.verify import table_of, verified
+
+    found = verified(folder, {"checkpoint": _checkpoint, "data, source": _data_and_source})
+    _wide().print(table_of(found, folder), highlight=False)
+    if wrong := sum(one.wrong for one in found):
+        raise cli.RunsFailed(f"{wrong} of {len(found)} runs are not as they were left")
+
+
+def _checkpoint(folder: Path, result: Result) -> str:
+    """What is wrong with a finished run's checkpoints; a study, and a run taken over from another, has none."""
+    from backforward_suite.train.callbacks.checkpoint import read_checkpoint
+
+    if result.get("settings", {}).get("study") or "taken_over_from" in result:
+        return ""
+    for name in ("last.ckpt", "best.ckpt"):
+        if not (folder / name).exists():
+            if name == "last.ckpt":
+                return f"{folder / name} is missing"
+            continue
+        checkpoint = read_checkpoint(folder / name)
+        data = checkpoint.get("stands_on", {}).get("data")
+        if fingerprint(checkpoint["settings"]) != result.get("settings_hash") or (
+            data is not None and data != result.get("data", {}).get("sha256")
+        ):
+            return f"{folder / name} is of another run"
+        if name == "last.ckpt" and checkpoint["global_step"] != result.get("final", {}).get("step"):
+            return f"{folder / name} is of another step than the result"
+    return ""
+
+
+def _data_and_source(_: Path, result: Result) -> str:
+    """What has changed since of what a run stands on."""
+    from omegaconf import DictConfig
+
+    from backforward_suite.config import Request
+    from backforward_suite.runs.identity import changed
+
+    return changed(Request.of(DictConfig(result.get("settings", {})), here=False), result)
 
 
 def _largest(folder: Path) -> str:
@@ -82,16 +136,33 @@ def _wide() -> Console:
     return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=240)
 
 
+def _table(given: Namespace) -> None:
+    where = dict(text.partition("=")[::2] for text in given.where)
+    if wrong := [text for text in given.where if "=" not in text]:
+        raise BadInput(f"--where {wrong[0]}: give KEY=VALUE, such as data=mnist")
+    if given.csv:
+        print(sweep_csv(given.folder, where, given.sort), end="")
+    else:
+        _wide().print(sweep_table(given.folder, where, given.sort), highlight=False)
+
+
 def main() -> None:
     """Parse the command line and do what it says."""
-    parser = argparse.ArgumentParser(description="Read finished runs.")
+    parser = Parser(description="Read finished runs.")
     commands = parser.add_subparsers(required=True, metavar="command")
     table = commands.add_parser("table", help="a sweep as a table: mean and spread over seeds")
     table.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/quickstart")
-    table.set_defaults(call=lambda given: _wide().print(sweep_table(given.folder)))
+    table.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this setting")
+    table.add_argument("--sort", metavar="KEY", help="by a setting, or loss, val, test, norm, sec: the best first")
+    table.add_argument("--csv", action="store_true", help="as comma-separated values, in full precision")
+    table.set_defaults(call=_table)
     status = commands.add_parser("status", help="which runs of a sweep are finished, running, failed, missing")
     status.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/quickstart")
-    status.set_defaults(call=lambda given: Console().print(sweep_status(given.folder), highlight=False))
+    status.add_argument("--all", action="store_true", help="every failed run, also those that failed of the same")
+    status.set_defaults(call=lambda given: Console().print(sweep_status(given.folder, given.all), highlight=False))
+    checked = commands.add_parser("verify", help="whether finished runs' files, data and source are as they were")
+    checked.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/quickstart")
+    checked.set_defaults(call=lambda given: verify(given.folder))
     pages = commands.add_parser("page", help="every claim with its verdict: outputs/report/index.html")
     pages.add_argument("--scale", choices=SCALES, help="of which runs; else the largest that there is")
     pages.add_argument("--reference", action="store_true", help="of the committed results, into outputs/reference/")

@@ -7,7 +7,6 @@ What is done is skipped; what was interrupted goes on. Further arguments are ove
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backforward_suite import cli
+from backforward_suite.arguments import Parser
 from backforward_suite.errors import BadInput, Stopped
 from backforward_suite.hardware import cpu_count, gpu_count
 from backforward_suite.report import experiments, page, reference
@@ -56,7 +56,7 @@ class ExperimentSweep:
 
 def main() -> None:
     """Parse the command line and do what it says."""
-    parser = argparse.ArgumentParser(description="Run the referee's experiments; write the report.")
+    parser = Parser(description="Run the referee's experiments; write the report.")
     parser.add_argument("--scale", choices=SCALES, help="default: paper where there is a GPU, else small")
     parser.add_argument("--only", default="", metavar="NAMES", help="experiments, with commas between; default: all")
     parser.add_argument("--stand-in", action="store_true", help="on scikit-learn's digits, marked as stand-in data")
@@ -65,14 +65,16 @@ def main() -> None:
     given = parser.parse_args()
     scale = given.scale or ("paper" if gpu_count() else "small")
     known = experiments.names()
-    names = [name for name in given.only.split(",") if name] or known
+    names = [name for name in given.only.split(",") if name] or [name for name in known if _sweeps(name, scale)]
     if unknown := [name for name in names if name not in known]:
         raise BadInput(f"{unknown[0]}: no such experiment; there are {', '.join(known)}")
     outputs = STAND_IN if given.stand_in else OUTPUTS
     if given.go_on_from is not None:
         reference.unpack(given.go_on_from, scale, outputs)
 
-    sweeps = [sweep for name in names for sweep in _sweeps(name)]
+    sweeps = [sweep for name in names for sweep in _sweeps(name, scale)]
+    if not sweeps:
+        raise BadInput(f"{names[0]}: it has no scale {scale}")
     lacking = {} if given.stand_in else _lacking({data for sweep in sweeps for data in sweep.needs})
     _announce(sweeps, lacking, scale, outputs)
     extra = [*DIGITS, *given.overrides] if given.stand_in else given.overrides
@@ -92,7 +94,11 @@ def main() -> None:
         raise cli.RunsFailed(f"runs failed in {', '.join(failed)}; the same command runs them again")
 
 
-def _sweeps(name: str) -> list[ExperimentSweep]:
+def _sweeps(name: str, scale: str) -> list[ExperimentSweep]:
+    """The sweeps of an experiment; of scale medium, that of its own config for it, if there is one."""
+    if scale == "medium":
+        own = f"{name}_medium"
+        return [ExperimentSweep(own, name, ("cifar10",))] if (CONF / "experiment" / f"{own}.yaml").exists() else []
     needs = next(data for start, data in NEEDS.items() if name.startswith(start))
     more = [ExperimentSweep(other, name, (data,)) for data, other in MORE.get(name, {}).items()]
     return [ExperimentSweep(name, name, needs), *more]
@@ -144,23 +150,40 @@ def _announce(sweeps: Sequence[ExperimentSweep], lacking: Mapping[str, str], sca
         missing = sorted({data for sweep in parts for data in sweep.needs if data in lacking})
         there = len(files.done_below(outputs / scale / name))
         kept = reference.seconds(REFERENCE, scale, name)
+        most = None if kept else _at_most(parts, scale)
         left = sum(seconds for key, seconds in kept.items() if key not in done) / 60 / slots if kept else None
         done |= kept.keys()
         if all(set(sweep.needs) & lacking.keys() for sweep in parts):
             shown = f"not run: no {', '.join(missing)}"
         else:
-            estimates.append(left)
-            shown = ("not known" if left is None else f"{left:.0f}") + (f", no {', '.join(missing)}" if missing else "")
+            estimates.append(most / 60 / slots if most is not None else left)
+            shown = "not known" if left is None else f"{left:.0f}"
+            shown = f"{most / 60 / slots:.0f} at most" if most is not None else shown
+            shown += f", no {', '.join(missing)}" if missing else ""
         table.add_row(name, str(there), str(len(kept)) if kept else "", shown)
     CONSOLE.print(table)
     minutes = sum(left for left in estimates if left is not None)
-    known = f"{minutes:.0f} minutes, {slots} at a time, by the times of the committed results"
+    time = f"{minutes:.0f} minutes" if minutes < 300 else f"{minutes / 60:.0f} hours"
+    known = f"{time}, {slots} at a time, by the times of the committed results"
     if None in estimates:
         unknown = f"not known: {estimates.count(None)} of the experiments have no committed results at this scale"
         known = f"{known}; for the rest {unknown}" if minutes else unknown
     CONSOLE.print(f"Estimated time: {known}.")
     for name, why in lacking.items():
         CONSOLE.print(f"No {name}: {why}; --stand-in trains on digits instead.", highlight=False, soft_wrap=True)
+
+
+def _at_most(parts: Sequence[ExperimentSweep], scale: str) -> float | None:
+    """Seconds of an MLP's experiment at paper scale, by the committed results of the same network at scale small.
+
+    None where none are known, or the network is another at that scale.
+    """
+    if scale != "paper" or not parts[0].name.startswith("bfp_") or gpu_count():
+        return None
+    from backforward_suite.sweep import estimate
+
+    paces = estimate.seconds_an_epoch(estimate.kept_results(REFERENCE / "small" / f"{parts[0].experiment}.jsonl"))
+    return estimate.at_most(estimate.planned(CONF, parts[0].name, scale), paces)
 
 
 def command() -> int:

@@ -9,14 +9,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from backforward_suite import cli, processes
+from backforward_suite import arguments, cli, processes
 from backforward_suite.errors import BadInput
 from backforward_suite.run import run
 from backforward_suite.runs import files, lifecycle, names
@@ -30,9 +33,14 @@ def main(cfg: DictConfig) -> float | None:
     with cli.past_hydra():
         _refuse_shared_process(cfg)
         request = names.request_of(cfg)
+        processes.settle_rank(request.settings.trainer.devices)
         folder = Path(HydraConfig.get().runtime.output_dir)
         result = lifecycle.finished_result(folder, request)
-        if result is None:
+        if result is not None:
+            files.check_complete(folder, result)
+            finished = str(result.get("timing", {}).get("finished_at", "an unknown date")).replace("T", " ")
+            print(f"skipped, finished on {finished.removesuffix('+00:00')} UTC", flush=True)
+        else:
             with lifecycle.claimed(folder, request) as record:
                 # Again, now that nobody else can be at it: another sweep may have been quicker.
                 result = lifecycle.finished_result(folder, request) or record(run(request, folder))
@@ -55,4 +63,25 @@ def command() -> int:
     """The command line; returns its exit code."""
     processes.end_with_parent()
     names.register_resolvers()
-    return cli.run(main, CONF)
+    _sweep_by_grids()
+    return cli.run(_main, CONF)
+
+
+def _sweep_by_grids() -> None:
+    """Let grids be the sweeper of those who choose none, here alone.
+
+    Hydra's own composes each run twice, and refuses keys that only some of the choices of a swept group have. An entry
+    of `conf/train.yaml` would win over an experiment that chooses a sweeper.
+    """
+    Plugins.instance()  # registers Hydra's own
+    grids = {"_target_": "hydra_plugins.backforward.GridsSweeper", "params": {}, "grids": []}
+    ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=grids)
+
+
+def _main() -> None:
+    given = sys.argv[1:]
+    if arguments.wants_help(given):
+        print(arguments.manual(given, CONF))
+        return
+    sys.argv[1:] = arguments.checked(given, CONF)
+    main()

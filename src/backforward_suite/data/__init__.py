@@ -1,5 +1,6 @@
 """Data sets, their splits, and batches out of memory."""
 
+from backforward_suite.data.asked import load_asked
 from backforward_suite.data.errors import DataError
 from backforward_suite.data.images import Images
 from backforward_suite.data.loader import AUGMENTATIONS, EpochLoader
@@ -15,5 +16,6 @@ __all__ = [
     "EpochLoader",
     "Images",
     "default_root",
+    "load_asked",
     "load_data",
 ]

@@ -38,6 +38,7 @@ class EpochLoader:
         seed: 0 to 2**32 - 1.
         shuffle: a new order each epoch, else the order of ``images``.
         drop_last: leave out the images that fill no whole batch.
+        limit: end each epoch after so many batches; with ``drop_last`` only.
         augment: ``none``, or ``flip``: each image left to right with probability 1/2, anew each epoch.
         device: where images are held and batches made.
         rank: number of this process, from 0.
@@ -55,6 +56,7 @@ class EpochLoader:
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = True,
+        limit: int | None = None,
         augment: str = "none",
         device: torch.device | str = "cpu",
         rank: int = 0,
@@ -70,6 +72,8 @@ class EpochLoader:
             raise ValueError(f"seed={seed!r}: must be an integer from 0 to {2**32 - 1}")
         if augment not in AUGMENTATIONS:
             raise ValueError(f"augment={augment!r}: there are {', '.join(AUGMENTATIONS)}")
+        if limit is not None and (not drop_last or limit < 1):
+            raise ValueError(f"limit={limit!r}: a positive number, with drop_last=True, is right")
         if drop_last and batch_size > len(images):
             raise ValueError(f"batch_size={batch_size} is more than the {len(images)} images there are to train on")
         if len(images) < world_size:
@@ -79,6 +83,7 @@ class EpochLoader:
         self.seed = seed
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self.limit = limit
         self.augment = augment
         self.rank = rank
         self.world_size = world_size
@@ -89,7 +94,9 @@ class EpochLoader:
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch, the same on every rank."""
         whole, rest = divmod(len(self.images), self.batch_size)
-        return whole if self.drop_last else max(1, whole + (rest >= self.world_size))
+        if self.drop_last:
+            return whole if self.limit is None else min(whole, self.limit)
+        return max(1, whole + (rest >= self.world_size))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of the epoch, or what is left of it after a state was loaded."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.error import HTTPError, URLError
 
 import numpy as np
@@ -31,8 +31,11 @@ from numpy.typing import NDArray
 
 from backforward_suite.data.draws import turns
 from backforward_suite.data.errors import DataError
+from backforward_suite.datafiles import BUNDLED, TORCHVISION
 
 Parts = dict[str, tuple[NDArray[Any], NDArray[Any]]]  # part -> images [N, C, H, W], labels [N]: not yet checked
+
+Layout = Literal["auto", "nhwc", "nchw"]  # of the images of an npz file
 
 _TIMEOUT = 30.0  # seconds without a byte until a download is given up: torchvision itself would wait for ever
 
@@ -60,12 +63,12 @@ class Known:
 
 KNOWN = {
     "digits": Known("digits", (1, 8, 8), 10, {"train": 1547, "test": 250}, {"train": 250}),
-    "mnist": Known("MNIST", (1, 28, 28), 10, {"train": 60_000, "test": 10_000}, {"train": 5_000}, ("MNIST",)),
+    "mnist": Known("MNIST", (1, 28, 28), 10, {"train": 60_000, "test": 10_000}, {"train": 5_000}, TORCHVISION["mnist"]),
     "cifar10": Known(
-        "CIFAR-10", (3, 32, 32), 10, {"train": 50_000, "test": 10_000}, {"train": 5_000}, ("cifar-10-batches-py",)
+        "CIFAR-10", (3, 32, 32), 10, {"train": 50_000, "test": 10_000}, {"train": 5_000}, TORCHVISION["cifar10"]
     ),
     "cifar100": Known(
-        "CIFAR-100", (3, 32, 32), 100, {"train": 50_000, "test": 10_000}, {"train": 5_000}, ("cifar-100-python",)
+        "CIFAR-100", (3, 32, 32), 100, {"train": 50_000, "test": 10_000}, {"train": 5_000}, TORCHVISION["cifar100"]
     ),
     "svhn": Known(
         "SVHN",
@@ -73,18 +76,20 @@ KNOWN = {
         10,
         {"train": 73_257, "extra": 531_131, "test": 26_032},
         {"train": 4_000, "extra": 2_000},
-        ("train_32x32.mat", "extra_32x32.mat", "test_32x32.mat"),
+        TORCHVISION["svhn"],
     ),
 }
 
 
 def default_root() -> Path:
     """Return the folder of data sets: ``$BACKFORWARD_DATA``, else ``data``."""
-    return Path(os.environ.get("BACKFORWARD_DATA") or "data")
+    return Path(os.path.expanduser(os.environ.get("BACKFORWARD_DATA") or "data"))  # noqa: PTH111  (may be no user's)
 
 
-def read(name: str, root: Path) -> tuple[Parts, str]:
+def read(name: str, root: Path, layout: Layout | None = None) -> tuple[Parts, str]:
     """Return the parts of a data set and where they came from (a path, or a library's name).
+
+    A set of one's own may have a part ``val``: its validation set.
 
     Order: ``<root>/<name>.npz``, torchvision's files under ``root``, torchvision's download into ``root``. What is
     found first is taken or, if it is damaged, refused: never another data set in silence.
@@ -94,14 +99,19 @@ def read(name: str, root: Path) -> tuple[Parts, str]:
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
         raise DataError(f"{name!r} is no name of a data set; {_names()}")
-    if name == "digits":
+    if layout is not None and name in KNOWN:
+        raise DataError(
+            f"data=npz data.name={name}: {KNOWN[name].title} is a data set of its own, data={name};"
+            f" a set of yours takes another name"
+        )
+    if name == BUNDLED:
         return _digits(), "scikit-learn"
     path, files = root / f"{name}.npz", KNOWN[name].files if name in KNOWN else ()
     try:
         if root.exists() and not root.is_dir():
             raise DataError(f"the data root {root} is a file; name a folder (data.root or $BACKFORWARD_DATA)")
         if path.exists():
-            return _read_npz(path, KNOWN[name].sizes if name in KNOWN else ("train", "test")), str(path)
+            return _read_npz(path, KNOWN[name].sizes if name in KNOWN else None, layout or "auto"), str(path)
         if name not in KNOWN:
             raise _unknown(name, path)
         if any((root / file).exists() for file in files):
@@ -140,30 +150,57 @@ def _digits() -> Parts:
 # ------------------------------------------------------------------------------------------------------------- npz
 
 
-def _read_npz(path: Path, parts: Iterable[str]) -> Parts:
+def _read_npz(path: Path, official: Iterable[str] | None, layout: Layout) -> Parts:
     """Map the arrays ``x_<part>`` and ``y_<part>`` of an npz file: checksums are checked, nothing is unpickled."""
-    wanted = [f"{letter}_{part}" for part in parts for letter in "xy"]
+    parts = list(official or ("train", "test"))
+    wanted: list[str] = []
+    if not (path.is_file() or path.is_dir()):  # a pipe would be read for ever
+        raise DataError(f"{path} is no regular file; write one with numpy.savez")
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if official is None and {"x_val", "y_val"} & members.keys():
+                parts.insert(1, "val")
+            wanted = [f"{letter}_{part}" for part in parts for letter in "xy"]
+            if unused := [key for key in members if re.match("[xy]_", key) and key not in wanted]:
+                own = "" if official is None else "; a set of your own takes another name (data=npz)"
+                more = own or ("" if "val" in parts else ", and x_val, y_val for a validation set")
+                raise DataError(
+                    f"{path} has {', '.join(unused)}, which would not be used: it takes {', '.join(wanted)}{more}"
+                )
             if missing := [key for key in wanted if key not in members]:
                 raise DataError(
                     f"{path} has no {', '.join(missing)}: it needs {', '.join(wanted)}, it has {', '.join(members)}"
                 )
             arrays = {key: _read_member(path, archive, members[key]) for key in wanted}
+    except MemoryError as error:
+        size = sum(members[key].file_size for key in wanted)
+        raise DataError(
+            f"{path} unpacks to {size:,} bytes, which do not fit into memory; give a smaller one"
+        ) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} is damaged or no npz file ({error}); write it anew with numpy.savez") from error
-    return {part: (_channels_first(path, part, arrays[f"x_{part}"]), arrays[f"y_{part}"]) for part in parts}
+    return {part: (_channels_first(path, part, arrays[f"x_{part}"], layout), arrays[f"y_{part}"]) for part in parts}
 
 
-def _channels_first(path: Path, part: str, x: NDArray[Any]) -> NDArray[Any]:
-    """View images ``[N, H, W]`` or ``[N, H, W, C]`` as ``[N, C, H, W]``."""
-    if x.ndim == 3:
+def _channels_first(path: Path, part: str, x: NDArray[Any], layout: Layout) -> NDArray[Any]:
+    """View images ``[N, H, W]``, ``[N, H, W, C]`` or (``layout="nchw"``) ``[N, C, H, W]`` as ``[N, C, H, W]``."""
+    shape = f"{path}: x_{part} has shape {list(x.shape)}"
+    if x.ndim == 3 and layout != "nchw":
         return x[:, None]
-    if x.ndim != 4 or x.shape[3] > 4 >= x.shape[1]:
-        raise DataError(f"{path}: x_{part} has shape {list(x.shape)}; images are [N, H, W] or [N, H, W, C]")
+    if x.ndim != 4:
+        raise DataError(f"{shape}; images are [N, H, W] or [N, H, W, C], or with data.layout=nchw [N, C, H, W]")
+    if layout == "nchw":
+        return x
+    _, height, width, channels = x.shape
+    # One to four channels, or pictures that are square only if the channels come last, leave no doubt.
+    if layout == "auto" and not (channels <= 4 < height or height == width != channels):
+        raise DataError(
+            f"{shape}; images are [N, H, W] or [N, H, W, C], and here the channels may come first:"
+            f" give data.layout=nchw ({height} channels) or data.layout=nhwc ({channels} channels)"
+        )
     return x.transpose(0, 3, 1, 2)
 
 

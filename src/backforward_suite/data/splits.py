@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from backforward_suite.data.draws import first, turns
 from backforward_suite.data.errors import DataError
 from backforward_suite.data.images import Images
-from backforward_suite.data.sources import KNOWN, Known, Parts, read
+from backforward_suite.data.sources import KNOWN, Known, Layout, Parts, read
+from backforward_suite.datafiles import Stamp
 
 Part = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images [N, C, H, W], labels [N]
 
@@ -35,6 +36,7 @@ class DataSplits:
         test: what is reported at the end.
         fingerprint: SHA-256 of the images and labels of all three, as hexadecimal digits.
         source: the path that was read, or ``scikit-learn``.
+        files: path, size and time of change of each file that was read, as they were before; empty if nobody looked.
     """
 
     name: str
@@ -45,6 +47,7 @@ class DataSplits:
     test: Images
     fingerprint: str
     source: str
+    files: list[Stamp] = field(default_factory=list)
 
 
 def load_data(
@@ -55,6 +58,7 @@ def load_data(
     size: int | None = None,
     train_images: int | None = None,
     evaluation_images: int | None = None,
+    layout: Layout | None = None,
 ) -> DataSplits:
     """Return a data set, split; every draw is class-balanced, fixed for ever and independent of a run's seed.
 
@@ -64,7 +68,7 @@ def load_data(
     | mnist | 55,000 / 5,000 / 10,000 |
     | cifar10, cifar100 | 45,000 / 5,000 / 10,000 |
     | svhn | 598,388 / 6,000 / 26,032: train and extra, less 400 and 200 of each class |
-    | any other | ``<root>/<name>.npz``; validation is a tenth of each class of its training images |
+    | any other | ``<root>/<name>.npz``; validation is its ``x_val``, else a tenth of each class |
 
     Args:
         name: one of those names.
@@ -75,6 +79,8 @@ def load_data(
         size: height and width to bring the images to; as they are by default.
         train_images: train on the first so many of a fixed class-balanced order, for smaller runs.
         evaluation_images: keep as many of the validation set and of the test set, likewise.
+        layout: of the images of an npz file of one's own: channels last (``nhwc``), first (``nchw``), or ``auto``: last
+            where there is no doubt. Given, the name must be of such a file.
 
     Raises:
         DataError: the data set cannot be had, is damaged, or does not fit these arguments.
@@ -86,10 +92,14 @@ def load_data(
     for key, value in (("size", size), ("train_images", train_images), ("evaluation_images", evaluation_images)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise DataError(f"data.{key}={value!r}: a whole number from 1 up, or null, is right")
-    found, source = read(name, Path(root))
+    found, source = read(name, Path(root), layout)
     known = KNOWN.get(name)
     parts, classes = _checked(source, found, known)
-    held = {part: _hold_out(source, part, y, classes, known) for part, (_, y) in parts.items() if part != "test"}
+    trained_on = {part: y for part, (_, y) in parts.items() if part != "test"}
+    if "val" in parts:
+        held = {part: np.full(len(y), part == "val") for part, y in trained_on.items()}
+    else:
+        held = {part: _hold_out(source, part, y, classes, known) for part, y in trained_on.items()}
     used = {part: np.ones_like(mask) if protocol == "poster" else ~mask for part, mask in held.items()}
     if train_images is not None:
         _keep_first(source, parts, used, "train_images", train_images, classes)

@@ -22,7 +22,7 @@ from backforward_suite.errors import cause_of
 from backforward_suite.report import answer, experiments, style
 from backforward_suite.report.claims import Claim, read_claims
 from backforward_suite.report.finding import ANSWERS, KINDS, Figure, Finding, Kind, Verdict
-from backforward_suite.report.reading import Run, read_runs
+from backforward_suite.report.reading import Run, read_runs, refuse_mixed_data
 
 SIGNS: Mapping[Kind, str] = {
     "reproduced": "✓",
@@ -42,6 +42,7 @@ SCALES: Mapping[str, str] = {
     "smoke": "minutes; shows that everything runs, and gives no verdict beyond inconclusive",
     "small": "hours on two cores; real data, fewer images and smaller networks; verdicts speak of direction only, but "
     "for what was run under a paper's whole protocol",
+    "medium": "all of CIFAR-10 on a NIN of width .25, hours on a CPU",
     "paper": "the papers' own protocol",
 }
 PAPERS = {"bfp": "Backforward Propagation", "np": "Normalization Propagation"}  # by the start of an experiment's name
@@ -111,6 +112,7 @@ def examine_all(outputs: Path, scale: str) -> list[Examined]:
 def _examine(name: str, runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Examined:
     experiment = experiments.load(name)
     try:
+        refuse_mixed_data(runs)
         finding = experiment.examine(runs, claims, scale)
         return Examined(finding, tuple(draw(figure, stamp_of(finding)) for figure in finding.figures))
     except Exception as error:
@@ -165,7 +167,7 @@ def write(examined: Sequence[Examined], folder: Path, scale: str) -> Path:
 
     Args:
         examined: In the order of the page.
-        folder: Where to; figures of an earlier report that are not in this one go.
+        folder: Where to; figures that the report there shows, and this one does not, go.
         scale: Of all of them.
 
     Returns:
@@ -178,13 +180,21 @@ def write(examined: Sequence[Examined], folder: Path, scale: str) -> Path:
     files["report.md"] = _environment(markdown=True).get_template("report.md.j2").render(context).encode()
     files["index.html"] = _environment().get_template("page.html.j2").render(context).encode()
     (folder / "figures").mkdir(parents=True, exist_ok=True)
+    earlier = _figures_of(folder / "report.md")
     for name, content in files.items():
         with whole(folder / name, "wb") as file:
             file.write(content)
-    for path in (folder / "figures").iterdir():
-        if f"figures/{path.name}" not in files:
-            path.unlink()
+    for name in earlier - files.keys():
+        (folder / name).unlink(missing_ok=True)
     return folder / "index.html"
+
+
+def _figures_of(report: Path) -> set[str]:
+    """The figures that a report in Markdown shows, as it names them; none of no report."""
+    try:
+        return set(re.findall(r"\((figures/\w[\w-]*\.(?:svg|png))\)", report.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError):
+        return set()
 
 
 def _environment(markdown: bool = False) -> Environment:
@@ -227,7 +237,7 @@ def _context(examined: Sequence[Examined], scale: str) -> dict[str, Any]:
         "claims": counted(examined, "claim"),
         "questions": counted(examined, "question"),
         "answer": answer.sentences(findings),
-        "hardware": _distinct(finding.hardware for finding in findings),
+        "hardware": _distinct(each for finding in findings for each in finding.hardware.split("; ")),
         "code": ", ".join(_distinct(part(run) for part in (commit_of, torch_of) for run in runs)),
         "runs": len(runs),
         "stand_in": any(finding.stand_in for finding in findings),

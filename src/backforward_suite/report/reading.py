@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from backforward_suite.errors import BadInput
 from backforward_suite.runs import files
 from backforward_suite.runs.files import Result, natural, read_plan, result_folders
 
-SCALES = ("smoke", "small", "paper")
+SCALES = ("smoke", "small", "medium", "paper")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +125,9 @@ class Run:
         if kind in self.frames:
             return self.frames[kind]
         try:
+            kept = self.result.get("files", {}).get(f"{kind}.csv")
+            if kept is not None and files.sums_of_tables(self.folder).get(f"{kind}.csv") != kept:
+                raise ValueError("it is not what the run left")
             return _READERS[kind](self.folder)
         except (ValueError, TypeError, OSError) as error:  # pandas' own are ValueErrors
             cause = str(error).partition("\n")[0]
@@ -149,6 +153,20 @@ def _read_study(folder: Path) -> pd.DataFrame:
 
 
 _READERS = {"metrics": _read_metrics, "diagnostics": _read_diagnostics, "study": _read_study}
+
+
+def refuse_mixed_data(runs: Iterable[Run]) -> None:
+    """Raise BadInput if runs of equal data settings were trained on data that differ: no mean is to be taken."""
+    seen: dict[str, Run] = {}
+    for run in runs:
+        content = run.result.get("data", {}).get("sha256")
+        if content is None:
+            continue
+        asked = {key: value for key, value in (run.setting("data") or {}).items() if key not in ("root", "augment")}
+        other = seen.setdefault(json.dumps(asked, sort_keys=True, default=str), run)
+        if other.result["data"]["sha256"] != content:
+            raise BadInput(f"{run.folder} and {other.folder.name} were trained on different data of one name; "
+                           "delete those of the old data")  # fmt: skip
 
 
 def planned_and_not_done(runs: Iterable[Run]) -> tuple[str, ...]:

@@ -26,7 +26,13 @@ from backforward_suite.report import experiments
 from backforward_suite.report.reading import SCALES
 from backforward_suite.runs import files, locks
 
-LEFT_OUT = (("settings", "data", "root"), ("hardware", "system"), ("timing", "cuda_visible_devices"))
+LEFT_OUT = (
+    ("files",),
+    ("settings", "data", "root"),
+    ("data", "files"),
+    ("hardware", "system"),
+    ("timing", "cuda_visible_devices"),
+)
 TABLES = ("metrics", "study", "diagnostics")
 Line = dict[str, Any]
 
@@ -129,9 +135,15 @@ def read(path: Path) -> Iterator[Line]:
                 line = json.loads(text)
                 if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", line["run"]):  # it becomes a folder
                     raise ValueError("its run has no name")
+                files.check_result(line["result"])
                 if line["result"]["status"] not in files.DONE:
                     raise ValueError("its run is not done")
-            except (ValueError, KeyError, TypeError) as error:
+                float(line["result"]["timing"]["seconds"])
+                if not all(isinstance(line.get(table, ""), str) for table in TABLES):
+                    raise ValueError("a table is no text")
+                if not isinstance(line["result"]["settings_hash"], str):
+                    raise ValueError("its settings have no hash")  # noqa: TRY004
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise BadInput(f"{path}, line {number}, is damaged ({error}); take the file from git again") from None
             yield line
 

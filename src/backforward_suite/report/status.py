@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from backforward_suite.errors import BadInput
 from backforward_suite.runs import files, locks
 
 LOG_LINES = 5  # of a failed run
+LOGS = 3  # failed runs whose log is shown
 STATES = ("finished", "diverged", "running", "stopped", "failed", "missing")
 
 
@@ -38,10 +39,10 @@ class State:
 
 def state_of(folder: Path) -> State:  # noqa: PLR0911
     """Look at a run's folder, which need not exist."""
-    rows = files.read_metrics(folder)
-    epoch = max(0, len(rows) - 1)
+    epoch = files.epochs_done(folder)
     try:
         result = files.read_result(folder)
+        files.read_metrics(folder)
     except BadInput as error:
         return State(folder.name, "failed", epoch, str(error))
     if result is not None and result["status"] in files.DONE:
@@ -75,20 +76,33 @@ def sweep_states(root: Path) -> list[State]:
     return [state_of(folder) for folder in sorted(folders, key=lambda folder: files.natural(str(folder)))]
 
 
-def sweep_status(root: Path) -> RenderableType:
-    """Show where a sweep stands: a line a run, the last lines of the failed ones, how many are in which state."""
+def sweep_status(root: Path, everything: bool = False) -> RenderableType:
+    """Show where a sweep stands: a line a run, the last lines of the failed ones, how many are in which state.
+
+    Args:
+        root: A sweep's folder.
+        everything: Whether runs that failed of the same are shown one by one, and the log of each.
+    """
     states = sweep_states(root)
+    alike: dict[str, list[State]] = defaultdict(list)  # by what is one line
+    for state in states:
+        fold = state.state == "failed" and not everything
+        alike[f"failed {state.note}" if fold else f"run {state.name}"].append(state)
     table = Table()
     table.add_column("run", overflow="fold")
     for heading in ("state", "epoch", ""):
         table.add_column(heading, justify="right" if heading == "epoch" else "left")
-    for state in states:
-        table.add_row(escape(state.name), state.state, str(state.epoch), escape(state.note))
+    for first, *more in alike.values():
+        also = f" and {len(more)} more" if more else ""
+        table.add_row(escape(first.name) + also, first.state, str(first.epoch), escape(first.note))
+    failed = [first for first, *_ in alike.values() if first.state == "failed" and first.lines]
+    shown = failed if everything else failed[-LOGS:]
     logs = [
         f"[bold]{escape(state.name)}[/], last lines of its log:\n" + "\n".join(f"    {escape(x)}" for x in state.lines)
-        for state in states
-        if state.state == "failed" and state.lines
+        for state in shown
     ]
+    if len(shown) < len(failed):
+        logs.append(f"{len(failed) - len(shown)} more logs of failed runs: --all")
     counts = Counter(state.state for state in states)
     summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     return Group(table, *logs, f"{len(states)} {'run' if len(states) == 1 else 'runs'}: {summary}")

@@ -130,7 +130,8 @@ def look(arm: str) -> Look:
     rule, _, norm = arm.partition(RULES_AND_NORMS)
     by_rule, by_norm = LOOKS[rule], LOOKS[norm]
     dash = "-" if rule == "sgd" else "--" if rule == "bfp" else by_rule.dash
-    marker = {"sgd": "o", "bfp": "s"}.get(rule, by_rule.marker)
+    # Told apart without colour, too: SGD has the norm's own marker, Backforward another for each norm.
+    marker = {"none": "D", "batch": "P", "prop": "v"}[norm] if rule == "bfp" else by_norm.marker
     return Look(f"{by_rule.label}, {by_norm.label}", by_norm.colour, dash, marker)
 
 
@@ -215,6 +216,14 @@ def at_values(axes: Axes, values: Sequence[float], form: str = "{:g}") -> None:
     ticks = sorted(set(values))
     axes.set_xticks(ticks, [form.format(value) for value in ticks])
     axes.set_xticks([], minor=True)
+
+
+def log_ticks(axes: Axes) -> None:
+    """A logarithmic vertical axis with plain numbers at 1, 2 and 5 times the powers of ten."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def few_ticks(axes: Axes) -> None:

@@ -18,6 +18,7 @@ Needs the standard library alone: reports read folders with this module.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ from backforward_suite.atomic import whole
 from backforward_suite.errors import BadInput
 
 DONE = ("finished", "diverged")
+TABLES = ("metrics.csv", "diagnostics.csv", "study.csv")
+WRITTEN = (*TABLES, "last.ckpt", "best.ckpt", "result.json")  # by a run itself, each whole or not at all
 
 Result = dict[str, Any]
 
@@ -52,12 +55,27 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, float | int | str | None
 
 
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:
-    """Read `metrics.csv`; no file, no rows."""
+    """Read `metrics.csv`; no file, no rows.
+
+    Raises:
+        BadInput: The file is damaged.
+    """
+    path = folder / "metrics.csv"
     try:
-        with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             return [{key: float(cell) if cell else None for key, cell in row.items()} for row in csv.DictReader(file)]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except (ValueError, TypeError, OSError, csv.Error) as error:
+        raise BadInput(f"{path} is damaged ({error}); delete its folder to run it again") from None
+
+
+def epochs_done(folder: Path) -> int:
+    """How many epochs stand in `metrics.csv`; none in a damaged one."""
+    try:
+        return max(0, len(read_metrics(folder)) - 1)
+    except BadInput:
+        return 0
 
 
 class Measured(NamedTuple):
@@ -101,28 +119,88 @@ def read_diagnostics(folder: Path) -> list[Measured]:
 
 
 def write_result(folder: Path, result: Result) -> None:
-    """Write `result.json`."""
+    """Write `result.json`, with a checksum over all that stands in it."""
+    plain = json.loads(json.dumps(result, default=str))
     with whole(folder / "result.json") as file:
-        json.dump(result, file, indent=2, default=str)
+        json.dump({**plain, "checksum": _checksum(plain)}, file, indent=2)
         file.write("\n")
+
+
+def _checksum(result: Mapping[str, Any]) -> str:
+    """SHA-256 over the values, whatever their order and layout."""
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
 
 
 def read_result(folder: Path) -> Result | None:
     """Read `result.json`; None where there is none.
 
     Raises:
-        BadInput: The file is damaged.
+        BadInput: The file cannot be read, is damaged, or was edited.
     """
     path = folder / "result.json"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(result, dict) and isinstance(result.get("status"), str):
-            return result
-        raise ValueError("no status in it")
+        check_result(result)
+        checksum = result.pop("checksum", None)  # None: of an older version
+        if checksum is not None and checksum != _checksum(result):
+            raise ValueError("it does not match its checksum")
     except FileNotFoundError:
         return None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is damaged ({error}); delete it to have this run done again") from None
+    except NotADirectoryError:
+        raise BadInput(f"{folder} is a file, where the folder of a run should be; move it away") from None
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise BadInput(f"{path} is damaged ({reason}); delete it to have this run done again") from None
+    return result  # type: ignore[no-any-return]
+
+
+def has_checksum(folder: Path) -> bool:
+    """Whether `result.json` has one; an older version wrote none."""
+    return "checksum" in json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def sums_of_tables(folder: Path) -> dict[str, str]:
+    """SHA-256 of each table of a run."""
+    paths = [folder / name for name in TABLES]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.exists()}
+
+
+def changed_tables(folder: Path, result: Mapping[str, Any]) -> str:
+    """Which tables are not what they were when the run ended, in words; empty if none."""
+    kept, now = result.get("files", {}), sums_of_tables(folder)
+    changed = [
+        f"{name} {'has changed' if name in now else 'is missing'}" for name in kept if now.get(name) != kept[name]
+    ]
+    return ", ".join(changed)
+
+
+_MAPPINGS = ("settings", "choices", "final", "best", "data", "code", "hardware", "timing", "files")
+
+
+def check_result(result: object) -> None:
+    """Raise ValueError unless a result is of the right types, as far as readers rely on them."""
+    if not isinstance(result, dict) or not isinstance(result.get("status"), str):
+        raise ValueError("no status in it")  # noqa: TRY004
+    for key in _MAPPINGS:
+        if not isinstance(result.get(key, {}), dict) and (key, result[key]) != ("best", None):
+            raise ValueError(f"{key} is no mapping")
+    if not isinstance(result.get("settings_hash", ""), str):
+        raise ValueError("settings_hash is no text")  # noqa: TRY004
+    for group in ("final", "best"):
+        for key, value in (result.get(group) or {}).items():
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise ValueError(f"{group}: {key} is no number")  # noqa: TRY004
+
+
+def check_complete(folder: Path, result: Result) -> None:
+    """Raise BadInput if a finished run's result lacks what is shown of it."""
+    lacking = [key for key in ("settings", "settings_hash", "choices", "final", "data", "timing") if key not in result]
+    numbers = isinstance(result.get("timing", {}).get("seconds"), int | float)
+    if lacking or not numbers or not {"name", "train"} <= result["data"].keys() or "seed" not in result["settings"]:
+        what = ", ".join(lacking) or "timing, data or settings"
+        raise BadInput(f"{folder / 'result.json'} is damaged ({what} missing); delete it to have this run done again")
 
 
 def result_folders(root: Path) -> list[Path]:
@@ -174,7 +252,7 @@ def read_plan(root: Path) -> dict[str, list[str]]:
         return dict(planned)
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BadInput(f"{path} is damaged ({error}); delete it, and the next sweep writes it anew") from None
 
 
@@ -190,6 +268,6 @@ def last_lines(log: Path, count: int) -> list[str]:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 20_000))
             text = file.read().decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:  # there is none, or a folder has its name
         return []
     return [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()][-count:]

@@ -8,21 +8,33 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from backforward_suite import processes
-from backforward_suite.atomic import whole
-from backforward_suite.config import Request, differing
-from backforward_suite.errors import BadInput, Busy, cause_of
-from backforward_suite.runs.files import DONE, Result, read_plan, read_result, write_result
-from backforward_suite.runs.locks import LOCK
+from backforward_suite.atomic import remove_half_written, whole
+from backforward_suite.config import Request, differing, fingerprint, plain
+from backforward_suite.errors import BadInput, Busy, Refused, cause_of
+from backforward_suite.runs.files import (
+    DONE,
+    TABLES,
+    WRITTEN,
+    Result,
+    read_plan,
+    read_result,
+    sums_of_tables,
+    write_result,
+)
+from backforward_suite.runs.identity import changed
+from backforward_suite.runs.locks import LOCK, held
 
+KEEP_BOTH = "give another name=... to keep both, or delete the folder to train it anew"
 LATE = 3.0  # seconds after timeout_min until a run that cannot end itself is ended from outside Python
 
 _result_written = threading.Lock()  # a run may be done in the moment when its time is over
@@ -36,14 +48,19 @@ def finished_result(folder: Path, request: Request) -> Result | None:
         request: What is asked for now.
 
     Raises:
-        BadInput: The folder holds the finished run of other settings, or a damaged result.
+        BadInput: The folder holds the finished run of other settings, data or source, or a damaged result.
     """
     result = read_result(folder)
     if result is None or result["status"] not in DONE:
         return None
-    if result.get("settings_hash") != request.hash:
-        keys = differing(request.values, result.get("settings", {})) or "its settings do not match their hash"
-        raise BadInput(f"{folder} holds a finished run of other settings: {keys}; give another name=... to keep both")
+    settings = result.get("settings", {})
+    if result.get("settings_hash") != request.hash or fingerprint(settings) != request.hash:
+        keys = differing(request.values, settings) or "its settings do not match their hash"
+        commit = result.get("code", {}).get("commit")
+        made = f" (made by commit {str(commit)[:9]})" if commit else ""
+        raise Refused(f"{folder} holds a finished run of other settings{made}: {keys}; {KEEP_BOTH}")
+    if what := changed(request, result):
+        raise Refused(f"{folder} holds a finished run, and {what}; {KEEP_BOTH}")
     return result
 
 
@@ -58,13 +75,12 @@ def take_over(source: Path, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Taken, or damaged: the run's own start says so.
-    with suppress(Timeout, BadInput), FileLock(folder / LOCK, timeout=0):
+    with suppress(Timeout, BadInput), held(folder):
         there, result = read_result(folder), read_result(source)
         if result is None or (there is not None and there["status"] in DONE):
             return
         (folder / ".hydra").mkdir(exist_ok=True)
-        tables = ("metrics.csv", "diagnostics.csv", "study.csv")
-        for path in [*(source / name for name in tables), *source.glob("events.out.*"), *source.glob(".hydra/*.yaml")]:
+        for path in [*(source / name for name in TABLES), *source.glob("events.out.*"), *source.glob(".hydra/*.yaml")]:
             if path.exists():
                 with whole(folder / path.relative_to(source), "wb") as file:
                     file.write(path.read_bytes())
@@ -83,6 +99,7 @@ def claimed(folder: Path, request: Request) -> Iterator[Callable[[Result], Resul
 
     Raises:
         Busy: Another process trains in this folder.
+        BadInput: It is no run's folder, or holds the half-done run of other settings. Nothing is written then.
     """
     rank = processes.rank(request.settings.trainer.devices)
     if rank > 0:  # the first process of this run keeps the folder
@@ -91,24 +108,58 @@ def claimed(folder: Path, request: Request) -> Iterator[Callable[[Result], Resul
         return
     if request.settings.trainer.devices > 1:
         processes.take_others_along()
+    refuse_foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        # A moment's patience: whoever looks whether the folder is taken holds it for that long.
-        lock = FileLock(folder / LOCK, timeout=1).acquire()
-    except Timeout:
-        raise Busy(f"{folder}: another process is training this run; wait for it, or stop it") from None
-    with lock:
+    with ExitStack() as stack:
+        try:
+            # A moment's patience: whoever looks whether the folder is taken holds it for that long.
+            stack.enter_context(held(folder, timeout=1))
+        except Timeout:
+            raise Busy(f"{folder}: another process is training this run; wait for it, or stop it") from None
+        _refuse_half_done_of_others(folder, request)
         _forget_failure(folder)
-        for half_written in folder.rglob(".*.tmp"):  # by one that was killed
-            half_written.unlink(missing_ok=True)
+        remove_half_written(folder, WRITTEN)
         _write_hydra(folder, request)
         with _ended_when_overdue(folder, request), _failing(folder, request):
             yield partial(_written, folder)
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Raise BadInput where a run's folder would be, if anything else is there. A run's own holds its lock."""
+    if not folder.exists():
+        if folder.is_symlink():
+            raise BadInput(f"{folder} is a link that leads nowhere; remove it")
+        return
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is a file, where the folder of a run should be; move it away")
+    names = {path.name for path in folder.iterdir()}
+    if "sweep.json" in names:
+        raise BadInput(f"{folder} is the folder of a sweep; a run needs one of its own, such as {folder / 'run'}")
+    others = sorted(name for name in names - {"run.log"} if name == ".hydra" or not name.startswith("."))
+    if others and LOCK not in names:
+        raise BadInput(
+            f"{folder} holds files that no run has left there ({', '.join(others[:3])}): it has no {LOCK}; "
+            "give a folder that is new or empty"
+        )
+
+
+def _refuse_half_done_of_others(folder: Path, request: Request) -> None:
+    """Raise BadInput if a half-done run of other settings has its checkpoint here; what it says of itself stays."""
+    checkpoint = folder / "last.ckpt"
+    if not checkpoint.exists():
+        return
+    try:
+        loaded = OmegaConf.load(folder / ".hydra" / "config.yaml")
+        found = plain(loaded) if isinstance(loaded, DictConfig) else None
+    except (OSError, ValueError, YAMLError):  # the checkpoint itself knows as well
+        return
+    if found is not None and fingerprint(found) != request.hash:
+        raise Refused(f"{checkpoint} is of other settings: {differing(request.values, found)}; {KEEP_BOTH}")
+
+
 def note_failure(folder: Path, request: Request, cause: str) -> None:
     """Write a result of status `failed` for a run that ended without a word, unless it is being trained again."""
-    with suppress(Timeout, OSError), FileLock(folder / LOCK, timeout=0):
+    with suppress(Timeout, OSError, BadInput), held(folder):
         _write_failed(folder, request.values, cause)
 
 
@@ -119,7 +170,7 @@ def forget_failure(folder: Path) -> None:
     """
     if not (folder / "result.json").exists():
         return
-    with suppress(Timeout), FileLock(folder / LOCK, timeout=0):
+    with suppress(Timeout), held(folder):
         _forget_failure(folder)
 
 
@@ -185,7 +236,7 @@ def overdue(request: Request) -> str:
 
 def _written(folder: Path, result: Result) -> Result:
     with _result_written:
-        write_result(folder, result)
+        write_result(folder, {**result, "files": sums_of_tables(folder)})
     return result
 
 
@@ -194,6 +245,7 @@ def _write_hydra(folder: Path, request: Request) -> None:
     assert request.hydra is not None
     there = folder / ".hydra"
     there.mkdir(exist_ok=True)
+    remove_half_written(there, [f"{name}.yaml" for name in ("config", "hydra", "overrides")])
     nodes = {"config": request.cfg, "hydra": {"hydra": request.hydra}, "overrides": request.hydra.overrides.task}
     for name, node in nodes.items():
         with whole(there / f"{name}.yaml") as file:
@@ -212,8 +264,7 @@ def add_to_plan(root: Path, planned: Mapping[str, Sequence[str]]) -> None:
         return
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / LOCK):  # two sweeps may begin at once
-        for half_written in root.glob(".sweep.json.*.tmp"):  # by one that was killed
-            half_written.unlink()
+        remove_half_written(root, ["sweep.json"])
         with whole(root / "sweep.json") as file:
             json.dump({"runs": read_plan(root) | new}, file, indent=2)
             file.write("\n")

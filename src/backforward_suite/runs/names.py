@@ -12,7 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from backforward_suite.config import WITHOUT_EFFECT, Request, Settings
+from backforward_suite.config import NAME, Request, Settings, has_effect
+from backforward_suite.errors import BadInput
 from backforward_suite.hardware import gpu_count
 
 ELSEWHERE = ("slurm", "ray")  # launchers whose runs have other GPUs and cores than this machine
@@ -35,8 +36,8 @@ def run_name(cfg: DictConfig) -> str:
     Request.of(cfg, here=not elsewhere)
     choices = cfg.hydra.runtime.choices
     overrides = OverridesParser.create().parse_overrides(list(cfg.hydra.overrides.task))
-    keys = {override.key_or_group for override in overrides} - WITHOUT_EFFECT - {"method", "experiment"}
-    keys = {key for key in keys if not key.startswith("hydra.")}
+    keys = {override.key_or_group for override in overrides} - {"method", "experiment"}
+    keys = {key for key in keys if has_effect(key) and not key.startswith("hydra.")}
     order = {key: place for place, key in enumerate(Settings.model_fields)}
     keys_in_order = sorted(keys, key=lambda key: (order.get(key.split(".")[0], len(order)), key))
     leaves = [key.rpartition(".")[2] for key in keys_in_order]
@@ -49,8 +50,14 @@ def run_name(cfg: DictConfig) -> str:
         label = leaf if leaves.count(leaf) == 1 else key
         value = OmegaConf.select(cfg, key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        parts.append(f"{label}{value}" if number else f"{label}_{value}")
+        parts.append(f"{label}{_rounded(value)}" if number else f"{label}_{value}")
     return _as_file_name("-".join(parts))
+
+
+def _rounded(value: float) -> str:
+    """A number with six digits where it has many more, as steps of a range and draws of a search do."""
+    text = str(value)
+    return text if isinstance(value, int) or len(text) <= 12 else f"{value:.6g}"
 
 
 def _as_file_name(text: str) -> str:
@@ -74,13 +81,24 @@ def request_of(cfg: DictConfig) -> Request:
 
 
 def register_resolvers() -> None:
-    """Give configs `${run_name:}`, `${by_scale:smoke,small,paper}` (a value for each) and `${scale_of_machine:}`."""
+    """Give configs their resolvers.
+
+    `${run_name:}`; `${sweep_name:}`: `name`, checked, as Hydra makes its folder before any run's;
+    `${by_scale:smoke,small,paper}`: a value for each; `${scale_of_machine:}`.
+    """
     register = partial(OmegaConf.register_new_resolver, replace=True)
     register("run_name", lambda *, _root_: run_name(_root_))
+    register("sweep_name", lambda *, _root_: _checked_name(_root_.name))
     register("by_scale", _by_scale)
     register("scale_of_machine", lambda: "paper" if gpu_count() else "small")
 
 
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
+        raise BadInput(f"name={name}: give letters, digits and . _ - in each part of the path, beginning with no sign")
+    return name
+
+
 def _by_scale(smoke: Any, small: Any, paper: Any, *, _root_: DictConfig) -> Any:
     scale = _root_.scale or "small"
-    return {"smoke": smoke, "small": small, "paper": paper}.get(scale)
+    return {"smoke": smoke, "small": small, "medium": small, "paper": paper}.get(scale)

@@ -18,6 +18,7 @@ from backforward_suite.config import Request, Settings
 from backforward_suite.precision import set_matmul_precision
 from backforward_suite.results import assembled, shows_progress
 from backforward_suite.runs.files import Result, write_study
+from backforward_suite.runs.identity import own_sources
 from backforward_suite.studies.study import Item, Setting, Study, Track
 
 QUIET_SECONDS = 2.0  # a study that takes no longer shows no bar
@@ -76,6 +77,7 @@ def conduct(
     """
     set_matmul_precision(request.settings.trainer.matmul_precision)
     torch.manual_seed(setting.seed)  # of dropout
+    own = own_sources(request.values)
     started = time.perf_counter()
     final, rows = study(setting)
     seconds = time.perf_counter() - started
@@ -87,6 +89,7 @@ def conduct(
         setting.data,
         setting.device,
         {"seconds": seconds, "training_seconds": 0.0, "samples_per_second": None},
+        own,
     )
 
 

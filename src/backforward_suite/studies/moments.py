@@ -357,11 +357,12 @@ def expected_relu_product(layer: NormPropLinear) -> Tensor:
     """
     rows = layer.weight.detach().double()
     rows = rows / rows.norm(dim=1, keepdim=True)
-    cosines = (rows @ rows.T).clamp(-1, 1)
+    cosines: torch.Tensor = (rows @ rows.T).clamp(-1, 1)
     cosines.fill_diagonal_(1.0)
     moments = layer.moments()
     scale = float(moments.jacobian) * float(moments.std)
-    return cosines * (0.25 + cosines.asin() / (2 * math.pi)) / scale**2
+    found: Tensor = cosines * (0.25 + cosines.asin() / (2 * math.pi)) / scale**2
+    return found
 
 
 def _drawn(setting: Setting, network: nn.Module) -> nn.Module:

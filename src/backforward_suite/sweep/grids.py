@@ -60,19 +60,34 @@ class GridsSweeper(Sweeper):
         assert self.launcher is not None
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        jobs: dict[frozenset[str], list[str]] = {}
-        for grid in self.grids:
-            given = [f"{key}={value}" for key, value in {**grid, **self.shared, **grid}.items()]
-            overrides = parser.parse_overrides([*given, *arguments])
-            for job in _product(overrides):
-                jobs.setdefault(frozenset(job), job)
+        jobs = products(self.shared, self.grids, arguments, parser)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        returned = self.launcher.launch(list(jobs.values()), initial_job_idx=0)
+        returned = self.launcher.launch(jobs, initial_job_idx=0)
         for job_return in returned:
             _ = job_return.return_value  # raises what made the run fail
         return [returned]
+
+
+def products(shared: Grid, grids: Sequence[Grid], arguments: Sequence[str], parser: OverridesParser) -> list[list[str]]:
+    """The runs of all grids, each once, as overrides.
+
+    Args:
+        shared: Keys swept in every grid.
+        grids: Further keys of each; none is one grid of what is shared.
+        arguments: Overrides from the command line, which replace a key in every grid.
+        parser: Hydra's.
+
+    Raises:
+        BadInput: A sweep is not over a list of values.
+    """
+    jobs: dict[frozenset[str], list[str]] = {}
+    for grid in grids or [{}]:
+        given = [f"{key}={value}" for key, value in {**grid, **shared, **grid}.items()]
+        for job in _product(parser.parse_overrides([*given, *arguments])):
+            jobs.setdefault(frozenset(job), job)
+    return list(jobs.values())
 
 
 def _product(overrides: list[Override]) -> list[list[str]]:

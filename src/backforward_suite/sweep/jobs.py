@@ -8,7 +8,8 @@ from pathlib import Path
 
 from backforward_suite import cli
 from backforward_suite.config import Request
-from backforward_suite.errors import BadInput
+from backforward_suite.errors import BadInput, Refused, cause_of
+from backforward_suite.explain import explain
 from backforward_suite.runs import files, lifecycle
 
 
@@ -40,12 +41,24 @@ class Outcome:
     result: files.Result | None = None  # where the run is done
     cause: str | None = None  # where it is not
     skipped: bool = False  # it had been done before, or elsewhere meanwhile
+    refused: bool = False  # its folder holds another run: the same command would be refused again
     seconds: float = 0.0
 
     @property
     def done(self) -> bool:
         """Whether there is a result to read."""
         return self.result is not None
+
+
+_HINTS: dict[int, str] = {
+    signal.SIGKILL: " (out of memory, perhaps: the system's log would say so)",
+    signal.SIGBUS: " (a file that it was reading became shorter, or a disk is full)",
+}
+
+
+def not_started(error: Exception) -> Outcome:
+    """Of a job whose folder cannot be used: the cause, in a line."""
+    return Outcome(cause=explain(error, Path(), ()) or cause_of(error), refused=isinstance(error, Refused))
 
 
 def conclude(job: Job, code: int, seconds: float) -> Outcome:
@@ -70,8 +83,7 @@ def conclude(job: Job, code: int, seconds: float) -> Outcome:
     if minutes is not None and seconds > 60 * minutes:
         cause = lifecycle.overdue(job.request)
     elif code < 0:
-        hint = " (out of memory, perhaps: the system's log would say so)" if code == -signal.SIGKILL else ""
-        cause = f"killed by {signal.Signals(-code).name}{hint}"
+        cause = f"killed by {signal.Signals(-code).name}{_HINTS.get(-code, '')}"
     else:
         cause = next(iter(files.last_lines(job.log, 1)), f"ended with exit code {code}")
     lifecycle.note_failure(job.folder, job.request, cause)

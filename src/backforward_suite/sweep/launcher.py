@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -10,19 +11,22 @@ import threading
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import ConfigCompositionException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from rich.progress import track
 
-from backforward_suite.cli import RunsFailed
-from backforward_suite.config import Request
+from backforward_suite.cli import RunsFailed, refusing
+from backforward_suite.config import Request, differing
+from backforward_suite.datafiles import is_lacking
 from backforward_suite.errors import BadInput, Stopped
 from backforward_suite.runs import files, lifecycle
 from backforward_suite.sweep.jobs import Job, Outcome
@@ -62,38 +66,100 @@ class JobLauncher(Launcher):
         numbered = list(enumerate(job_overrides, initial_job_idx))
         console = Console(stderr=True)
         jobs: list[Job] = []
+        unreached: dict[str, list[Job]] = defaultdict(list)
+        swept = self._swept_groups(job_overrides)
         ready = False
         for number, overrides in track(
             numbered, "Composing settings", console=console, transient=True, disable=not console.is_terminal
         ):
-            jobs.append(self._job(list(overrides), number))
+            job, left_out = self._job(list(overrides), number, swept)
+            jobs.append(job)
+            for override in left_out:
+                unreached[override].append(job)
             if not ready and not files.is_done(jobs[-1].folder):
                 self.get_ready(jobs[-1])
                 ready = True
+        notes = [_left_out(override, runs, jobs) for override, runs in unreached.items()]
+        _refuse_shared_folders(jobs)
         _write_plans(jobs)
         _share(jobs)
         sweep = Sweep(jobs)
+        for note in notes:
+            sweep.view.note(note)
         with _sigterm_raises():
-            outcomes = sweep.run(lambda pending: self.work(sweep, pending))
-        failed = sum(not outcome.done for outcome in outcomes.values())
-        failure = RunsFailed(f"{failed} of {len(outcomes)} runs failed; the same command runs them again")
+            outcomes = sweep.run(lambda pending: self._work(sweep, pending))
+        failure = RunsFailed(_failure(list(outcomes.values())))
         return [self._returned(job, outcomes[job.folder], failure) for job in jobs]
 
-    def _job(self, overrides: list[str], number: int) -> Job:
+    def _work(self, sweep: Sweep, pending: list[Job]) -> None:
+        """Have the data there once, rather than have each run look for it and be in the others' way; then the work.
+
+        Raises:
+            BadInput: They cannot be had.
+        """
+        lacking = {(job.request.settings.data.name, Path(job.request.settings.data.root)) for job in pending}
+        for name, root in sorted(lacking):
+            if is_lacking(name, root):
+                sweep.view.note(f"Getting {name} into {root}, once for all runs")
+                self.get_data(name, root)
+        self.work(sweep, pending)
+
+    def get_data(self, name: str, root: Path) -> None:
+        """Have a data set there, from where the runs will read it.
+
+        Raises:
+            BadInput: It cannot be had.
+        """
+        from backforward_suite.data.sources import read  # brings torch, which a sweep on data that are there spares
+
+        with refusing():
+            read(name, root)
+
+    def _swept_groups(self, job_overrides: Sequence[Sequence[str]]) -> set[str]:
+        """The keys without a dot of which these runs have, or others of the sweep may have, different values."""
+        assert self.config is not None
+        values = defaultdict(set)
+        for override in itertools.chain(*job_overrides):
+            key, _, value = override.partition("=")
+            values[key].add(value)
+        asked = [*self.config.hydra.overrides.task]
+        asked += [f"{key}={value}" for key, value in (self.config.hydra.sweeper.get("params") or {}).items()]
+        for parsed in OverridesParser.create().parse_overrides(asked):
+            if parsed.is_sweep_override():
+                values[parsed.get_key_element()] |= {"one", "another"}
+        return {key for key, found in values.items() if len(found) > 1 and "." not in key}
+
+    def _composed(self, overrides: list[str], swept: set[str]) -> tuple[DictConfig, list[str]]:
+        """A run's settings, and the overrides that do not reach it: keys that its choice of a swept group has not."""
         assert self.config is not None
         assert self.hydra_context is not None
-        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        left_out: list[str] = []
+        while True:
+            given = [override for override in overrides if override not in left_out]
+            try:
+                return self.hydra_context.config_loader.load_sweep_config(self.config, given), left_out
+            except ConfigCompositionException as error:
+                found = re.match(r"Could not override '(([^'.]+)\.[^']+)'", str(error))
+                stray = [override for override in given if found and override.startswith(f"{found[1]}=")]
+                if not found or not stray or found[2] not in swept:
+                    raise
+                left_out += stray
+
+    def _job(self, overrides: list[str], number: int, swept: set[str]) -> tuple[Job, list[str]]:
+        cfg, left_out = self._composed(overrides, swept)
+        overrides = [override for override in overrides if override not in left_out]
         with open_dict(cfg):
             cfg.hydra.job.num = number
             cfg.hydra.job.id = str(number)
         folder = Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir
-        return Job(
+        job = Job(
             script=Path(sys.argv[0]).resolve(),
             arguments=(*self._where(cfg), *overrides, "hydra.mode=RUN", f"hydra.run.dir={_quoted(str(folder))}"),
             folder=folder,
             request=Request.of(cfg, cfg.hydra, here=False),  # its name has been made, and so this machine was looked at
             overrides=tuple(overrides),
         )
+        return job, left_out
 
     @staticmethod
     def _where(cfg: DictConfig) -> list[str]:
@@ -129,6 +195,42 @@ class _Returned(JobReturn):
         self._return_value = value
 
 
+def _left_out(override: str, runs: Sequence[Job], jobs: Sequence[Job]) -> str:
+    """Say which runs an override does not reach.
+
+    Raises:
+        BadInput: It reaches none.
+    """
+    key, _, _ = override.partition("=")
+    group = key.partition(".")[0]
+    lacking = ", ".join(f"{group}={choice}" for choice in dict.fromkeys(job.request.choices[group] for job in runs))
+    if len(runs) == len(jobs):
+        raise BadInput(f"{key}: no such key with {lacking}")
+    return f"{override} does not reach {len(runs)} of {len(jobs)} runs: no such key with {lacking}"
+
+
+def _failure(outcomes: Sequence[Outcome]) -> str:
+    """How many runs failed, and what to do about it."""
+    failed = sum(not outcome.done for outcome in outcomes)
+    refused = sum(outcome.refused for outcome in outcomes)
+    if not refused:
+        return f"{failed} of {len(outcomes)} runs failed; the same command runs them again"
+    again = "" if failed == refused else f", {failed - refused} failed and are run again by the same command"
+    return f"{refused} of {len(outcomes)} runs: their folders hold other runs; {lifecycle.KEEP_BOTH}{again}"
+
+
+def _refuse_shared_folders(jobs: Sequence[Job]) -> None:
+    """Raise BadInput where two runs of a sweep would meet in one folder; two spellings of one run may."""
+    first: dict[Path, Job] = {}
+    for job in jobs:
+        other = first.setdefault(Path(os.path.abspath(job.folder)), job)  # noqa: PTH100
+        if keys := differing(job.request.values, other.request.values):
+            raise BadInput(
+                f"two runs of this sweep have the folder {job.folder}: {keys}; "
+                "let hydra.sweep.subdir name what differs, or leave it as it is"
+            )
+
+
 def _write_plans(jobs: Sequence[Job]) -> None:
     planned: dict[Path, dict[str, list[str]]] = defaultdict(dict)
     for job in jobs:
@@ -145,7 +247,9 @@ def _share(jobs: Sequence[Job]) -> None:
         for job in pending:
             source = done.get(job.request.hash)
             if source is not None and job.folder.parent.parent == root:
-                lifecycle.take_over(source, job.folder)
+                with suppress(BadInput, OSError):  # the run's own start says what is wrong with a folder
+                    if lifecycle.finished_result(source, job.request) is not None:
+                        lifecycle.take_over(source, job.folder)
 
 
 @contextmanager

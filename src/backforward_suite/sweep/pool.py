@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,13 +18,16 @@ from pathlib import Path
 
 import backforward_suite
 from backforward_suite import cli
+from backforward_suite.errors import BadInput
 from backforward_suite.hardware import cpu_count, gpu_names
 from backforward_suite.runs import lifecycle, locks
-from backforward_suite.sweep.jobs import Job, Outcome, conclude
+from backforward_suite.sweep.jobs import Job, Outcome, conclude, not_started
 from backforward_suite.sweep.sweep import Sweep
 from backforward_suite.sweep.worker import work
 
 GRACE = 30.0  # seconds to write a checkpoint, between asking a process to end and ending it
+SERVER_GONE = 255  # what multiprocessing takes for the exit code of a process whose server was killed
+SOCKET_PATH = 75  # characters of TMPDIR that leave room for the name of a socket in it
 POLL = 0.5  # seconds between two looks at the clock and at the runs' progress
 
 
@@ -65,7 +69,7 @@ class Pool:
         with _forkserver(_threads(count)):
             forkserver.ensure_running()
 
-    def run(self, sweep: Sweep, jobs: Sequence[Job]) -> None:
+    def run(self, sweep: Sweep, jobs: Sequence[Job]) -> None:  # noqa: PLR0912 (one loop, each event a line)
         """Do jobs.
 
         Raises:
@@ -82,13 +86,29 @@ class Pool:
             else:
                 queue.append(job)
         running: list[_Running] = []
+        begun_again: set[Job] = set()
+
+        def again(job: Job) -> bool:
+            """Begin a job once more, as the server that runs are forked from was killed; another one is started."""
+            if job in begun_again:
+                return False
+            begun_again.add(job)
+            queue.append(job)
+            return True
+
         with _forkserver(threads) as context:
             try:
                 while queue or running:
                     for job in _startable(queue, sweep, free):
                         slots = _taken(free, job.request.settings.trainer.devices)
-                        running.append(_start(context, job, slots, threads))
-                        sweep.started(job)
+                        try:
+                            running.append(_start(context, job, slots, threads))
+                        except (BadInput, OSError, EOFError) as error:  # its folder, or the server that starts runs
+                            free += slots
+                            if not (isinstance(error, EOFError | ConnectionError) and again(job)):
+                                sweep.ended(job, not_started(error))
+                        else:
+                            sweep.started(job)
                     if running:
                         wait([entry.process.sentinel for entry in running], timeout=POLL)
                     elif queue:
@@ -103,7 +123,7 @@ class Pool:
                         assert code is not None
                         if code == cli.BUSY:  # someone was quicker
                             queue.append(entry.job)
-                        else:
+                        elif not (code == SERVER_GONE and again(entry.job)):
                             sweep.ended(entry.job, conclude(entry.job, code, entry.seconds))
                     sweep.view.tick([entry.job for entry in running])
             except BaseException:
@@ -139,8 +159,10 @@ def _taken(free: list[str], count: int) -> list[str]:
 
 
 def _start(context: multiprocessing.context.BaseContext, job: Job, slots: list[str], threads: str) -> _Running:
+    lifecycle.refuse_foreign(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
     lifecycle.forget_failure(job.folder)
+    job.log.open("ab").close()  # where it cannot be written, this process says so
     environment = {"OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ",".join(slot for slot in slots if slot)}
     arguments = (job.script, job.arguments, job.log, environment)
     process = context.Process(target=work, args=arguments, name=job.name)  # type: ignore[attr-defined]
@@ -180,6 +202,11 @@ def _forkserver(threads: str) -> Iterator[multiprocessing.context.BaseContext]:
     OMP_NUM_THREADS is read when torch is loaded, so it must stand in the server's environment. A process has one such
     server: where it was started for another number of threads, each run sets its own (see `worker`).
     """
+    if len(tempfile.gettempdir()) > SOCKET_PATH:
+        raise BadInput(
+            f"TMPDIR={tempfile.gettempdir()}: too long for the name of a socket in it; "
+            f"give one of at most {SOCKET_PATH} characters, such as TMPDIR=/tmp"
+        )
     source = str(Path(backforward_suite.__file__).resolve().parent.parent)
     changes = {
         "OMP_NUM_THREADS": threads,

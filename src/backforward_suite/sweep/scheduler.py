@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from backforward_suite import cli
 from backforward_suite.errors import BadInput
 from backforward_suite.runs import lifecycle, locks
-from backforward_suite.sweep.jobs import Job, Outcome, conclude
+from backforward_suite.sweep.jobs import Job, Outcome, conclude, not_started
 from backforward_suite.sweep.launcher import JobLauncher
 from backforward_suite.sweep.sweep import Sweep
 
@@ -55,6 +55,11 @@ class SchedulerLauncher(JobLauncher):
     def cancel(self, submitted: Sequence[Any]) -> None:
         """Take jobs back; those that run write a checkpoint first."""
 
+    def get_data(self, name: str, root: Path) -> None:
+        """Try: where the runs go, the data may be there, or a network that is not here."""
+        with suppress(BadInput):
+            super().get_data(name, root)
+
     def work(self, sweep: Sweep, jobs: list[Job]) -> None:
         """Have jobs done.
 
@@ -70,9 +75,7 @@ class SchedulerLauncher(JobLauncher):
                 while todo or submitted:
                     free = [job for job in todo if not locks.is_taken(job.folder)]
                     todo = [job for job in todo if job not in free]
-                    if pending := [job for job in free if not sweep.settled(job)]:
-                        for job in pending:
-                            lifecycle.forget_failure(job.folder)
+                    if pending := [job for job in free if not sweep.settled(job) and _is_ready(sweep, job)]:
                         self.submit(pending, submitted)
                     time.sleep(self.poll_seconds)
                     for job in submitted.values():
@@ -94,6 +97,16 @@ class SchedulerLauncher(JobLauncher):
                 if submitted:
                     self.cancel(list(submitted))
                 raise
+
+
+def _is_ready(sweep: Sweep, job: Job) -> bool:
+    """Forget why a job failed before; one whose folder cannot be used has ended with that."""
+    try:
+        lifecycle.forget_failure(job.folder)
+    except (BadInput, OSError) as error:
+        sweep.ended(job, not_started(error))
+        return False
+    return True
 
 
 def call_of(job: Job) -> tuple[str, tuple[str, ...], str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from backforward_suite.errors import BadInput
 from backforward_suite.runs import lifecycle
-from backforward_suite.sweep.jobs import Job, Outcome
+from backforward_suite.sweep.jobs import Job, Outcome, not_started
 from backforward_suite.sweep.view import View
 
 
@@ -47,8 +47,8 @@ class Sweep:
         """Whether a job needs no start: done before, or its folder holds something that forbids it."""
         try:
             result = lifecycle.finished_result(job.folder, job.request)
-        except BadInput as error:
-            self.ended(job, Outcome(cause=str(error)))
+        except (BadInput, OSError) as error:
+            self.ended(job, not_started(error))
             return True
         if result is not None:
             self.ended(job, Outcome(result=result, skipped=True))

@@ -6,13 +6,42 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from backforward_suite.runs import files
 from backforward_suite.sweep.jobs import Job, Outcome
+
+
+def told_apart(runs: Mapping[Any, Sequence[str]]) -> dict[Any, str]:
+    """By run, the overrides in which the runs differ, such as `bfp lr=0.1 seed=2`; empty for one run alone.
+
+    Args:
+        runs: By run, its overrides.
+    """
+    given = {run: dict(text.lstrip("+").partition("=")[::2] for text in overrides) for run, overrides in runs.items()}
+    keys = dict.fromkeys(key for values in given.values() for key in values)
+    varying = [key for key in keys if len({values.get(key) for values in given.values()}) > 1]
+    return {
+        run: " ".join(
+            values[key] if key == "method" else f"{key.rpartition('.')[2]}={_short(values[key])}"
+            for key in sorted(varying, key=lambda key: key != "method")
+            if key in values
+        )
+        for run, values in given.items()
+    }
+
+
+def _short(value: str) -> str:
+    """A number with six digits where it has many more."""
+    try:
+        return value if len(value) <= 12 else f"{float(value):.6g}"
+    except ValueError:
+        return value
 
 
 class View:
@@ -28,12 +57,15 @@ class View:
         self.count = 0
         self.began = time.monotonic()
         self.bars: dict[Job, TaskID] = {}
+        self.labels = told_apart({job: job.overrides for job in jobs})
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
-            TimeElapsedColumn(),
+            # What comes first is cut off first where the terminal is narrow.
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=24, table_column=Column(min_width=10, no_wrap=True)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[unit]}", table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            expand=True,
             console=self.console,
             disable=not self.console.is_terminal,
             transient=True,
@@ -53,14 +85,19 @@ class View:
         """A run has begun, perhaps after it has turned out to be trained elsewhere."""
         if job in self.bars:
             self.progress.remove_task(self.bars.pop(job))
-        self.bars[job] = self.progress.add_task(job.name, total=job.request.settings.max_epochs, unit="epochs")
+        self.bars[job] = self.progress.add_task(
+            escape(self._label(job)), total=job.request.settings.max_epochs, unit="epochs"
+        )
+
+    def _label(self, job: Job) -> str:
+        return self.labels.get(job) or job.name
 
     def tick(self, running: Sequence[Job]) -> None:
         """Look how far the running ones are."""
         if self.progress.disable:
             return
         for job in running:
-            self.progress.update(self.bars[job], completed=max(0, len(files.read_metrics(job.folder)) - 1))
+            self.progress.update(self.bars[job], completed=files.epochs_done(job.folder))
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         """A run has ended, or needed no start."""
@@ -75,7 +112,7 @@ class View:
             what = outcome.result["status"] + (f", validation accuracy {accuracy:.2%}" if accuracy is not None else "")
         else:
             what = f"[bold]failed[/]: {escape(outcome.cause or '')}"
-        self._say(f"\\[{self.count}/{self.total}] {job.name}: {what} [dim]({outcome.seconds:.1f} s)")
+        self._say(f"\\[{self.count}/{self.total}] {escape(self._label(job))}: {what} [dim]({outcome.seconds:.1f} s)")
 
     def summary(self, outcomes: Mapping[Job, Outcome]) -> None:
         """How many runs ended how, and where to look for those that failed."""
@@ -90,8 +127,8 @@ class View:
         self._say(f"{self.total} {runs_}: {', '.join(parts)}, in {time.monotonic() - self.began:.1f} s")
         for job, outcome in outcomes.items():
             if not outcome.done:
-                log = f"\n    log: {job.log}" if job.log.exists() else ""
-                self._say(f"[bold]failed[/] {job.name}: {escape(outcome.cause or '')}{log}")
+                log = f"\n    log: {escape(str(job.log))}" if job.log.exists() else ""
+                self._say(f"[bold]failed[/] {escape(job.name)}: {escape(outcome.cause or '')}{log}")
 
     def note(self, text: str) -> None:
         """Say something of the sweep as a whole."""

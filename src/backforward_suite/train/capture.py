@@ -4,7 +4,7 @@ A small network on a GPU is bound by launches. The whole step of an update rule,
 captured after a few ordinary steps, and again whenever something changes that a recording holds fast: the learning
 rate (but for one in a tensor on the GPU), the size of a batch, the rule of the epoch.
 
-Depends on torch, `rules` and `errors` only.
+Depends on torch, `rules`, `optimizers` and `errors` only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from backforward.rules import StepResult, Rule
+from backforward.rules import Rule, StepResult
+from backforward.trial import KEY
 from backforward_suite.errors import BadInput
 
 T = TypeVar("T")
@@ -78,9 +79,9 @@ class Captured:
         self._side: torch.cuda.Stream | None = None
         self._recording: tuple[Replay, StepResult] | None = None
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, batch: int | None = None) -> None:
         """Say which epoch begins."""
-        self.rule.set_epoch(epoch)
+        self.rule.set_epoch(epoch, batch)
 
     def prepare(self, x: Tensor) -> None:
         """Plan the passes."""
@@ -141,7 +142,7 @@ class Captured:
         """The last one before a recording is watched: what it cannot be part of must not begin to be recorded."""
         if self._ordinary < WARM_UP or x.device.type != "cuda":
             return self.rule.step(x, y)
-        before = torch.cuda.get_sync_debug_mode()
+        before, numbers = torch.cuda.get_sync_debug_mode(), numbers_outside_state(self._optimizer)
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as said:
@@ -151,7 +152,7 @@ class Captured:
             torch.cuda.set_sync_debug_mode(before)
         if any("synchronizing CUDA operation" in str(warning.message) for warning in said):
             self._give_up("within a step the host waits for the GPU")
-        elif counts_on_host(self._optimizer, x.device):
+        elif counts_on_host(self._optimizer, x.device) or numbers_outside_state(self._optimizer) != numbers:
             self._give_up("its optimizer counts steps on the host")
         return out
 
@@ -205,8 +206,26 @@ def set_capturable(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, 
 
 def counts_on_host(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
     """Whether an optimizer's state has numbers on the host, which a recording on the device would hold fast."""
+    if KEY in optimizer.param_groups[0]:  # counters of each group
+        return True
+    entries = [entry.values() if isinstance(entry, dict) else [entry] for entry in optimizer.state.values()]
     return any(
         isinstance(value, int | float) or (isinstance(value, Tensor) and value.device.type != device.type)
-        for state in optimizer.state.values()
-        for value in state.values()
+        for values in entries
+        for value in values
     )
+
+
+def numbers_outside_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Numbers on the host among an optimizer's attributes and settings: a recording holds fast what a step changes."""
+    places = [vars(optimizer), *optimizer.param_groups]
+    return [
+        {name: found for name, value in place.items() if (found := _on_host(value)) is not None} for place in places
+    ]
+
+
+def _on_host(value: Any) -> Any:
+    """A number, or the version of a tensor."""
+    if isinstance(value, Tensor) and value.device.type == "cpu":
+        return id(value), value._version
+    return value if isinstance(value, int | float) else None

@@ -5,42 +5,44 @@ from __future__ import annotations
 import backforward_suite._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 
 # isort: split
-import math
 import os
 import signal
+import sys
 import tempfile
 import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
 
 from backforward_suite import cli
 from backforward_suite.build import Parts
-from backforward_suite.config import Request, deciding
+from backforward_suite.config import Request
 from backforward_suite.data import DataSplits
+from backforward_suite.errors import BadInput, cause_of
+from backforward_suite.hardware import emulates_bf16
 from backforward_suite.precision import set_matmul_precision
 from backforward_suite.processes import made_by_slurm, rank
 from backforward_suite.results import assembled, shows_progress
 from backforward_suite.runs.files import Result
+from backforward_suite.runs.identity import own_sources
+from backforward_suite.train import loggers
+from backforward_suite.train.bar import ProgressBar
 from backforward_suite.train.callbacks.checkpoint import Checkpoints, WholeFileIO
 from backforward_suite.train.callbacks.diagnostics import Diagnostics
 from backforward_suite.train.callbacks.record import RunRecord
+from backforward_suite.train.callbacks.stopping import Stopping
 from backforward_suite.train.capture import say_ordinary
-from backforward_suite.train.module import Arithmetic, Classification, InMemoryData, means, quiet_lightning
-from backforward_suite.train.readings import Readings
-
-BAR_REFRESH = 50  # batches between two redraws of the progress bar; each costs as much as a small network's step
+from backforward_suite.train.module import Arithmetic, Classification, InMemoryData, quiet_lightning
 
 
 def train(request: Request, folder: Path | None) -> Result:
@@ -86,6 +88,7 @@ def assemble(request: Request, data: DataSplits | None = None) -> tuple[Classifi
         seed=settings.seed,
         augment=settings.data.augment,
         shuffle=settings.data.shuffle,
+        limit=settings.trainer.limit_train_batches,
     )
     return module, loaders, arithmetic
 
@@ -110,39 +113,53 @@ def fit(
         The content of `result.json`.
 
     Raises:
-        BadInput: The folder holds a damaged checkpoint, or one of other settings.
+        BadInput: The folder holds a damaged checkpoint, or one of other settings, data or source.
     """
     settings = request.settings
     quiet_lightning()
     set_matmul_precision(settings.trainer.matmul_precision)
-    started = time.perf_counter()
+    if settings.trainer.precision == "64-true":
+        module.double()  # Lightning converts it after it has restored a checkpoint, whose lower bits would be lost
+    own = own_sources(request.values)
     devices = settings.trainer.devices
+    # Lightning took it, as it was imported, from what a scheduler may have said of other processes.
+    rank_zero_only.rank = rank(devices)  # type: ignore[attr-defined]
     if settings.capture != settings.trainer.capture and rank(devices) == 0:
-        say_ordinary("diagnostics look into them")
+        say_ordinary("the method draws anew for each batch" if settings.draws_anew else "diagnostics look into them")
+    accelerator = _accelerator(settings.trainer.accelerator)
+    if settings.trainer.precision == "bf16-mixed" and accelerator == "cpu" and emulates_bf16() and rank(devices) == 0:
+        print("this CPU emulates bfloat16: trainer=cpu is faster", file=sys.stderr, flush=True)
     record = RunRecord(folder, settings.trainer.log_every_n_steps)
     diagnostics = Diagnostics(settings.diagnostics.when(), settings.diagnostics.samples, folder)
     # Before the record, so that the run's time includes their price.
     callbacks: list[L.Callback] = [diagnostics, record] if diagnostics.when else [record]
+    stopping = Stopping(record, settings.stop_loss, settings.patience, settings.min_delta)
+    callbacks.append(stopping)
     resume: Path | None = None
-    logger: TensorBoardLogger | None = None
+    logger: Logger | None = None
     if folder is not None:
         last = Checkpoints(
-            folder, request.values, settings.trainer.checkpoint_minutes, agree_every=settings.trainer.log_every_n_steps
+            folder,
+            request,
+            {"data": loaders.data.fingerprint, "own": own},
+            agree_every=settings.trainer.log_every_n_steps,
         )
         callbacks.append(last)
         step = None
+        if settings.go_on_from is not None and not last.path.exists():
+            last.begin_from(Path(settings.go_on_from))
         if last.path.exists():
-            resume, step = last.path, last.step_to_resume()
+            resume, step = last.path, last.step_to_resume(module)
             if rank(devices) == 0:
                 print(f"goes on from step {step}, where its last checkpoint was written", flush=True)
-        logger = opened_logger(folder, request, step)
+        logger = loggers.opened(folder, request, step)
     bar = shows_progress(settings)
     if bar:
-        callbacks.append(ProgressBar(refresh_rate=BAR_REFRESH))
+        callbacks.append(ProgressBar())
 
     with tempfile.TemporaryDirectory() as nowhere:
         trainer = L.Trainer(
-            accelerator=_accelerator(settings.trainer.accelerator),
+            accelerator=accelerator,
             devices=devices,
             # Each rank keeps its own sums and statistics: DistributedDataParallel would overwrite them by the first's.
             strategy=DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto",
@@ -157,19 +174,26 @@ def fit(
             enable_checkpointing=folder is not None,
             enable_progress_bar=bar,
             enable_model_summary=False,
+            profiler=_profiler(settings.trainer.profiler, folder),
             default_root_dir=nowhere if folder is None else folder,
         )
-        with _interruptible():
-            trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
+        with _interruptible(), _writer_heard_once():
+            with nullcontext() if resume is None else _fitting(last):
+                trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
             final = dict(record.rows[-1])
             if not module.diverged:
                 trainer.test(module, loaders, verbose=False)
                 final |= module.evaluated
-    if logger is not None:
-        close_logger(logger, request, final, trainer.global_step)
+    if folder is not None and trainer.is_global_zero:
+        record.write()  # and what was lost of them since the last checkpoint
+        if diagnostics.when:
+            diagnostics.write()
+    if logger is not None and folder is not None:
+        loggers.close(logger, folder, request, final, trainer.global_step)
     return assembled(
         {
             "status": "diverged" if module.diverged else "finished",
+            **stopping.found,
             "final": final,
             "best": dict(record.best() or {}),
             "arithmetic": arithmetic or [],
@@ -179,15 +203,43 @@ def fit(
         loaders.data,
         trainer.strategy.root_device,
         {
-            "seconds": time.perf_counter() - started,  # of this sitting
+            "seconds": record.elapsed(),
             "start_seconds": record.start_seconds,
             "training_seconds": record.seconds,
             "diagnostics_seconds": diagnostics.seconds,
             "diagnostics_times": diagnostics.times,
             "samples_per_second": record.samples / record.seconds if record.seconds else None,
         },
+        own,
         devices=trainer.world_size,
     )
+
+
+@contextmanager
+def _fitting(last: Checkpoints) -> Iterator[None]:
+    """Say in one line that a checkpoint does not fit: what Lightning raises while it restores one."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if last.restored or isinstance(error, BadInput | torch.OutOfMemoryError):
+            raise
+        raise last.does_not_fit(cause_of(error)) from None
+
+
+@contextmanager
+def _writer_heard_once() -> Iterator[None]:
+    """Print no traceback of TensorBoard's writing thread: what the disk told it is raised here as well."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager
@@ -205,70 +257,10 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def opened_logger(folder: Path, request: Request, resumed_after: int | None) -> TensorBoardLogger:
-    """TensorBoard's events of a run.
-
-    Args:
-        folder: The run's.
-        request: What was asked for, for HParams.
-        resumed_after: The step of the checkpoint where this sitting goes on: what a sitting that was cut off logged
-            after it is hidden. None in a first sitting.
-    """
-    purge = None if resumed_after is None else resumed_after + 1
-    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=purge)
-    logger.hparams.update(_readable(request))
-    return logger
-
-
-def close_logger(logger: TensorBoardLogger, request: Request, final: Mapping[str, Any], step: int) -> None:
-    """Log final metrics beside the settings, for HParams."""
-    metrics = {key: value for key, value in final.items() if isinstance(value, float) and math.isfinite(value)}
-    # At the last step: at its default, 0, TensorBoard takes every curve of these metrics for superseded.
-    shown = {key: metrics[key] for key in _SHOWN if key in metrics}
-    logger.log_hyperparams(_readable(request), shown, step=step)
-    logger.finalize("success")
-
-
-class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, with the epoch's loss and accuracy so far; on a GPU, as they were when it was last redrawn."""
-
-    def __init__(self, refresh_rate: int) -> None:
-        super().__init__(refresh_rate)
-        self._sums_seen = Readings()
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """A new epoch, a new bar."""
-        super().on_train_epoch_start(trainer, *_)
-        self._sums_seen.take()
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float]:  # type: ignore[override]
-        """What stands at the end of the bar."""
-        assert isinstance(pl_module, Classification)
-        if not trainer.training or trainer.world_size > 1:
-            return {}
-        seen = self._sums_seen.look(pl_module.train_sums)
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            seen = self._sums_seen.take() or seen
-        metrics = {} if seen is None else means(seen[1], "train")
-        return {key.partition("/")[0]: f"{value:.3f}" for key, value in metrics.items()}
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """After a turn; the loader's count of batches starts anew after a resume, the loop's does not."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, trainer.fit_loop.epoch_loop.batch_idx)
-
-
-# Final metrics in TensorBoard's HParams.
-_SHOWN = (
-    "loss/train",
-    "accuracy/train",
-    "loss/validation",
-    "accuracy/validation",
-    "loss/test",
-    "accuracy/test",
-    "weight_norm/total",
-)
+def _profiler(kind: str | None, folder: Path | None) -> Profiler | None:
+    """Lightning's profiler of that kind; its reports go to `fit-profile.txt` and `test-profile.txt` in the folder."""
+    make = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    return None if kind is None or folder is None else make[kind](dirpath=folder, filename="profile")
 
 
 def _accelerator(asked: str) -> str:
@@ -281,15 +273,3 @@ def _processes(devices: int) -> list[ClusterEnvironment]:
     if made_by_slurm(devices):
         return [SLURMEnvironment(auto_requeue=False)]
     return [LightningEnvironment()] if "SLURM_JOB_ID" in os.environ else []
-
-
-def _readable(request: Request) -> dict[str, Any]:
-    """Settings for HParams, as a person gives them: choices of groups, then keys."""
-    flat = {
-        key: value
-        for key, value in deciding(request.values).items()
-        if not key.endswith("_target_") and not key.startswith("diagnostics.")  # their bundle's name says enough
-    }
-    return request.choices | {
-        key: value if isinstance(value, bool | int | float) else str(value) for key, value in flat.items()
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import backforward_suite._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
+from backforward.flops import FlopCounter
 
 # isort: split
 import copy
@@ -19,9 +20,8 @@ import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.flop_counter import FlopCounterMode
 
-from backforward.rules import StepResult, Rule
+from backforward.rules import Rule, StepResult
 from backforward_suite.data import DataSplits, EpochLoader, Images
 from backforward_suite.train.capture import Captured, say_ordinary, set_capturable
 from backforward_suite.train.readings import Readings
@@ -138,13 +138,13 @@ class Classification(L.LightningModule):
 
         rule = self.make_rule(network, optimizer, F.cross_entropy, step=step)
         rule.prepare(x)
-        with torch.no_grad(), FlopCounterMode(display=False) as forward:
+        with torch.no_grad(), _counter() as forward:
             network(x)
         found = []
         for epoch in sorted({0, getattr(rule, "at_epoch", 0)}):
             rule.set_epoch(epoch)
             moved.clear()
-            with FlopCounterMode(display=False) as update:
+            with _counter() as update:
                 rule.step(x, y)
             found.append(
                 {
@@ -184,13 +184,14 @@ class Classification(L.LightningModule):
                 say_ordinary("this run is on a CPU" if self.device.type == "cpu" else "this run is on several devices")
         if self.device.type == "cpu":  # its checkpoint may come from a GPU
             set_capturable(optimizer, optimizer.param_groups, False)
-        self.rule.set_epoch(self.current_epoch)
+        self.rule.set_epoch(self.current_epoch, self.global_step)
         self._each_batch = [callback for callback in self.trainer.callbacks if isinstance(callback, EachBatch)]  # type: ignore[attr-defined]
         if self._of_ranks is None:
             torch.manual_seed(rank_seed(self.seed, self.global_rank))
         else:
             self._go_on_from(self._of_ranks[self.global_rank])
-        self.trainer.should_stop = self.diverged  # cut off between the checkpoint of a diverged epoch and its result
+        if self.diverged:  # cut off between the checkpoint of a diverged epoch and its result
+            self.trainer.should_stop = True
 
     def on_train_epoch_start(self) -> None:
         """Tell the rule which epoch begins (Lightning tells the loader)."""
@@ -198,7 +199,7 @@ class Classification(L.LightningModule):
         self.joint_sums.zero_()
         self._sums_seen.take()
         assert self.rule is not None
-        self.rule.set_epoch(self.current_epoch)
+        self.rule.set_epoch(self.current_epoch, self.global_step)
 
     def training_step(self, dataloader_iter: Iterator[tuple[Batch, int, int]]) -> None:
         """Train on the mini-batches of a turn.
@@ -353,14 +354,21 @@ class InMemoryData(L.LightningDataModule):
         seed: Decides, with the epoch, the order of samples and the flips.
         augment: `"none"` or `"flip"`.
         shuffle: A new order of training samples each epoch, else always that of the data set.
+        limit: Train on so many batches of each epoch; None: all.
     """
 
     def __init__(
-        self, data: DataSplits, batch_size: int, seed: int, augment: str = "none", shuffle: bool = True
+        self,
+        data: DataSplits,
+        batch_size: int,
+        seed: int,
+        augment: str = "none",
+        shuffle: bool = True,
+        limit: int | None = None,
     ) -> None:
         super().__init__()
         self.data, self.batch_size = data, batch_size
-        self._how: dict[str, Any] = {"seed": seed, "augment": augment, "shuffle": shuffle}
+        self._how: dict[str, Any] = {"seed": seed, "augment": augment, "shuffle": shuffle, "limit": limit}
         # Made once here, so that a batch larger than the training set is refused before anything starts.
         self.steps_per_epoch = len(EpochLoader(data.train, batch_size, **self._how))
 
@@ -396,6 +404,27 @@ class InMemoryData(L.LightningDataModule):
 def _size(network: nn.Module, moving: bool = False) -> int:
     """Numbers among the parameters; with `moving`, among those with a gradient at the moment."""
     return sum(p.numel() for p in network.parameters() if not moving or p.grad is not None)
+
+
+class _NoModules:
+    """Stands for torch's tracker of modules.
+
+    The tracker hooks the inputs of each module, and `torch.autograd.grad` fails where one of them is a parameter, as in
+    the modules of `torch.nn.utils.parametrize`.
+    """
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _counter() -> FlopCounter:
+    """Counts multiply-accumulates, twice each, of everything together."""
+    counter = FlopCounter()
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    return counter
 
 
 def rank_seed(seed: int, rank: int) -> int:

@@ -58,12 +58,13 @@ def test_scale_of_the_draws(init: str):
     conv = nn.Conv2d(64, 32, 5)
     initialise_(conv, init, seed=0)
     fan_in, fan_out = 64 * 25, 32 * 25
-    variance = {"he": 2 / fan_in, "glorot": 2 / (fan_in + fan_out), "default": 1 / (3 * fan_in)}[init]
+    variances = {"he": 2 / fan_in, "glorot": 2 / (fan_in + fan_out), "lecun": 1 / fan_in, "default": 1 / (3 * fan_in)}
+    variance = variances[init]
     assert conv.weight.var().item() == pytest.approx(variance, rel=0.03)
     assert abs(conv.weight.mean()) < 4 * math.sqrt(variance / conv.weight.numel())
-    if init != "he":
+    if init in ("glorot", "default"):
         assert conv.weight.abs().max() <= math.sqrt(3 * variance)
-    if init == "glorot":
+    if init in ("glorot", "lecun"):
         assert not conv.bias.any()
     else:
         assert 0.8 / math.sqrt(fan_in) < conv.bias.abs().max() <= 1 / math.sqrt(fan_in)
@@ -78,5 +79,5 @@ def test_known_draw():
 
 
 def test_unknown_init_is_one_clear_line():
-    with pytest.raises(ValueError, match=r"^unknown init 'orthogonal': there are he, glorot, default$"):
+    with pytest.raises(ValueError, match=r"^unknown init 'orthogonal': there are he, glorot, lecun, default$"):
         initialise_(nn.Linear(2, 2), "orthogonal")

@@ -24,7 +24,7 @@ def test_any_depth(norm: str, depth: int):
     [
         ({"norm": "layer"}, "unknown norm 'layer': there are none, batch, prop"),
         ({"activation": "rellu"}, "unknown activation 'rellu': there are relu, "),
-        ({"init": "xavier"}, "unknown init 'xavier': there are he, glorot, default"),
+        ({"init": "xavier"}, "unknown init 'xavier': there are he, glorot, lecun, default"),
         ({"depth": -1}, "depth must be at least 0, got -1"),
         ({"hidden": 0}, "hidden must be at least 1, got 0"),
         ({"dropout": 1.0}, "dropout must be at least 0 and less than 1, got 1.0"),

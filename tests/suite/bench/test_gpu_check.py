@@ -32,7 +32,6 @@ FIGURES = {
     "batch_s",
     "bfp_s",
     "ratio",
-    "stacked_ms",
 }
 
 
@@ -113,17 +112,17 @@ def test_a_part_that_fails_is_recorded_and_the_others_run(
 
     monkeypatch.setattr(gpu_checks, "rules", broken)
     monkeypatch.setattr(gpu_checks, "memory", lacking)
-    monkeypatch.setattr(gpu, "sweep", fine)
+    monkeypatch.setattr(gpu, "steps", fine)
     out = tmp_path / "new" / "found.json"
-    code, said, _ = checked(capsys, "--dry-run", "--only", "sweep", "memory", "rules", "--out", str(out))
+    code, said, _ = checked(capsys, "--dry-run", "--only", "steps", "memory", "rules", "--out", str(out))
     assert code == 1
     parts = json.loads(out.read_text())["parts"]
-    assert list(parts) == ["rules", "memory", "sweep"]  # by worth, whatever the order asked for
+    assert list(parts) == ["rules", "memory", "steps"]  # by worth, whatever the order asked for
     assert parts["rules"]["status"] == "failed"
     assert parts["rules"]["error"] == "RuntimeError: CUDA error: out of luck [4]"
     assert parts["rules"]["rows"] == [{"status": "passed"}]
     assert (parts["memory"]["status"], parts["memory"]["reason"]) == ("skipped", "scipy is not installed")
-    assert (parts["sweep"]["status"], parts["sweep"]["summary"]) == ("measured", "all well")
+    assert (parts["steps"]["status"], parts["steps"]["summary"]) == ("measured", "all well")
     assert "out of luck [4]" in said
 
 

@@ -18,7 +18,7 @@ def test_there_is_one_for_each_data_set_and_one_for_ones_own() -> None:
 @pytest.mark.parametrize("path", sorted(CONF.iterdir()), ids=lambda path: path.stem)
 def test_defaults(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = OmegaConf.load(path)
-    assert list(config) == [
+    assert [key for key in config if key != "layout"] == [
         "name",
         "protocol",
         "size",
@@ -28,6 +28,7 @@ def test_defaults(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "shuffle",
         "root",
     ]
+    assert config.get("layout") == ("auto" if path.stem == "npz" else None)
     assert (config.protocol, config.size, config.train_images, config.augment) == ("holdout", None, None, "none")
     assert OmegaConf.is_missing(config, "name") if path.stem == "npz" else config.name == path.stem
     monkeypatch.delenv("BACKFORWARD_DATA", raising=False)

@@ -110,7 +110,7 @@ def test_digits_without_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3)])
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1), (6, 5, 3)])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_an_npz_file_is_read_channels_first(
     tmp_path: Path, save: Callable[..., None], shape: tuple[int, ...], order: Any
@@ -120,7 +120,7 @@ def test_an_npz_file_is_read_channels_first(
     parts, source = sources.read("mine", tmp_path)
     assert source == str(tmp_path / "mine.npz")
     for part, (x, y) in parts.items():
-        assert x.shape == (20, *(shape[2:] or (1,)), 4, 5)
+        assert x.shape == (20, *(shape[2:] or (1,)), 6, 5)
         assert np.array_equal(np.moveaxis(x, 1, 3).reshape(20, *shape), made[f"x_{part}"])
         assert np.array_equal(y, made[f"y_{part}"])
 
@@ -203,7 +203,7 @@ DAMAGED = "is damaged or no npz file"
         ("missing", "has no y_test: it needs x_train, y_train, x_test, y_test, it has x_train, y_train, x_test"),
         ("pickled", "y_train.npy holds pickled objects, which are never loaded; store plain numbers"),
         ("flat", "x_train has shape [20, 20]; images are [N, H, W] or [N, H, W, C]"),
-        ("channels first", "x_train has shape [20, 3, 32, 32]; images are [N, H, W] or [N, H, W, C]"),
+        ("channels first", "x_train has shape [20, 3, 32, 32]; images are [N, H, W] or [N, H, W, C], and here"),
     ],
 )
 def test_a_damaged_npz_file_is_refused(tmp_path: Path, change: str, said: str) -> None:
@@ -616,3 +616,21 @@ def test_a_silent_server_is_given_up(tmp_path: Path, serve: Serve, monkeypatch: 
         assert "its download failed" in refusal("mnist", tmp_path)
     finally:
         release.set()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mine.npz")
+    with pytest.raises(DataError, match=r"mine\.npz is no regular file"):
+        sources.read("mine", tmp_path)
+
+
+def test_a_member_that_fits_into_no_memory_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = {f"{letter}_{part}": np.zeros(4, np.uint8) for letter in "xy" for part in ("train", "test")}
+    np.savez_compressed(tmp_path / "mine.npz", **images)
+
+    def read(*_: Any) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", read)
+    with pytest.raises(DataError, match="unpacks to 528 bytes, which do not fit into memory"):
+        sources.read("mine", tmp_path)

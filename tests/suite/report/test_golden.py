@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -44,3 +45,21 @@ def test_every_committed_result_matches_its_hash() -> None:
                 assert fingerprint(result["settings"]) == result["settings_hash"], f"{path.name}: {line['run']}"
                 count += 1
     assert count > 1000
+
+
+def test_the_readme_says_what_the_committed_report_says() -> None:
+    """The tally, and every number with an interval."""
+    report = (REFERENCE / "report" / "report.md").read_text().replace("\\", "")
+    block = re.search(r"\*\*Verdicts so far\*\*.*?(?=\nEvery claim)", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    text = " ".join(block.group().split())
+    counts = dict(re.findall(r"\*\*([a-z -]+)\*\* \((\d+)\)", report))
+    told = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n != "0")
+    assert f"{sum(map(int, counts.values()))} claims: {told}." in text
+    answers = re.search(r"counted apart: (.*?)\.", report)
+    assert answers is not None
+    asked = sum(int(n) for n in re.findall(r"\d+", answers.group(1)))
+    assert f"{asked} questions that no paper answers: {answers.group(1)}." in text
+    measured = re.findall(r"[\d.]+ \[[\d., -]+\]", text)
+    assert len(measured) > 10
+    assert [number for number in measured if number not in report] == []

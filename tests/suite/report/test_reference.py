@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from backforward_suite.report.experiments._experiment import hardware
 from tests.helpers.configs import requested
 
 from backforward_suite.data import load_data
 from backforward_suite.errors import BadInput
 from backforward_suite.report import experiments, reference
+from backforward_suite.report.experiments._tables import hardware
 from backforward_suite.report.reading import read_runs
 from backforward_suite.results import assembled
 from backforward_suite.runs import files
@@ -39,7 +39,7 @@ def write_run(outputs: Path, name: str, status: str = "finished", **result: obje
     request = replace(requested(), values=SETTINGS, choices={})
     found = {"status": status, "final": {"loss/train": 0.1 + 0.2}}
     data = load_data("digits", Path())
-    written = assembled(found, request, data, torch.device("cpu"), {"seconds": 2.5})
+    written = assembled(found, request, data, torch.device("cpu"), {"seconds": 2.5}, {})
     files.write_result(folder, {**written, **result})
     return folder
 

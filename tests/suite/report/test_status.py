@@ -77,3 +77,24 @@ def test_a_plan_grows_and_stays(tmp_path: Path) -> None:
     assert (tmp_path / "sweep.json").stat().st_mtime_ns == before
     lifecycle.add_to_plan(tmp_path, {"b": ["seed=1"]})
     assert files.read_plan(tmp_path) == {"a": ["seed=0"], "b": ["seed=1"]}
+
+
+def test_failures_of_the_same_cause_are_one_line(tmp_path: Path) -> None:
+    for n in range(5):
+        (tmp_path / f"seed{n}").mkdir()
+        cause = "out of memory" if n < 4 else "killed by SIGKILL"
+        files.write_result(tmp_path / f"seed{n}", {"status": "failed", "cause": cause})
+        (tmp_path / f"seed{n}" / "run.log").write_text(f"log of {n}\n")
+
+    def text(everything: bool) -> str:
+        console = Console(file=io.StringIO(), width=80)
+        console.print(sweep_status(tmp_path, everything))
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    folded, whole = text(False), text(True)
+    assert "seed0 and 3 more" in folded
+    assert folded.count("out of memory") == 1
+    assert ("log of 0" in folded, "log of 1" in folded, "log of 4" in folded) == (True, False, True)
+    assert whole.count("out of memory") == 4
+    assert all(f"log of {n}" in whole for n in range(5))
+    assert "5 runs: 5 failed" in folded

@@ -25,6 +25,7 @@ def test_arms_can_be_told_apart_in_grey(arms: tuple[str, ...]) -> None:
 def test_rules_with_norms_can_be_told_apart() -> None:
     looks = [style.look(f"{rule} + {norm}") for rule in ("sgd", "bfp") for norm in NORMS]
     assert len({(look.colour, look.dash) for look in looks}) == len(looks)
+    assert len({look.marker for look in looks}) == len(looks)  # as single points, in grey
 
 
 @pytest.mark.parametrize("count", [1, 4, 7])

@@ -17,6 +17,8 @@ from backforward_suite.runs.names import run_name
         (["data.augment=flip", "optimizer=adam"], "sgd-augment_flip-adam"),
         (["name=other", "timeout_min=3", "trainer.progress_bar=false", "data.root=/x"], "sgd"),  # of no effect
         (["experiment=quickstart", "lr=0.1"], "sgd-lr0.1"),  # its name is the folder's
+        (["lr=0.30000000000000004", "weight_decay=1e-4"], "sgd-lr0.3-weight_decay0.0001"),  # a step of range()
+        (["lr=0.012345678901234567"], "sgd-lr0.0123457"),  # a draw of a search
         (["model.dropout=0.5", "+model.extra=1"], "sgd-dropout0.5-extra1"),
     ],
     ids=str,

@@ -8,8 +8,11 @@ import pytest
 import torch
 from tests.helpers.settings import MakeSetting
 
+from backforward import NormPropLinear
+from backforward.probes import layer_jacobian
 from backforward_suite.errors import BadInput
 from backforward_suite.studies import Findings, Moments, Setting
+from backforward_suite.studies.moments import expected_relu_product
 
 ACTIVATIONS = ("relu", "prelu", "gelu", "tanh")
 SMALL = Moments(
@@ -113,6 +116,29 @@ class TestJacobian:
             assert found["off_diagonal"] == pytest.approx(0, abs=1e-6)
             assert found["diagonal"] == pytest.approx(0.5 / (J * std) ** 2, rel=0.1)
             assert found["eigenvalue_max"] <= found["singular_max"] ** 2 * (1 + 1e-6)
+
+    def test_the_closed_form_is_what_samples_tend_to(self) -> None:
+        layer = NormPropLinear(5, 6, activation="relu", jacobian_factor="paper")
+        with torch.no_grad():
+            layer.weight.copy_(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)))
+        x = torch.randn(200_000, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        rows = layer.weight.detach().double()
+        rows /= rows.norm(dim=1, keepdim=True)
+        passed = (x @ rows.T > 0).double()
+        scale = 1.21 * math.sqrt((1 - 1 / math.pi) / 2)
+        sampled = (passed.T @ passed / len(x)) * (rows @ rows.T) / scale**2
+        assert torch.allclose(expected_relu_product(layer), sampled, atol=0.01)
+        one = layer_jacobian(layer, x[0].float()).double()
+        assert torch.allclose(one @ one.T, torch.outer(passed[0], passed[0]) * (rows @ rows.T) / scale**2, atol=1e-5)
+
+    def test_orthogonal_rows_have_equal_eigenvalues_and_random_ones_do_not(self, table: pd.DataFrame) -> None:
+        """However few inputs were sampled: the closed form has no sampling."""
+        where = {"part": "jacobian", "activation": "relu", "jacobian_factor": "none", "width": 200}
+        for weights, low, high in (("orthogonal", 1.4669, 1.4670), ("random", 0.6, 3.7)):
+            for quantity in ("exact_eigenvalue_min", "exact_eigenvalue_max"):
+                assert low <= values(table, quantity=quantity, weights=weights, **where).item() <= high
+        spread = values(table, quantity="exact_eigenvalue_max", weights="random", **where).item()
+        assert spread > 3
 
     def test_the_factor_divides_relus_jacobian(self, table: pd.DataFrame) -> None:
         for weights in ("random", "orthogonal"):

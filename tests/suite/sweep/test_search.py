@@ -26,6 +26,9 @@ def test_each_trial_is_a_run(spawned: Command, tmp_path: Path) -> None:
     scores = {files.objective(files.read_result(path.parent) or {}) for path in root.glob("*/result.json")}
     assert len(scores) <= 4
     assert len(files.read_plan(root)) == 4
+    assert all(len(folder.parent.name) < 40 for folder in root.glob("*/result.json"))  # rates are rounded in names
+    assert "alembic" not in ended.out + ended.err
+    assert len(ended.err.splitlines()) <= 1
     best = OmegaConf.to_container(OmegaConf.load(root / "optimization_results.yaml"))
     assert isinstance(best, dict)
     assert best["best_value"] == max(score for score in scores if score is not None)

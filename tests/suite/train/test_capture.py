@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.helpers import miniatures
 from tests.oracles.recording import again
 from torch import Tensor, nn
 
 from backforward.models import MLP
-from backforward.rules import Backforward, Backprop, StepResult, Switch
+from backforward.rules import Backforward, Backprop, StepResult, UpdateRule
+from backforward.switch import Switch
 from backforward_suite.errors import BadInput
 from backforward_suite.train.capture import (
     PATIENCE,
@@ -20,6 +23,7 @@ from backforward_suite.train.capture import (
     Captured,
     Replay,
     counts_on_host,
+    numbers_outside_state,
     record_cuda,
     set_capturable,
 )
@@ -169,6 +173,21 @@ def test_an_optimizer_that_counted_on_a_gpu_counts_on_the_host_again() -> None:
     set_capturable(optimizer, [group], False)
     rule.step(*batch)
     assert {float(state["step"]) for state in optimizer.state.values()} == {2.0}
+
+
+@pytest.mark.parametrize("rule", [Backprop, Backforward])
+@pytest.mark.parametrize("kind", [*miniatures.COUNTING.values(), torch.optim.SGD])
+def test_counters_outside_the_state_of_parameters_are_seen(
+    rule: type[UpdateRule], kind: type[torch.optim.Optimizer]
+) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
+    optimizer = kind(network.parameters(), lr=0.1)  # type: ignore[call-arg]
+    step = partial(rule(network, optimizer, F.cross_entropy).step, torch.ones(2, 4), torch.tensor([0, 1]))
+    step()
+    before = numbers_outside_state(optimizer)
+    step()
+    seen = counts_on_host(optimizer, torch.device("cuda")) or numbers_outside_state(optimizer) != before
+    assert seen is (kind is not torch.optim.SGD)
 
 
 @pytest.mark.parametrize(

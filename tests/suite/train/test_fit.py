@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +12,33 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.helpers.commands import Command
+from tests.helpers.configs import composed
 from tests.helpers.training import (
     SMALL,
     CutOff,
     cut_off_at,
     same,
+    told_to_end_at,
     trained,
     weights,
 )
 
+from backforward.models import NIN
+from backforward_suite import hardware
 from backforward_suite.errors import Stopped
 from backforward_suite.hardware import cpu_model
+from backforward_suite.run import train as train_alone
 from backforward_suite.runs import files
 from backforward_suite.train import readings
+from backforward_suite.train.bar import ProgressBar
 from backforward_suite.train.callbacks.checkpoint import Checkpoints, read_checkpoint
 from backforward_suite.train.callbacks.record import RunRecord
-from backforward_suite.train.fit import ProgressBar
 
 
 def points(folder: Path) -> list[tuple[int, float]]:
     """Of the loss within epochs, as TensorBoard has them."""
     events = EventAccumulator(str(folder)).Reload()
     return [(event.step, event.value) for event in events.Scalars("loss/batch")]
-
-
-def told_to_end_at(step: int) -> Callable[..., None]:
-    def before_batch(_: RunRecord, trainer: L.Trainer, *__: Any) -> None:
-        if trainer.global_step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return before_batch
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto is CUDA here")
@@ -115,6 +111,9 @@ SETTINGS = {
         "schedule=cosine schedule.interval=step schedule.T_max=120"
     ),
     "bfp_warmup": "method=bfp_warmup method.at_epoch=1",
+    "bfp in random order": "method=bfp_random model.depth=3",
+    "noise drawn for each batch": "method=shift_noise",
+    "ended by patience": "lr=0.5 patience=1 min_delta=0.7",
 }
 
 
@@ -200,3 +199,46 @@ def test_a_diverged_run_killed_before_its_result_trains_no_further(
     rows = (tmp_path / "metrics.csv").read_bytes()
     assert trained(tmp_path, "lr=1e30", "max_epochs=3")["status"] == "diverged"
     assert (tmp_path / "metrics.csv").read_bytes() == rows
+
+
+def test_equal_rates_of_head_and_hidden_layers_are_one_rate(tmp_path: Path) -> None:
+    trained(tmp_path / "one", "max_epochs=2", "method=bfp")
+    trained(tmp_path / "two", "max_epochs=2", "method=bfp", "head_lr=0.1")
+    trained(tmp_path / "other", "max_epochs=2", "method=bfp", "head_lr=0.3")
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    assert not same(weights(tmp_path / "one"), weights(tmp_path / "other"))
+
+
+def test_a_head_that_does_not_learn_stays_as_it_was(tmp_path: Path) -> None:
+    """With head_lr=0 the last layer in forward order keeps its weights, in any model."""
+    overrides = ("model=nin", "data.size=17", "model.width=0.05", "norm=batch", "data.train_images=64", "max_epochs=1")
+    trained_state = train_alone(
+        composed("data=digits", "batch_size=32", "trainer.accelerator=cpu", *overrides, "head_lr=0"), tmp_path
+    )
+    assert trained_state["status"] == "finished"
+    start = NIN((1, 17, 17), 10, width=0.05, norm="batch", seed=0).state_dict()
+    end = {key.removeprefix("network.model."): value for key, value in weights(tmp_path).items()}
+    moved = {
+        key for key in start if "running" not in key and "num" not in key and not torch.equal(start[key], end[key])
+    }
+    assert {"head.weight", "head.bias"} == {key for key in start if key.startswith("head")}
+    assert not {key for key in moved if key.startswith("head")}
+    assert {"conv1.conv.weight", "conv8.conv.weight"} <= moved
+
+
+@pytest.mark.parametrize(("flags", "said"), [("sse2 avx512_bf16", ""), ("sse2 avx2", "emulates bfloat16"), (None, "")])
+def test_emulated_bfloat16_is_said_once(
+    flags: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_text(_: Path, **__: object) -> str:
+        return "processor\t: 0\n" if flags is None else f"processor\t: 0\nflags\t\t: fpu {flags}\n"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", read_text)
+        emulated = hardware.emulates_bf16()
+    assert emulated == bool(said)
+    monkeypatch.setattr("backforward_suite.train.fit.emulates_bf16", lambda: emulated)
+    trained(tmp_path, "trainer=cpu_bf16", "max_epochs=1")
+    errors = capsys.readouterr().err
+    assert errors.count("emulates") == bool(said)
+    assert said in errors

@@ -30,6 +30,10 @@ ORDER = (
     "bfp_warmup",
     "bfp_finetune",
     "bfp_norm",
+    "bfp_parts",
+    "bfp_rates",
+    "bfp_to_loss",
+    "bfp_witnesses",
     "np_moments",
     "np_jacobian",
     "np_recipe",
@@ -40,6 +44,7 @@ ORDER = (
     "np_batch_size",
     "np_table",
     "np_speed",
+    "np_witnesses",
 )
 
 

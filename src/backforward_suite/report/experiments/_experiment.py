@@ -26,21 +26,17 @@ from functools import partial
 from typing import Any
 
 import matplotlib.figure
-import pandas as pd
 
 from backforward_suite.report import statistics, style, verdicts
 from backforward_suite.report.claims import Claim
 from backforward_suite.report.experiments._measures import Measure, Runs, done, images, largest_lr
+from backforward_suite.report.experiments._tables import INTERVALS, hardware, setting_of, shown, table
 from backforward_suite.report.finding import Figure, Finding, Table, Verdict
 from backforward_suite.report.ground import Ground
 from backforward_suite.report.reading import Run
 from backforward_suite.report.statistics import Effect
 from backforward_suite.runs.files import natural
 
-INTERVALS = (
-    "Mean [95 % interval] over seeds: Student's t, or the BCa bootstrap where it is made (fewer than 10 values, or "
-    "heavy tails) and is wider."
-)
 Words = str | Mapping[Any, str] | Callable[[Run], str]
 
 
@@ -475,12 +471,6 @@ class Experiment:
         )
 
 
-def table(title: str, rows: Sequence[Mapping[str, object]], note: str = "") -> Table:
-    """A table of strings; a row without a column, or with None there, gets a dash."""
-    frame = pd.DataFrame([{key: "-" if cell is None else str(cell) for key, cell in row.items()} for row in rows])
-    return Table(title, frame.fillna("-"), note.strip())
-
-
 def limits(cells: Sequence[Cell], names: Mapping[str, str] | None = None) -> list[Table]:
     """By arm and seed, the largest learning rate up to which all of the grid train."""
     rows = [
@@ -499,36 +489,3 @@ def limits(cells: Sequence[Cell], names: Mapping[str, str] | None = None) -> lis
         "lies between that rate and the next; ratios are those of the middles, in logarithms."
     )
     return [table("Where training ends", rows, note)]
-
-
-def shown(found: Effect) -> str | None:
-    """An effect in a cell, with what it lacks; its note where it has no values."""
-    if not found.values:
-        return found.note or None
-    lacks = f" ({len(found.values)} of {len(found.values) + found.lost} pairs)" if found.lost else ""
-    return f"{found.estimate()}{lacks}"
-
-
-def hardware(runs: Iterable[Run]) -> str:
-    """What runs were made on: device and threads, each combination once."""
-    told = []
-    for run in runs:
-        threads = run.result.get("timing", {}).get("threads")
-        plural = "thread" if threads == 1 else "threads"
-        told.append(run.hardware + (f", {threads} {plural} a run" if threads else ""))
-    return "; ".join(dict.fromkeys(told))
-
-
-def setting_of(runs: Sequence[Run]) -> str:
-    """On what the runs were made and how long, in one line."""
-    origins = (run.result.get("data", {}) for run in runs)
-    data = dict.fromkeys(f"{of.get('name')} ({of.get('train'):,} training images)" for of in origins if of.get("train"))
-    epochs, seeds = sorted({int(run.setting("max_epochs", 0)) for run in runs}), sorted({run.seed for run in runs})
-    widths = sorted({run.setting("model.width") for run in runs if run.setting("model.width")})
-    parts = [
-        ", ".join(data),
-        f"{', '.join(map(str, epochs))} {'epoch' if epochs == [1] else 'epochs'}",
-        f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}",
-        f"NIN at width {', '.join(f'{width:g}' for width in widths)}" if widths else "",
-    ]
-    return "; ".join(filter(None, parts))

@@ -218,17 +218,16 @@ def over(key: str, xlabel: str, ylabel: str, source: int = 0) -> Draw:
                     name = "with diverged runs, imputed"
                     style.published(panel, of, [at for at, _ in guessed], [value for _, value in guessed], name)
             style.at_values(panel, places)
-            panel.set_ylabel(ylabel)
             if split and number == 1:
-                panel.set(yscale="log", ylim=(1.5, 1.3 * max(values)))
-                panel.yaxis.set_major_formatter("{x:g}")
-                panel.yaxis.set_minor_formatter("{x:g}")
+                style.log_ticks(panel)
+                panel.set_ylim(1.5, 1.3 * max(values))
             elif split and near:
                 ends = [end for each in found.values() if each is not None for end in (each.low, each.high)
                         if end is not None and end < 2]  # fmt: skip
                 low, high = min([1.0, *near, *ends]), max([1.0, *near, *ends])
                 panel.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
         axes[-1, 0].set_xlabel(xlabel)
+        figure.supylabel(ylabel, fontsize=style.STYLE["axes.labelsize"])
         style.legend(figure)
         return figure
 

@@ -13,18 +13,7 @@ import pandas as pd
 
 from backforward_suite.report import statistics, style, verdicts
 from backforward_suite.report.claims import Claim, published_runs
-from backforward_suite.report.experiments._experiment import (
-    INTERVALS,
-    Cell,
-    Compare,
-    Data,
-    Drawing,
-    Experiment,
-    Found,
-    Own,
-    Part,
-    table,
-)
+from backforward_suite.report.experiments._experiment import Cell, Compare, Data, Drawing, Experiment, Found, Own, Part
 from backforward_suite.report.experiments._figures import curve, panels
 from backforward_suite.report.experiments._measures import (
     ARITHMETIC,
@@ -39,6 +28,7 @@ from backforward_suite.report.experiments._measures import (
     common_level,
     done,
 )
+from backforward_suite.report.experiments._tables import INTERVALS, table
 from backforward_suite.report.finding import Figure, Table
 from backforward_suite.report.ground import Ground
 from backforward_suite.report.reading import Run

@@ -18,10 +18,10 @@ from backforward_suite.report.experiments._experiment import (
     Experiment,
     Part,
     layout,
-    table,
 )
 from backforward_suite.report.experiments._figures import panels, reached
 from backforward_suite.report.experiments._measures import LOSS, TEST, Read, Runs
+from backforward_suite.report.experiments._tables import table
 from backforward_suite.report.finding import Table
 from backforward_suite.report.reading import Run
 from backforward_suite.report.statistics import Effect

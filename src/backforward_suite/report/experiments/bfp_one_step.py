@@ -12,9 +12,10 @@ import pandas as pd
 
 from backforward_suite.report import statistics, style, verdicts
 from backforward_suite.report.claims import Claim
-from backforward_suite.report.experiments._experiment import Experiment, Found, Own, table
+from backforward_suite.report.experiments._experiment import Experiment, Found, Own
 from backforward_suite.report.experiments._figures import panels
 from backforward_suite.report.experiments._measures import Runs, done
+from backforward_suite.report.experiments._tables import table
 from backforward_suite.report.finding import Estimate, Figure, Table
 from backforward_suite.report.ground import Ground
 from backforward_suite.report.reading import Run

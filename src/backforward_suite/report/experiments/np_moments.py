@@ -13,8 +13,9 @@ import pandas as pd
 
 from backforward_suite.report import statistics, style, verdicts
 from backforward_suite.report.claims import Claim
-from backforward_suite.report.experiments._experiment import INTERVALS, Experiment, Found, Own, table
+from backforward_suite.report.experiments._experiment import Experiment, Found, Own
 from backforward_suite.report.experiments._measures import Measure, Runs, done
+from backforward_suite.report.experiments._tables import INTERVALS, table
 from backforward_suite.report.finding import Figure, Table
 from backforward_suite.report.ground import Ground
 from backforward_suite.report.reading import Run
@@ -85,7 +86,8 @@ def examine(runs: Runs, claims: Mapping[str, Claim], scale: str) -> Found:
         "Moments and Jacobians are of untrained layers on white Gaussian input. The paper's singular value is the root "
         "of the mean eigenvalue of E[J J^T]; those of J at one input scatter widely, since ReLU stops about half of "
         "the units. E[J J^T] itself is known in closed form: with unit rows at cosine r its entries are "
-        "r (1/4 + asin(r) / (2 pi)) over the variance of a rectified normal.",
+        "r (1/4 + asin(r) / (2 pi)) over the variance of a rectified normal, "
+        "so that orthogonal rows give a multiple of the identity.",
     ]
     return Found(judged, tables, _figures(study, trained), notes if len(study) else [])
 
@@ -227,6 +229,12 @@ INCOHERENT = Measure("share of pairs of filters near to orthogonal", _incoherent
 RANDOM = Measure("the same of random filters", lambda run: _incoherent(run, first=True))
 
 
+def _named(value: Any) -> str:
+    """A value of a study's column, in words."""
+    words = {**FACTORS, **MOMENTS, "monte_carlo": "Monte Carlo", "data": "images"}
+    return words.get(value, str(value).removesuffix(".0")) if isinstance(value, str) else f"{value:g}"
+
+
 def _cell(value: float | None, digits: int) -> str:
     return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
 
@@ -234,24 +242,28 @@ def _cell(value: float | None, digits: int) -> str:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
+def _spread(
+    title: str, note: str, rows: pd.DataFrame, index: Sequence[str], columns: Sequence[str], digits: int
+) -> Table:
+    """A study's long rows as a table: a row for each value of some columns, a column for each value of others."""
+    if rows.empty:
+        return table(title, [], note)
+    wide = rows.pivot_table(index=list(index), columns=list(columns), values="value", sort=False)
+    cells = [
+        dict(zip(index, map(_named, where if isinstance(where, tuple) else (where,)), strict=True))
+        | {", ".join(map(_named, key)): _cell(value, digits) for key, value in row.items()}
+        for where, row in wide.iterrows()
+    ]
+    return table(title, cells, note)
+
+
 def _moments_table(study: pd.DataFrame) -> Table:
-    rows = []
-    moments = _rows(study, part="moments")
-    for activation in dict.fromkeys(moments.get("activation", ())):
-        cells = {"activation": str(activation)}
-        for quantity in ("mean", "std", "jacobian"):
-            for method in ("library", "quadrature"):
-                value = _moment(study, activation, quantity, method)
-                cells[f"{quantity}, {method}"] = _cell(value, 6)
-            sampled = _rows(moments, activation=activation, quantity=quantity, method="monte_carlo")
-            cells[f"{quantity}, sampled"] = (
-                f"{sampled['value'].iloc[0]:.4f} ± {sampled['error'].iloc[0]:.4f}" if len(sampled) else ""
-            )
-        rows.append(cells)
     note = (
-        "Of the activation of N(0, 1). Library: what layers use, in closed form where there is one. ±: standard error."
+        "Of the activation of N(0, 1). Library: what layers use, in closed form where there is one; Monte Carlo: a "
+        "million draws."
     )
-    return table("Gaussian moments and the factor J", rows, note)
+    rows = _rows(study, part="moments")
+    return _spread("Gaussian moments and the factor J", note, rows, ["activation"], ["quantity", "method"], 5)
 
 
 def _layers_table(study: pd.DataFrame) -> Table:
@@ -299,25 +311,16 @@ def _bounds_table(study: pd.DataFrame) -> Table:
 
 
 def _pooling_table(study: pd.DataFrame) -> Table:
-    rows = []
-    pooling = _rows(study, part="pooling")
-    keys = ["input", "filter", "jacobian_factor"]
-    for (source, size, factor), group in pooling.groupby(keys, sort=False) if len(pooling) else ():
-        cells = {
-            "input": str(source),
-            "filter": f"{size:.0f} x {size:.0f}",
-            "factor": FACTORS.get(str(factor), str(factor)),
-        }
-        for kind in dict.fromkeys(group["pooling"]):
-            mean, std = (_one(group, pooling=kind, quantity=quantity) for quantity in ("mean", "std"))
-            label = "before pooling" if kind == "none" else f"after {kind} pooling"
-            cells[label] = "" if mean is None or std is None else f"{mean:+.3f}, {std:.3f}"
-        rows.append(cells)
+    rows = _rows(study, part="pooling")
+    rows = rows[rows["quantity"].isin(["mean", "std"])] if len(rows) else rows
+    when = {"none": "before", "max": "after max pooling", "average": "after average pooling"}
+    rows = rows.assign(pooling=[when.get(kind, kind) for kind in rows["pooling"]]) if len(rows) else rows
     note = (
         "Mean and standard deviation of a NormProp layer's output, over channels, positions and images. Neighbours in "
         "white input are independent, in images alike."
     )
-    return table("Pooling", rows, note)
+    keys = ["input", "filter", "jacobian_factor"]
+    return _spread("Before and after pooling", note, rows, keys, ["pooling", "quantity"], 3)
 
 
 def _trained_table(trained: Mapping[str, Runs]) -> Table:

@@ -84,9 +84,8 @@ def draw_distance(data: Data) -> matplotlib.figure.Figure:
             frames = [layers(run, "input/mean_distance").mean(axis="columns") for run in runs]
             style.band(axes[0, 0], style.look(arm), mean_curve(frames))
     style.epochs(axes[0, 0])
-    axes[0, 0].set(ylabel="|mean input|", yscale="log")
-    axes[0, 0].yaxis.set_major_formatter("{x:g}")
-    axes[0, 0].yaxis.set_minor_formatter("{x:g}")
+    axes[0, 0].set_ylabel("|mean input|")
+    style.log_ticks(axes[0, 0])
     style.legend(figure)
     return figure
 

@@ -9,16 +9,8 @@ import matplotlib.figure
 import pandas as pd
 
 from backforward_suite.report import style
-from backforward_suite.report.experiments._experiment import (
-    Cell,
-    Data,
-    Drawing,
-    Effects,
-    Experiment,
-    Part,
-    layout,
-    table,
-)
+from backforward_suite.report.experiments._experiment import Cell, Data, Drawing, Effects, Experiment, Part, layout
+from backforward_suite.report.experiments._tables import table
 from backforward_suite.report.finding import Table
 from backforward_suite.report.reading import Run
 from backforward_suite.report.statistics import Effect

@@ -5,11 +5,16 @@ from __future__ import annotations
 import backforward_suite._torchvision  # noqa: F401  (before Lightning, which imports torchvision)
 
 # isort: split
+import hashlib
+import io
 import os
 import shutil
 import signal
+import stat
 import threading
 import time
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +25,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from backforward.rules import StepResult
 from backforward_suite.atomic import whole
-from backforward_suite.config import differing, fingerprint
-from backforward_suite.errors import BadInput, Stopped
+from backforward_suite.config import Request, differing, fingerprint
+from backforward_suite.errors import BadInput, Refused, Stopped
+from backforward_suite.runs.identity import changed_sources
 from backforward_suite.train.module import Batch, Classification
 
 
@@ -31,9 +37,12 @@ class WholeFileIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Save tensors and plain values."""
+        """Save tensors and plain values, and a checksum over all of them."""
+        # Into memory first: written straight into a file, torch hides what the disk said behind an error of its own.
+        content = io.BytesIO()
+        torch.save({**checkpoint, "checksum": checksum(checkpoint)}, content)
         with whole(Path(path), "wb") as file:
-            torch.save(checkpoint, file)
+            file.write(content.getbuffer())
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = True
@@ -47,21 +56,106 @@ class WholeFileIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint onto the CPU with `weights_only=True`.
+    """Load a checkpoint onto the CPU with `weights_only=True`, once its checksums and its parts have been checked.
 
     Raises:
         BadInput: The file is damaged, or holds something else than a checkpoint.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be read for ever
+            raise ValueError("no regular file")
+        with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+            if (member := archive.testzip()) is not None:
+                raise ValueError(f"bad checksum of {member}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(checkpoint, dict) and "state_dict" in checkpoint:
-            return checkpoint
+        _check(checkpoint)
+    except OSError as error:
+        if error.errno is not None:  # the disk's own
+            raise
+        raise _damaged(path, error) from None
+    except Exception as error:  # zipfile and torch raise errors of many kinds on bytes that they did not write
+        raise _damaged(path, error) from None
+    return checkpoint  # type: ignore[no-any-return]
+
+
+def _damaged(path: Path, error: Exception) -> BadInput:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return BadInput(f"{path} is damaged ({reason}); delete it to have this run start anew")
+
+
+# What a checkpoint of ours holds, and of which type.
+_PARTS: dict[str, type] = {
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+    "global_step": int,
+    "epoch": int,
+    "settings": dict,
+    "ranks": list,
+    "diverged": bool,
+}
+
+
+def _check(checkpoint: object) -> None:
+    """Raise ValueError unless a checkpoint holds all of its parts, as they were saved. Takes out its checksum."""
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError("no weights in it")
-    except OSError:
-        raise
-    except Exception as error:  # torch.load raises errors of many kinds on bytes that it did not write
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(f"{path} is damaged ({reason}); delete it to have this run start anew") from None
+    saved = checkpoint.pop("checksum", None)  # None: one of an older version
+    if saved is not None and saved != checksum(checkpoint):
+        raise ValueError("its content does not match its checksum")
+    for key, kind in _PARTS.items():
+        if not isinstance(checkpoint.get(key), kind):
+            raise ValueError(f"no {key} in it")  # noqa: TRY004
+    if not all(isinstance(value, torch.Tensor) for value in checkpoint["state_dict"].values()):
+        raise ValueError("weights that are no tensors")
+    if "epoch_progress" not in checkpoint["loops"].get("fit_loop", {}):
+        raise ValueError("no progress of its loops in it")
+    if not checkpoint["optimizer_states"]:
+        raise ValueError("no state of the optimizer in it")
+    if saved is None and not checkpoint["diverged"] and not _is_finite(checkpoint):
+        raise ValueError("weights that are not finite")
+
+
+def checksum(values: object) -> str:
+    """SHA-256 over nested tensors and plain values."""
+    digest = hashlib.sha256()
+    for part in _parts(values):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(values: object) -> Iterator[bytes | memoryview]:
+    if isinstance(values, torch.Tensor):
+        yield f"{values.dtype}{tuple(values.shape)}".encode()
+        yield values.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+    elif isinstance(values, Mapping):
+        yield b"{"
+        for pair in values.items():
+            yield from _parts(pair)
+        yield b"}"
+    elif isinstance(values, list | tuple):
+        yield b"["
+        for value in values:
+            yield from _parts(value)
+        yield b"]"
+    else:
+        yield repr(values).encode() + b","
+
+
+def _is_finite(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether all weights, buffers and numbers of the optimizer are."""
+    states = _tensors([checkpoint["state_dict"], checkpoint["optimizer_states"]])
+    return all(bool(tensor.isfinite().all()) for tensor in states if tensor.is_floating_point())
+
+
+def _tensors(values: object) -> Iterator[torch.Tensor]:
+    if isinstance(values, torch.Tensor):
+        yield values
+    elif isinstance(values, Mapping | list | tuple):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from _tensors(value)
 
 
 class Checkpoints(Checkpoint):
@@ -69,26 +163,31 @@ class Checkpoints(Checkpoint):
 
     After the epoch of best validation accuracy so far, `best.ckpt` is a copy of it.
 
-    On SIGTERM (Slurm before it takes a machine away, a sweep that is interrupted) training ends after the batch at
-    hand, with a checkpoint. Outside training it ends at once: nothing is lost.
+    On SIGTERM (Slurm before it takes a machine away, a sweep that is interrupted) and on Ctrl-C training ends after
+    the batch at hand, with a checkpoint; on a second Ctrl-C at once. Outside training it ends at once: nothing is lost.
 
     Args:
         folder: The run's folder.
-        settings: What the run was asked for; a checkpoint of other settings is refused.
-        minutes: Time between two checkpoints within an epoch.
+        request: What the run was asked for; a checkpoint of other settings is refused.
+        stands_on: SHA-256 of what else decides the run: `data`, and by module `own` source. Likewise.
         agree_every: With several processes, batches between two looks at whether one of them wants a checkpoint: they
             save together or not at all, and asking costs a round of messages.
+
+    Attributes:
+        restored: Whether training has begun: a checkpoint to go on from, if there was one, has been taken up.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], minutes: float, agree_every: int = 50) -> None:
+    def __init__(self, folder: Path, request: Request, stands_on: dict[str, Any], agree_every: int = 50) -> None:
         self.path = folder / "last.ckpt"
-        self.settings = settings
-        self.seconds = 60 * minutes
+        self.request = request
+        self.stands_on = stands_on
+        self.seconds = 60 * request.settings.trainer.checkpoint_minutes
         self.agree_every = agree_every
         self._due = time.monotonic() + self.seconds
         self._best = -1.0
+        self.restored = False
         self._training = False
-        self._told_to_end = False
+        self._told_to_end: type[BaseException] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation accuracy so far."""
@@ -109,8 +208,13 @@ class Checkpoints(Checkpoint):
         self._listen()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Hear SIGTERM, and answer it after a batch."""
-        self._training = True
+        """Answer SIGTERM and Ctrl-C after a batch from now on."""
+        for optimizer in trainer.optimizers:
+            for parameter, state in optimizer.state.items():
+                shapes = {value.shape for value in state.values() if isinstance(value, torch.Tensor) and value.dim()}
+                if shapes - {parameter.shape}:
+                    raise self.does_not_fit("the optimizer's state has other shapes than the weights")
+        self._training = self.restored = True
         self._listen()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -119,30 +223,33 @@ class Checkpoints(Checkpoint):
 
     def _listen(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_sigterm)
+            signal.signal(signal.SIGTERM, self._on_signal)
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is in the background
+                signal.signal(signal.SIGINT, self._on_signal)
 
-    def _on_sigterm(self, *_: Any) -> None:
-        if not self._training:
-            raise Stopped
-        self._told_to_end = True
+    def _on_signal(self, number: int, _: Any) -> None:
+        end = KeyboardInterrupt if number == signal.SIGINT else Stopped
+        if not self._training or self._told_to_end is end is KeyboardInterrupt:
+            raise end
+        self._told_to_end = end
 
     def before_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, step: int) -> None:
         """Nothing to do."""
 
     def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: StepResult, step: int) -> bool:
         """End the turn when it is time to save."""
-        return self._told_to_end or time.monotonic() >= self._due
+        return self._told_to_end is not None or time.monotonic() >= self._due
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save when the time has come."""
         progress = trainer.fit_loop.epoch_loop.batch_progress
         if progress.is_last_batch or (trainer.world_size > 1 and progress.current.ready % self.agree_every):
             return  # the end of the epoch saves
-        due, stop = self._agreed(trainer, time.monotonic() >= self._due, self._told_to_end)
+        due, stop = self._agreed(trainer, time.monotonic() >= self._due, self._told_to_end is not None)
         if due or stop:
             self._save(trainer)
         if stop:
-            raise Stopped
+            raise self._told_to_end or Stopped  # another process of this run was told
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Save with the epoch's metrics in the record."""
@@ -158,8 +265,8 @@ class Checkpoints(Checkpoint):
             self._due = time.monotonic() + self.seconds
         else:
             self._save(trainer)
-        if self._agreed(trainer, self._told_to_end)[0]:
-            raise Stopped
+        if self._agreed(trainer, self._told_to_end is not None)[0]:
+            raise self._told_to_end or Stopped
 
     @staticmethod
     def _agreed(trainer: L.Trainer, *wishes: bool) -> list[bool]:
@@ -170,25 +277,98 @@ class Checkpoints(Checkpoint):
         return [count > 0 for count in trainer.strategy.reduce(votes, reduce_op="sum").tolist()]
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write the settings into the checkpoint."""
-        checkpoint["settings"] = self.settings
+        """Write into the checkpoint what its run is."""
+        checkpoint["settings"] = self.request.values
+        checkpoint["stands_on"] = self.stands_on
 
-    def step_to_resume(self) -> int:
-        """Look at an existing checkpoint before a run goes on from it.
+    def begin_from(self, run: Path) -> None:
+        """Take the last checkpoint of a shorter run for this one's; the weights are then what they would have been.
 
-        Returns:
-            Its global step.
+        Args:
+            run: The folder of a run whose settings differ in `max_epochs` alone, and which stays as it is.
 
         Raises:
-            BadInput: It is damaged, or of other settings than those asked for.
+            BadInput: It has no checkpoint, it diverged, or its settings differ in anything else.
+        """
+        source, epochs = run / "last.ckpt", self.request.settings.max_epochs
+        if not source.is_file():
+            raise BadInput(f"go_on_from={run}: no last.ckpt there; give the folder of a run that has trained")
+        checkpoint = read_checkpoint(source)
+        found = checkpoint["settings"]
+        if keys := differing({**self.request.values, "max_epochs": found.get("max_epochs")}, found):
+            raise BadInput(f"go_on_from={run} is of other settings than max_epochs: {keys}; give the same ones")
+        if found["max_epochs"] >= epochs:
+            raise BadInput(f"go_on_from={run} was asked for {found['max_epochs']} epochs; give a larger max_epochs")
+        if checkpoint["diverged"]:
+            raise BadInput(f"go_on_from={run} diverged; there is nothing to go on from")
+        for name in ("best.ckpt", "last.ckpt"):  # the last one last: with it, the run is half-done
+            if (run / name).is_file():
+                kept = {**read_checkpoint(run / name), "settings": self.request.values}
+                WholeFileIO().save_checkpoint(kept, self.path.with_name(name))
+
+    def step_to_resume(self, module: Classification) -> int:
+        """Look at an existing checkpoint before a run goes on from it.
+
+        Args:
+            module: What is to be trained, as at its start.
+
+        Returns:
+            The checkpoint's global step.
+
+        Raises:
+            BadInput: It is damaged, of other settings, data or source than asked for, or does not fit the network.
         """
         checkpoint = read_checkpoint(self.path)
-        found = checkpoint.get("settings", {})
-        if fingerprint(found) != fingerprint(self.settings):
-            keys = differing(self.settings, found)
-            raise BadInput(f"{self.path} is of other settings: {keys}; give another name=... to keep both")
+        found = checkpoint["settings"]
+        if fingerprint(found) != self.request.hash:
+            keys = differing(self.request.values, found)
+            raise Refused(f"{self.path} is of other settings: {keys}; give another name=... to keep both")
+        there = checkpoint.get("stands_on", {})  # an older version did not keep it
+        other = "its data have changed" if there.get("data", self.stands_on["data"]) != self.stands_on["data"] else ""
+        if other := other or changed_sources(self.request, there.get("own")):
+            raise Refused(
+                f"{self.path} cannot be gone on from: {other} since it was written; "
+                "give another name=... to keep it, or delete it to have this run start anew"
+            )
+        if misfit := _misfit(checkpoint["state_dict"], module.state_dict()):
+            raise self.does_not_fit(misfit)
+        for own in checkpoint["ranks"]:
+            random = own.get("rng", {}).get("cpu") if isinstance(own, dict) else None
+            if not isinstance(random, torch.Tensor) or random.dtype != torch.uint8:
+                raise self.does_not_fit("no state of the random generator in it")
+        if not {"RunRecord", "Checkpoints"} <= checkpoint["callbacks"].keys():
+            raise self.does_not_fit("no record of the run in it")
+        if checkpoint["callbacks"]["Checkpoints"]["best"] >= 0:
+            self._check_best()
         return int(checkpoint["global_step"])
+
+    def _check_best(self) -> None:
+        """Raise BadInput unless the best epoch's weights, which would not come again, are there."""
+        best = self.path.with_name("best.ckpt")
+        try:
+            of_this_run = fingerprint(read_checkpoint(best)["settings"]) == self.request.hash
+        except (OSError, BadInput):
+            of_this_run = False
+        if not of_this_run:
+            raise BadInput(
+                f"{best} is missing, damaged or of another run; delete {self.path} to have this run start anew"
+            )
+
+    def does_not_fit(self, reason: str) -> BadInput:
+        """The error of a checkpoint that is whole, and not this run's."""
+        return BadInput(f"{self.path} does not fit this run ({reason}); delete it to have this run start anew")
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.path)
         self._due = time.monotonic() + self.seconds
+
+
+def _misfit(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
+    """In which tensor two states differ by name, shape or type; empty if in none."""
+    for key in [*expected, *found]:
+        if key not in found or key not in expected:
+            return f"{key} is {'missing' if key not in found else 'unknown'}"
+        (one, other) = ((list(t.shape), str(t.dtype).removeprefix("torch.")) for t in (found[key], expected[key]))
+        if one != other:
+            return f"{key} is {one[1]} {one[0]}, not {other[1]} {other[0]}"
+    return ""

@@ -19,23 +19,24 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 
+from backforward.groups import Group
 from backforward.rules import StepResult
 from backforward.shift import Update, Watch, layers, undisturbed, write
-from backforward.groups import Group
 from backforward_suite.data import Images
 from backforward_suite.data.draws import first
 from backforward_suite.runs.files import Measured, write_diagnostics
 from backforward_suite.train.callbacks.measures import (
     CURVATURE_IMAGES,
     DIAGNOSTICS,
-    Batch,
     Diagnostic,
     Held,
     Measure,
     Scene,
+    WatchedBatch,
 )
 from backforward_suite.train.module import Batch as TrainBatch
 from backforward_suite.train.module import Classification, InMemoryData
@@ -81,8 +82,9 @@ class Diagnostics(L.Callback):
 
     Attributes:
         rows: One a number.
-        seconds: What measuring took in this sitting: `start`, before the first batch, getting ready included; `batch`,
-            after batches within an epoch; `epoch`, after the last batch of an epoch, writing the file included.
+        seconds: What measuring took, over all sittings of the run: `start`, before the first batch, getting ready
+            included; `batch`, after batches within an epoch; `epoch`, after the last batch of an epoch, writing the
+            file included.
         times: How often was measured at each of these.
     """
 
@@ -148,9 +150,9 @@ class Diagnostics(L.Callback):
             self._watch.replica.eval()
             x = self._validation.x[:2].to(next(module.network.parameters()).dtype) / 255
             self._layers = layers(self._watch.replica, x)
-        if trainer.logger is not None and trainer.is_global_zero:
+        if (writer := _writer(trainer)) is not None:
             charts = [chart for diagnostic in self.diagnostics.values() for chart in diagnostic.charts.items()]
-            trainer.logger.experiment.add_custom_scalars(layout(dict(charts)))  # type: ignore[attr-defined]
+            writer.add_custom_scalars(layout(dict(charts)))
 
     def before_batch(self, trainer: L.Trainer, module: Classification, batch: TrainBatch, step: int) -> None:
         """Watch the batch, if something that needs it is due after it."""
@@ -172,18 +174,26 @@ class Diagnostics(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write the file."""
-        if self.folder is not None and trainer.is_global_zero:
+        if trainer.is_global_zero:
             with self._priced(trainer, "epoch"):
-                write_diagnostics(self.folder, self.rows)
+                self.write()
+
+    def write(self) -> None:
+        """Write `diagnostics.csv` from all rows."""
+        if self.folder is not None:
+            write_diagnostics(self.folder, self.rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows so far, and what the diagnostics remember."""
+        """Rows and times so far, and what the diagnostics remember."""
         memory = {key: diagnostic.state_dict() for key, diagnostic in self.diagnostics.items()}
-        return {"rows": [tuple(row) for row in self.rows], "memory": memory}
+        rows = [tuple(row) for row in self.rows]
+        return {"rows": rows, "memory": memory, "seconds": dict(self.seconds), "times": dict(self.times)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
         self.rows = [Measured(*row) for row in state["rows"]]
+        self.seconds |= state.get("seconds", {})  # an older version did not keep them
+        self.times |= state.get("times", {})
         for key, memory in state["memory"].items():
             self.diagnostics[key].load_state_dict(memory)
 
@@ -235,7 +245,7 @@ class Diagnostics(L.Callback):
                     measured += self.diagnostics[key].measure(scene)
             _mirror(module.network, watch.replica)
             scene = self._scene()
-            writer = trainer.logger.experiment if trainer.logger and trainer.is_global_zero else None  # type: ignore[attr-defined]
+            writer = _writer(trainer)
             for key in keys:
                 if key not in of_batch:
                     measured += self.diagnostics[key].measure(scene)
@@ -243,7 +253,7 @@ class Diagnostics(L.Callback):
                         self.diagnostics[key].show(scene, writer, step)
         self._record(trainer, measured, step)
 
-    def _watched(self, trainer: L.Trainer, updates: list[Update], loss_before: Tensor) -> Batch:
+    def _watched(self, trainer: L.Trainer, updates: list[Update], loss_before: Tensor) -> WatchedBatch:
         assert self._batch is not None
         assert self._watch is not None
         x, y = self._batch
@@ -255,9 +265,9 @@ class Diagnostics(L.Callback):
         def mean(flat: Tensor) -> Tensor:
             return trainer.strategy.reduce(flat.clone(), reduce_op="mean")  # it may reduce in place
 
-        return Batch(self._watch, updates, loss, loss_before, mean if trainer.world_size > 1 else None)
+        return WatchedBatch(self._watch, updates, loss, loss_before, mean if trainer.world_size > 1 else None)
 
-    def _scene(self, batch: Batch | None = None) -> Scene:
+    def _scene(self, batch: WatchedBatch | None = None) -> Scene:
         assert self._watch is not None
         return Scene(self._watch.replica, self._layers, self._validation, self._training, batch)
 
@@ -271,10 +281,19 @@ class Diagnostics(L.Callback):
         self.rows += [
             Measured(epoch, step, m.name, m.layer, m.update, value) for m, value in zip(measured, values, strict=True)
         ]
-        if trainer.logger is not None and trainer.is_global_zero:
+        tags = [m.tag for m in measured]
+        if (writer := _writer(trainer)) is not None:
             # One event for all: an event for each takes three times as long.
-            scalars = [Summary.Value(tag=m.tag, simple_value=value) for m, value in zip(measured, values, strict=True)]
-            trainer.logger.experiment.file_writer.add_summary(Summary(value=scalars), step)  # type: ignore[attr-defined]
+            scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in zip(tags, values, strict=True)]
+            writer.file_writer.add_summary(Summary(value=scalars), step)
+        elif trainer.logger is not None:
+            trainer.logger.log_metrics(dict(zip(tags, values, strict=True)), step)
+
+
+def _writer(trainer: L.Trainer) -> Any:
+    """TensorBoard's writer, for figures and histograms too; None where there is none, or curves go elsewhere."""
+    logger = trainer.logger
+    return logger.experiment if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero else None
 
 
 def layout(charts: Mapping[str, str]) -> dict[str, dict[str, list[Any]]]:

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backforward import probes, shift
+from backforward.groups import Group
 from backforward.probes import UnitMoments
 from backforward.shift import Update, Watch
-from backforward.groups import Group
 
 Need = Literal["batch", "images", "training images"]
 
@@ -52,7 +52,7 @@ class Measure(NamedTuple):
 
 
 @dataclass
-class Batch:
+class WatchedBatch:
     """A batch that was watched.
 
     Attributes:
@@ -105,7 +105,7 @@ class Scene:
         layers: Sequence[Group],
         validation: Held,
         training: Held | None = None,
-        batch: Batch | None = None,
+        batch: WatchedBatch | None = None,
     ) -> None:
         self.replica, self.layers = replica, layers
         self.validation = validation
@@ -116,7 +116,7 @@ class Scene:
         ]  # a layer may lie in no module of its own
 
     @property
-    def batch(self) -> Batch:
+    def batch(self) -> WatchedBatch:
         """The batch just trained on."""
         assert self._batch is not None, "nobody declared the need for it"
         return self._batch

@@ -45,6 +45,8 @@ class RunRecord(L.Callback):
         self.seconds = 0.0
         self.samples = 0
         self.start_seconds: float | None = None
+        self._earlier = 0.0  # seconds of earlier sittings, up to their last checkpoints
+        self._began = time.perf_counter()
         self._started = 0.0
         self._seen = 0
         self._points = Readings()
@@ -101,11 +103,16 @@ class RunRecord(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and times so far."""
-        return {"rows": self.rows, "seconds": self.seconds, "samples": self.samples}
+        return {"rows": self.rows, "seconds": self.seconds, "samples": self.samples, "elapsed": self.elapsed()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
         self.rows, self.seconds, self.samples = state["rows"], state["seconds"], state["samples"]
+        self._earlier = state.get("elapsed", 0.0)  # an older version did not keep it
+
+    def elapsed(self) -> float:
+        """Seconds over all sittings of this run, those of a sitting that was cut off up to its last checkpoint."""
+        return self._earlier + time.perf_counter() - self._began
 
     # --- the rest ----------------------------------------------------------------------------------------------------
 
@@ -117,12 +124,16 @@ class RunRecord(L.Callback):
     def add(self, metrics: dict[str, float], *, epoch: int, step: int, lr: float, logger: Logger | None) -> None:
         """Note the row of an epoch (0 is before training) and write it."""
         self._note(metrics, epoch, step, lr)
-        if self.folder is not None:
-            write_metrics(self.folder, self.rows)
+        self.write()
         if logger is not None:
             speed = {"speed/samples_per_second": self.samples / self.seconds} if self.seconds else {}
             logger.log_metrics({**metrics, **speed, "lr": lr, "epoch": epoch}, step=step)
             logger.save()  # Lightning does so every so many turns, whatever their length
+
+    def write(self) -> None:
+        """Write `metrics.csv` from all rows."""
+        if self.folder is not None:
+            write_metrics(self.folder, self.rows)
 
     @staticmethod
     def _log(trainer: L.Trainer, point: Reading | None) -> None:

@@ -1,4 +1,4 @@
-"""Every command and example of the README runs."""
+"""Every command and example of the README and of docs/ runs; what is generated is up to date; links lead somewhere."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ import pytest
 from tests.helpers.commands import REPOSITORY, Command, environment
 
 README = (REPOSITORY / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-FILES = {found.group(1): block for _, block in BLOCKS if (found := re.search(r"^# (\S+\.\w+)$", block, re.MULTILINE))}
+DOCS = REPOSITORY / "docs"
+ELSEWHERE = (
+    "lightning.md",
+    "optimizers.md",
+)  # their examples run in tests/library/test_loops.py and test_optimizers.py
+TEXTS = [README, *(path.read_text() for path in sorted(DOCS.glob("*.md")) if path.name not in ELSEWHERE)]
+BLOCKS = [block for text in TEXTS for block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)]
+FILES = {
+    found.group(1): block for _, block in BLOCKS if (found := re.search(r"^# (\S+\.(?:py|yaml))$", block, re.MULTILINE))
+}
 SCRIPTS = [block.splitlines() for kind, block in BLOCKS if kind == "bash"]
 OWN = next(lines for lines in SCRIPTS if "--config-dir" in " ".join(lines))  # what is run on those files
-COMMANDS = [line for lines in SCRIPTS if lines != OWN for line in lines if line.strip()]
+COMMANDS = list(dict.fromkeys(line for lines in SCRIPTS if lines != OWN for line in lines if line.strip()))
 EXAMPLES = [block for kind, block in BLOCKS if kind == "python" and block not in FILES.values()]
 # What makes a command short: appended, so that it wins over what the README says.
 SHORT = [
@@ -71,7 +79,7 @@ def test_report(train: Command, tmp_path: Path) -> None:
         arguments: python(str(REPOSITORY / script), *arguments.split(), cwd=tmp_path)
         for _, script, arguments in (line.split(maxsplit=2) for line in COMMANDS if "report.py" in line)
     }
-    assert "digits (1297 training images), 1 epochs" in shown["table outputs/train"]
+    assert "digits (1297 training images), 1 epoch\n" in shown["table outputs/train"]
     assert "finished" in shown["status outputs/train"]
     assert "outputs/report/index.html" in shown["page"]
     assert "outputs/reference/report/index.html" in shown["page --reference"]
@@ -105,3 +113,44 @@ def test_every_make_target_of_the_readme_is_in_the_help() -> None:
     assert targets
     for target in targets:
         assert f"make {target}" in listed
+
+
+def test_the_page_of_settings_is_what_the_configs_say() -> None:
+    sys.path.insert(0, str(DOCS))
+    try:
+        from make_configuration import page
+    finally:
+        sys.path.remove(str(DOCS))
+    assert (DOCS / "configuration.md").read_text() == page(), "run python docs/make_configuration.py"
+
+
+def test_links_lead_somewhere() -> None:
+    for path in (REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *DOCS.glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text()):
+            if not target.startswith(("http", "mailto")):
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 170
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs() -> None:
+    nbformat, nbclient = (
+        pytest.importorskip(name, reason="pip install -e '.[docs]'") for name in ("nbformat", "nbclient")
+    )
+    notebook = nbformat.read(DOCS / "tutorial.ipynb", 4)
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in environment().items():
+            patch.setenv(key, value)
+        nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    figures = [out for cell in notebook.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+    assert len(figures) == 3
+
+
+@pytest.mark.slow
+def test_the_site_builds(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="pip install -e '.[docs]'")
+    python("-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path), cwd=REPOSITORY)
+    assert "Backforward(" in (tmp_path / "api" / "index.html").read_text()

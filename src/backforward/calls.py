@@ -1,0 +1,67 @@
+"""What the tape knows of torch's functions.
+
+Exactness rests on none of these lists: a name that is missing from one costs time, never a wrong result, but for
+`ESCAPES` and `GRAPHS`, which name every way to a tensor's memory and to the graph behind it.
+"""
+
+from __future__ import annotations
+
+from types import MethodWrapperType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CALL, PLAIN, ESCAPE, GRAPH = range(4)
+# What gives access to a tensor's memory, after which it may change unseen; what looks at the graph behind a tensor.
+ESCAPES = {
+    *("numpy", "__array__", "__array_wrap__", "data_ptr", "untyped_storage", "storage", "_typed_storage", "set_"),
+    *("__dlpack__", "__cuda_array_interface__", "share_memory_", "resize_", "apply_", "map_", "map2_"),
+}
+GRAPHS = {"grad", "backward", "grad_fn", "is_leaf", "retain_grad", "requires_grad_", "_grad", "_grad_fn"}
+# Calls known to draw nothing. All others are looked at, in networks that draw: a name missing here costs time only.
+QUIET = frozenset(
+    {
+        *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.batch_norm, F.layer_norm, F.group_norm, F.relu, F.gelu, F.silu),
+        *(F.softmax, F.log_softmax, F.cross_entropy, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.embedding),
+        *(torch.relu, torch.tanh, torch.sigmoid, torch.cat, torch.stack, torch.flatten, torch.matmul, torch.bmm),
+        *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.matmul, Tensor.view, Tensor.reshape),
+        *(Tensor.transpose, Tensor.permute, Tensor.contiguous, Tensor.flatten, Tensor.mean, Tensor.sum, Tensor.detach),
+        *(Tensor.add_, Tensor.__getitem__, Tensor.chunk, Tensor.split, Tensor.unsqueeze, Tensor.squeeze, Tensor.expand),
+    }
+)
+
+
+# Calls known to change no argument but those whose version moves. All others may have changed a buffer.
+READERS = frozenset(
+    {
+        *(F.linear, F.conv1d, F.conv2d, F.embedding, F.layer_norm, torch.matmul, torch.where, torch.cat, torch.lerp),
+        *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.pow, Tensor.exp, Tensor.sqrt, Tensor.to, Tensor.float),
+        *(Tensor.__add__, Tensor.__sub__, Tensor.__mul__, Tensor.__truediv__, Tensor.__radd__, Tensor.__rmul__),
+        *(Tensor.__rsub__, Tensor.__rtruediv__, Tensor.__getitem__, Tensor.__eq__, Tensor.__ne__, Tensor.__lt__),
+        *(Tensor.view, Tensor.reshape, Tensor.expand, Tensor.masked_fill, Tensor.unsqueeze, Tensor.clone, Tensor.mean),
+        *(Tensor.detach, Tensor.sum, Tensor.matmul, Tensor.add_, Tensor.mul_, Tensor.copy_, Tensor.lerp_, Tensor.sub_),
+    }
+)
+
+VIEWS = {"T", "mT", "H", "mH", "data", "real", "imag"}
+# Calls that give no tensor: they run in every pass.
+NO_TENSOR = {
+    *("size", "dim", "ndimension", "numel", "nelement", "stride", "item", "tolist", "is_floating_point", "is_complex"),
+    *("__bool__", "__float__", "__int__", "__len__", "__index__", "__contains__", "is_contiguous", "element_size"),
+    *("get_device", "storage_offset", "equal", "allclose", "register_hook", "__repr__", "__format__", "__hash__"),
+    *("is_tensor", "is_storage", "is_nonzero", "type", "has_names", "is_same_size", "result_type", "can_cast"),
+}
+
+
+def kind_of(func: Any, name: Any) -> int:
+    """Whether a call makes values, runs in every pass, gives access to memory, or looks at the graph."""
+    label = getattr(name, "__name__", "")
+    if label in ESCAPES:
+        return ESCAPE
+    if label in GRAPHS and label != "requires_grad_":
+        return GRAPH
+    if type(func) is MethodWrapperType:
+        return CALL if func.__name__ == "__set__" or label in VIEWS else PLAIN
+    return PLAIN if label in NO_TENSOR else CALL

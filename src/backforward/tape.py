@@ -1,0 +1,500 @@
+"""The tape: the calls of torch that a forward makes, with their results, for one batch.
+
+A `Recording` stands between the forward and torch. A call whose arguments are those of an earlier pass, and on which
+neither the last update nor this pass's gradient bears, returns its earlier result; all others run. Nothing is
+predicted: where the forward goes another way than before, all calls run from there on, and a tensor that nobody saw
+being made counts as depending on everything.
+"""
+
+from __future__ import annotations
+
+import weakref
+from types import MethodWrapperType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from backforward.batch import Batch, equal_states, storage_of, tensors_in
+from backforward.calls import ESCAPE, GRAPH, PLAIN, QUIET, READERS, kind_of
+from backforward.groups import Group, Order
+
+_MARK = "_backforward_tape"
+_ATOMS = frozenset(
+    {int, float, bool, str, complex, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
+    | {type(Ellipsis), torch.Size}
+)
+_TENSORS = frozenset({Tensor, nn.Parameter})
+EVERY = -1  # the set of all groups
+
+_kinds: dict[Any, int] = {}
+
+
+class Redo(BaseException):
+    """This pass rests on a value that is no longer there: it must run in full."""
+
+
+class _Mark(NamedTuple):
+    """What the tape knows of a tensor.
+
+    Attributes:
+        token: Of the batch.
+        deps: The parameters that it depends on, as a set of bits.
+        storage: Whose memory it is.
+        serial: Stands for this very value.
+        requires_grad: As it was when it was made.
+    """
+
+    token: object
+    deps: int
+    storage: int
+    serial: object
+    requires_grad: bool
+    owner: str | None = None
+
+
+class _Entry:
+    """One call of torch.
+
+    Attributes:
+        func, key: The function, and what stands for its arguments.
+        deps: The parameters that its result depends on, or that make it run together with others.
+        kept: Whether `out` may be returned again.
+        marks, versions: Of the tensors in `out`.
+        effects: Tensors from outside that it changed, with their new values.
+        before, after: Of torch's generators, where it drew.
+        until: Index of the last call that changes its result in place.
+    """
+
+    __slots__ = ("after", "before", "deps", "effects", "func", "kept", "key", "marks", "out", "until", "versions")
+
+    func: Any
+    key: list[Any] | None
+    deps: int
+    kept: bool
+    out: Any
+    marks: list[_Mark]
+    versions: list[int]
+    effects: list[tuple[Tensor, Tensor]]
+    before: list[Tensor] | None
+    after: list[Tensor] | None
+    until: int
+
+
+class Recording(TorchFunctionMode):
+    """Stands between a forward and torch, for one batch."""
+
+    def __init__(self, batch: Batch, guess: int, brackets: bool) -> None:
+        super().__init__()
+        self.token = object()
+        self.entries: list[_Entry] = []
+        self.order = Order(batch.model)
+        self.hits = self.runs = 0
+        self.brackets = brackets  # whether to look for draws around each call
+        self.broken = ""  # why the tape is of no use in this batch
+        self._world = batch.world
+        self._chance = batch.chance
+        self._draws = bool(batch.start)
+        self._strangers: dict[int, tuple[Any, int]] = {}
+        self._bits: dict[int, int] = {}
+        self._known: dict[int, _Mark] = {}
+        self._leaves: list[Tensor] = []
+        self._params: set[int] = set()  # storages of trained weights
+        self._outside: set[int] = set()  # storages of the world
+        owner = self.order.owner
+        for i, p in enumerate(batch.trained):
+            self._bits[id(p)] = 1 << i
+            self._params.add(self._leaf(p, 1 << i, owner.get(id(p))))
+        for tensor in batch.world.tensors:
+            self._outside.add(self._leaf(tensor, 0, owner.get(id(tensor))))
+        for tensor in tensors_in([batch.inputs.args, batch.inputs.kwargs, batch.target]):
+            self._leaf(tensor, 0, None)
+        for p in batch.model.parameters():
+            self._leaf(p, 0, owner.get(id(p)))
+        self._trained = batch.trained
+        self._versions = [p._version for p in batch.trained]
+        self._pass = 0
+        self._mask = EVERY
+        self._bit = guess
+        self.begin(EVERY, guess)
+
+    def _leaf(self, tensor: Tensor, deps: int, owner: str | None) -> int:
+        mark = self._known.get(id(tensor))
+        if mark is None:
+            self._leaves.append(tensor)
+            mark = _Mark(self.token, deps, storage_of(tensor), object(), tensor.requires_grad, owner)
+            self._known[id(tensor)] = mark
+        return mark.storage
+
+    def bits(self, group: Group) -> int:
+        """A group's parameters as a set of bits."""
+        return sum({self._bits[id(p)] for p in group.parameters})
+
+    def begin(self, mask: int, bit: int) -> None:
+        """A pass begins.
+
+        Args:
+            mask: The parameters that have changed since the last pass, and those whose gradient is wanted.
+            bit: Those whose gradient is wanted: they change after this pass.
+        """
+        for i, (p, version) in enumerate(zip(self._trained, self._versions, strict=True)):
+            if p._version != version:
+                mask |= 1 << i
+                self._versions[i] = p._version
+        self._mask, self._bit = mask, bit
+        self._i = 0
+        self._new: list[_Entry] = []
+        self._moved: dict[int, int] = {}  # storage -> what its present value depends on besides
+        self._pending: dict[int, list[tuple[Tensor, Tensor]]] = {}  # storage -> changes that are still to be made
+        self._open: dict[int, int] = {}  # storage -> index up to which all calls on it must return earlier results
+        self.hits = self.runs = 0
+        self._state = self._chance.of_torch() if self._draws and self.brackets else None
+
+    # --- a call ------------------------------------------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__self__ if type(func) is MethodWrapperType else func
+        kind = _kinds.get(name)
+        if kind is None:
+            kind = _kinds[name] = kind_of(func, name)
+        if kind:
+            if kind == PLAIN and not self._pass and args and type(args[0]) is nn.Parameter:
+                self.order.look(id(args[0]))
+            return self._aside(kind, func, args, kwargs)
+        i = self._i
+        self._i = i + 1
+        key: list[Any] = []
+        tensors: list[Tensor] = []
+        marks: list[_Mark] = []
+        clear = self._scan(args, key, tensors, marks)
+        if kwargs:
+            key.append(tuple(kwargs))
+            clear &= self._scan(kwargs.values(), key, tensors, marks)
+        entries = self.entries
+        if i < len(entries):
+            e = entries[i]
+            if e.func == name:
+                if e.kept and not e.deps & self._mask and clear and key == e.key and (not e.after or self._drew(e)):
+                    return self._hit(e, i)
+            else:
+                self._cut_short(i)
+        return self._run(func, name, args, kwargs, i, key, tensors, marks, clear)
+
+    def _hit(self, e: _Entry, i: int) -> Any:
+        self.hits += 1
+        if e.until > i:
+            for mark in e.marks:
+                self._open[mark.storage] = max(e.until, self._open.get(mark.storage, -1))
+        for change in e.effects:
+            self._pending.setdefault(storage_of(change[0]), []).append(change)
+        return list(e.out) if type(e.out) is list else e.out
+
+    def _drew(self, e: _Entry) -> bool:
+        """Let the generators go on from where the call left them, if they are where it found them."""
+        assert e.before is not None and e.after is not None
+        if not equal_states(self._chance.of_torch(), e.before):
+            return False
+        self._chance.restore_torch(e.after)
+        self._state = e.after
+        return True
+
+    def _scan(self, values: Any, key: list[Any], tensors: list[Tensor], marks: list[_Mark]) -> bool:
+        """Gather what stands for some arguments, and the tensors among them; False if there is one it cannot know."""
+        clear = True
+        for value in values:
+            kind = type(value)
+            if kind in _TENSORS:
+                mark = value.__dict__.get(_MARK)
+                if mark is None or mark.token is not self.token:
+                    mark = self._known.get(id(value)) or self._stranger(value)
+                elif mark.requires_grad != value.requires_grad:
+                    mark = mark._replace(deps=EVERY)  # an autograd.Function has adopted it: what else is behind it?
+                key.append(mark.serial)
+                tensors.append(value)
+                marks.append(mark)
+            elif kind in _ATOMS:
+                key.append(kind)
+                key.append(value if value or kind is not float else repr(value))  # 0.0 is -0.0
+            elif kind is tuple or kind is list:
+                key.append(kind)
+                key.append(len(value))
+                clear &= self._scan(value, key, tensors, marks)
+            elif kind is slice:
+                key.append(kind)
+                clear &= self._scan((value.start, value.stop, value.step), key, tensors, marks)
+            elif kind is dict:
+                key.append(tuple(value))
+                clear &= self._scan(value.values(), key, tensors, marks)
+            else:
+                clear = False
+                if isinstance(value, Tensor):
+                    tensors.append(value)
+                    marks.append(self._known.get(id(value)) or self._stranger(value))
+        return clear
+
+    def _stranger(self, tensor: Tensor) -> _Mark:
+        """A tensor that nobody saw being made may depend on anything; unless it was there before this pass."""
+        ref, seen = self._strangers.get(id(tensor), (None, 0))
+        if ref is not None and ref() is tensor and seen < self._pass and not tensor.requires_grad:
+            self._leaf(tensor, 0, None)
+            return self._known[id(tensor)]
+        if ref is None or ref() is not tensor:
+            self._strangers[id(tensor)] = (weakref.ref(tensor), self._pass)
+        return _Mark(self.token, EVERY, storage_of(tensor), object(), tensor.requires_grad)
+
+    def _run(  # noqa: PLR0912, PLR0915  (the path of every call: taken apart it costs time)
+        self,
+        func: Any,
+        name: Any,
+        args: Any,
+        kwargs: Any,
+        i: int,
+        key: list[Any],
+        tensors: list[Tensor],
+        marks: list[_Mark],
+        clear: bool,
+    ) -> Any:
+        self.runs += 1
+        deps = 0 if clear else EVERY
+        for mark in marks:
+            deps |= mark.deps
+        if self._moved or self._pending or self._open:
+            for mark in marks:
+                deps |= self._moved.get(mark.storage, 0)
+                if mark.storage in self._pending:
+                    self._flush(mark.storage)
+                if self._open.get(mark.storage, -1) >= i:
+                    self._redo()
+        before = [_version(t) for t in tensors]
+        if -1 in before:
+            deps, clear = EVERY, False
+        out = func(*args, **kwargs) if kwargs else func(*args)
+        found = _outs(out)
+        e = _Entry()
+        e.func, e.key, e.deps, e.out, e.until = name, key, deps, None, -1
+        e.effects, e.marks, e.versions, e.before, e.after = [], [], [], None, None
+        if self._state is not None and name not in QUIET:
+            state = self._chance.of_torch()
+            if not equal_states(state, self._state):
+                e.before, e.after = self._state, state
+                self._state = state
+        e.kept = clear and found is not None and _can_keep()
+        if not found and i < len(self.entries) and self.entries[i].key != key:
+            self._cut_short(i)  # torch.set_grad_enabled(by_value), say
+        if i < len(self.entries):
+            self.entries[i] = e
+        else:
+            self.entries.append(e)
+        if found is None:  # a result that is not understood: a subclass of Tensor, say
+            return out
+        if not self._pass and found:
+            for mark in marks:
+                if mark.owner is not None:
+                    self.order.use(mark.owner)
+        changed = [
+            (t, mark)
+            for t, mark, version in zip(tensors, marks, before, strict=True)
+            if _version(t) != version or (mark.storage in self._outside and name not in READERS)
+        ]
+        if not found and not changed:
+            e.kept = False  # a setting of torch, say
+        for t in found:
+            old = t.__dict__.get(_MARK)
+            if id(t) in self._known or (old is not None and old.token is self.token and any(t is a for a in tensors)):
+                known = self._known.get(id(t), old)
+                assert known is not None
+                mark = known
+            else:
+                mark = _Mark(self.token, deps, storage_of(t), object(), t.requires_grad)
+                t.__dict__[_MARK] = mark
+            e.kept &= mark.storage >= 0 and not t.is_inference()
+            e.marks.append(mark)
+        for t, mark in changed:  # F.batch_norm does not count the versions of its statistics
+            self._changed(t, mark, e, i)
+        if isinstance(func, MethodWrapperType) and func.__name__ == "__set__":  # x.data = y
+            self._replaced(tensors[0], deps)
+            e.kept = False
+        if e.kept and not e.deps & self._bit:
+            e.out = out
+            e.versions = [_version(t) for t in found]
+            self._new.append(e)
+        else:
+            e.kept = False
+        return out
+
+    def _aside(self, kind: int, func: Any, args: Any, kwargs: Any) -> Any:
+        """A call that makes no tensor, or that looks behind one."""
+        if kind == GRAPH:
+            if self.hits:
+                self._redo()
+            self.broken = self.broken or f"the forward looks at its own graph ({getattr(func, '__name__', func)})"
+        elif self._pending or self._open or kind == ESCAPE:
+            tensors: list[Tensor] = []
+            marks: list[_Mark] = []
+            self._scan(args, [], tensors, marks)
+            for tensor, mark in zip(tensors, marks, strict=True):
+                if mark.storage in self._pending:
+                    self._flush(mark.storage)
+                if self._open.get(mark.storage, -1) >= self._i:
+                    self._redo()
+                if kind == ESCAPE:
+                    self._escaped(tensor, mark)
+        return func(*args, **kwargs) if kwargs else func(*args)
+
+    # --- changes in place --------------------------------------------------------------------------------------------
+
+    def _changed(self, tensor: Tensor, mark: _Mark, e: _Entry, i: int) -> None:
+        """A call has changed a tensor in place: views of it and what was read from it before change with it."""
+        storage = mark.storage
+        if storage in self._outside and storage not in self._params:
+            self._moved[storage] = self._moved.get(storage, 0) | e.deps
+            if e.kept and not e.deps & self._bit:
+                e.effects.append((tensor, tensor.detach().clone()))
+            if id(tensor) in self._known:
+                self._world.suspects.add(id(tensor))
+            else:
+                self._world.unseen = True  # x.data counts its versions apart from x
+            return
+        touching = self._touching(storage, i)
+        deps = e.deps
+        alone = storage in self._params or (tensor.requires_grad and not torch.is_grad_enabled())
+        made = any(m.storage == storage for en in touching if en is not e for m in en.marks)
+        for en in touching:
+            deps |= en.deps
+        if alone or not made or any(en.kept and en not in self._new for en in touching if en is not e):
+            deps = EVERY
+        for en in [*touching, e]:
+            en.deps = deps
+            en.until = i
+            if en.out is not None:
+                en.versions = [_version(t) for t in _outs(en.out) or ()]
+        self._moved[storage] = self._moved.get(storage, 0) | deps
+        if tensor.__dict__.get(_MARK) is not None:
+            now = _Mark(self.token, deps, storage, mark.serial, tensor.requires_grad)
+            tensor.__dict__[_MARK] = now
+            e.marks = [now if m.serial is mark.serial else m for m in e.marks]
+
+    def _touching(self, storage: int, i: int) -> list[_Entry]:
+        """The calls so far that made or read something in this memory."""
+        serials = {id(m.serial) for m in self._known.values() if m.storage == storage}
+        for en in self.entries[: i + 1]:
+            serials.update(id(m.serial) for m in en.marks if m.storage == storage)
+        return [
+            en
+            for en in self.entries[: i + 1]
+            if any(m.storage == storage for m in en.marks) or any(id(part) in serials for part in en.key or ())
+        ]
+
+    def _escaped(self, tensor: Tensor, mark: _Mark) -> None:
+        """Somebody holds this memory in a way that nobody can watch."""
+        for en in self._touching(mark.storage, len(self.entries)):
+            en.deps = EVERY
+        self._moved[mark.storage] = EVERY
+        if mark.storage in self._outside:
+            self._world.unseen = True
+
+    def _replaced(self, tensor: Tensor, deps: int) -> None:
+        """`tensor.data = other`, or another attribute was set."""
+        mark = self._known.get(id(tensor))
+        storage = storage_of(tensor)
+        if mark is None:
+            for en in self.entries:
+                en.deps = EVERY
+        else:
+            if mark.storage in self._params:
+                deps = EVERY
+            if mark.storage in self._outside:
+                self._outside.add(storage)
+                self._world.unseen = True
+            self._known[id(tensor)] = mark._replace(storage=storage)
+        self._moved[storage] = self._moved.get(storage, 0) | deps
+
+    def _flush(self, storage: int) -> None:
+        """Make the changes that calls whose results were returned again would have made."""
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            for tensor, value in self._pending.pop(storage):
+                tensor.copy_(value)
+
+    def _cut_short(self, i: int) -> None:
+        """The forward goes another way than before."""
+        if any(until >= i for until in self._open.values()):
+            self._redo()
+        del self.entries[i:]
+
+    def _redo(self) -> None:
+        self.broken = self.broken or "it changes values in place in a way that differs from pass to pass"
+        raise Redo
+
+    # --- the end of a pass -------------------------------------------------------------------------------------------
+
+    def sound(self) -> bool:
+        """Whether the forward that has just ended may be believed. Makes the changes that are still to be made."""
+        if any(until >= self._i for until in self._open.values()):
+            return False
+        for storage in list(self._pending):
+            self._flush(storage)
+        return not (self.broken and self.hits)
+
+    def end(self) -> None:
+        """The pass has its gradients: cut what is kept off from its graph."""
+        del self.entries[self._i :]
+        cut: dict[int, Tensor] = {}
+        for e in self._new:
+            found = _outs(e.out) or []
+            adopted = any(
+                t.requires_grad != m.requires_grad or (t.grad_fn is not None and _MARK not in t.__dict__)
+                for t, m in zip(found, e.marks, strict=True)
+            )
+            if e.deps & self._bit or adopted or [t._version for t in found] != e.versions:
+                e.kept, e.out = False, None
+            else:
+                e.out = _cut(e.out, cut)
+        self._new = []
+        self._pass += 1
+
+
+def _can_keep() -> bool:
+    """Not within another transform (vmap, grad), nor where the graph's values go through hooks (checkpointing)."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+    )
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _outs(value: Any) -> list[Tensor] | None:
+    """The tensors in a result, in order; None if it holds something else."""
+    if value is None:
+        return []
+    kind = type(value)
+    if kind in _TENSORS:
+        return [value]
+    if isinstance(value, tuple | list):
+        found: list[Tensor] = []
+        for item in value:
+            inner = _outs(item)
+            if inner is None:
+                return None
+            found += inner
+        return found
+    return [] if kind in _ATOMS else None
+
+
+def _cut(value: Any, cut: dict[int, Tensor]) -> Any:
+    """A result without its graph. It requires a gradient as before: some kernels differ by that flag."""
+    if isinstance(value, Tensor):
+        if value.grad_fn is None:
+            return value
+        if id(value) not in cut:
+            new = value.detach().requires_grad_()
+            new.__dict__[_MARK] = value.__dict__[_MARK]
+            cut[id(value)] = new
+        return cut[id(value)]
+    if isinstance(value, tuple | list):
+        parts = [_cut(item, cut) for item in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value

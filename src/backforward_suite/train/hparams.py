@@ -1,0 +1,135 @@
+"""A run's row in TensorBoard's HParams: the settings it was given, beside its final metrics.
+
+TensorBoard takes the columns of its table from one run, whichever it finds first, and shows those marked as differing
+first. So every run of a sweep declares the same columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.plugins.hparams import api_pb2, metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+
+from backforward_suite.config import Request, deciding, flatten, has_effect
+from backforward_suite.runs import files
+
+METRICS = (
+    *("loss/train", "accuracy/train", "loss/validation", "accuracy/validation", "loss/test", "accuracy/test"),
+    "weight_norm/total",
+)
+FIRST = ("method", "lr", "seed")  # marked as differing even where they do not
+OPEN = ("method", "model", "norm", "optimizer", "schedule")  # groups whose choices have keys of their own
+
+Value = bool | float | str
+
+
+def log(logger: TensorBoardLogger, folder: Path, request: Request, final: Mapping[str, Any], step: int) -> None:
+    """Log a run's final metrics and its row of the table.
+
+    Args:
+        logger: TensorBoard's, of this run.
+        folder: The run's; the plan of its sweep lies beside it.
+        request: What was asked for.
+        final: The final metrics. Those that are not finite are left blank.
+        step: The last step. At the first one TensorBoard would take every curve of these metrics for superseded.
+    """
+    # The record has logged the others. A step later, a sitting that goes on from the last one's checkpoint hides what
+    # one that was cut off in this moment has logged, and every point is there once.
+    tested = {key: final[key] for key in METRICS if key.endswith("/test") and is_finite(final.get(key))}
+    logger.log_metrics(tested, step + 1)
+    differing = varying(files.read_plan(folder.parent))
+    values, columns = readable(request), columns_of(request, differing)
+    start = SessionStartInfo()
+    for key, value in values.items():
+        kind = columns.setdefault(key, _kind(value))
+        if kind == api_pb2.DATA_TYPE_BOOL and isinstance(value, bool):
+            start.hparams[key].bool_value = value
+        elif kind == api_pb2.DATA_TYPE_FLOAT64 and not isinstance(value, str):
+            start.hparams[key].number_value = value
+        else:
+            start.hparams[key].string_value = str(value)
+    experiment = api_pb2.Experiment(
+        hparam_infos=[
+            api_pb2.HParamInfo(name=key, type=kind, differs=key in (*FIRST, *differing))
+            for key, kind in columns.items()
+        ],
+        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=key)) for key in METRICS],
+    )
+    end = SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
+    writer = logger.experiment._get_file_writer()
+    for tag, content in (
+        (metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment, version=0)),
+        (metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start, version=0)),
+        (metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end, version=0)),
+    ):
+        plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=content.SerializeToString())
+        writer.add_summary(Summary(value=[Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))]), step)
+
+
+def readable(request: Request) -> dict[str, Value]:
+    """Settings as a person gives them: choices of groups, then keys; what is null is left out."""
+    values: dict[str, Value] = dict(request.choices)
+    for key, value in deciding(request.values).items():
+        if value is not None and _is_shown(key):
+            values[key] = value if isinstance(value, bool | int | float) else str(value)
+    return values
+
+
+def columns_of(request: Request, differing: Sequence[str]) -> dict[str, int]:
+    """By key, the kind of its values: of this run, of the other choices of its groups, of what its sweep sets."""
+    own = {key: value for key, value in deciding(request.values).items() if _is_shown(key)}
+    other = _keys_of_choices(request.hydra)
+    return {
+        **dict.fromkeys(differing, int(api_pb2.DATA_TYPE_STRING)),
+        **{key: _kind(value) for key, value in {**own, **other}.items()},
+        **dict.fromkeys(request.choices, int(api_pb2.DATA_TYPE_STRING)),
+    }
+
+
+def varying(plan: Mapping[str, list[str]]) -> list[str]:
+    """The keys that a sweep sets to several values, or for some of its runs alone."""
+    runs = [dict(override.lstrip("+").partition("=")[::2] for override in overrides) for overrides in plan.values()]
+    keys = {key for run in runs for key in run if has_effect(key)}
+    return sorted(key for key in keys if len({run.get(key) for run in runs}) > 1)
+
+
+def _keys_of_choices(hydra: DictConfig | None) -> dict[str, Any]:
+    """Keys, with a value, of all choices of the groups whose choices differ in keys."""
+    if hydra is None:
+        return {}
+    found: dict[str, Any] = {}
+    sources = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    for group in OPEN:
+        for file in sorted(path for source in sources for path in (source / group).glob("*.yaml")):
+            loaded = OmegaConf.to_container(OmegaConf.load(file))
+            own = loaded.get(group, loaded) if isinstance(loaded, dict) else None
+            for key, value in flatten({group: own} if isinstance(own, dict) else {}):
+                # The kind of ${lr} is that of this run's value.
+                if _is_shown(key) and key != f"{group}.defaults" and "${" not in str(value):
+                    found.setdefault(key, value)
+    return found
+
+
+def _is_shown(key: str) -> bool:
+    """The names of choices stand for what they are made of, and for when diagnostics are due."""
+    return key.rpartition(".")[2] not in ("_target_", "_partial_", "_convert_") and not key.startswith("diagnostics.")
+
+
+def _kind(value: object) -> int:
+    if isinstance(value, bool):
+        return int(api_pb2.DATA_TYPE_BOOL)
+    return int(
+        api_pb2.DATA_TYPE_FLOAT64 if value is None or isinstance(value, int | float) else api_pb2.DATA_TYPE_STRING
+    )
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value is a number that is neither infinite nor NaN."""
+    return isinstance(value, int | float) and math.isfinite(value)

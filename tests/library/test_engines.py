@@ -1,0 +1,78 @@
+"""The tape against the naive engine, on the table of problems; the zoo has many more networks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tests.helpers.problems import OPTIMIZERS, PROBLEMS, Problem
+from torch import Tensor, nn
+
+from backforward import Backforward
+from backforward.batch import tensors_in
+
+
+def trained(problem: Problem, engine: str, optimizer: str) -> tuple[dict[str, Tensor], list[Tensor], Backforward]:
+    """Weights and buffers after three batches, what the rule showed, and the rule."""
+    torch.manual_seed(0)
+    model = problem.model()
+    rule = Backforward(model, OPTIMIZERS[optimizer](list(model.parameters())), problem.loss, engine=engine)
+    shown = []
+    for number in range(3):
+        out = rule.step(*problem.batch(number))
+        shown += [out.loss, *tensors_in(out.output), torch.get_rng_state()]
+    return copy.deepcopy(model.state_dict()), shown, rule
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.id)
+def test_the_tape_is_the_naive_engine_to_the_bit(problem: Problem, optimizer: str) -> None:
+    ours, shown, rule = trained(problem, "auto", optimizer)
+    theirs, expected, _ = trained(problem, "naive", optimizer)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert len(shown) == len(expected)
+    assert all(map(torch.equal, shown, expected))
+    assert isinstance(rule.engine_reason, str)
+
+
+class Graph(nn.Module):
+    """Differentiates within its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x).tanh()
+        (slope,) = torch.autograd.grad(h.sum(), h, retain_graph=True)
+        return self.two(h * slope)
+
+
+def test_what_cannot_be_replayed_runs_in_full_and_says_why() -> None:
+    model = Graph()
+    rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.functional.cross_entropy)
+    rule.step(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
+    assert "graph" in rule.engine_reason
+
+
+@pytest.mark.parametrize("order", ["reverse", "random"])
+def test_any_order_of_the_groups_is_exact(order: str) -> None:
+    ends = []
+    for engine in ("auto", "naive"):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Linear(5, 5), nn.BatchNorm1d(5), nn.Tanh())))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        rule = Backforward(model, optimizer, nn.functional.mse_loss, engine=engine, order=order, seed=3)
+        names = []
+        for number in range(4):
+            generator = torch.Generator().manual_seed(number)
+            rule.step(torch.randn(6, 5, generator=generator), torch.randn(6, 5, generator=generator))
+            names.append([group.name for group in rule.groups])
+        ends.append((names, model.state_dict()))
+    assert ends[0][0] == ends[1][0]
+    assert all(torch.equal(ends[0][1][name], value) for name, value in ends[1][1].items())
+    if order == "reverse":
+        assert ends[0][0][0] == ["9", "6", "3", "0"]
+    else:
+        assert len({tuple(each) for each in ends[0][0]}) > 1
