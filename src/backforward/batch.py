@@ -168,19 +168,27 @@ def equal_states(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
 
 # Classes of torch.nn and of this library whose forward may draw. All others do not: the tests run each of torch.nn.
 _DRAWS = re.compile(r"drop|noisy|rrelu|fractional|attention|transformer|lstm|gru|rnn", re.IGNORECASE)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def changes_only_buffers(model: nn.Module) -> bool:
-    """Whether every module is one of torch.nn or of this library, without hooks: it changes nothing but its buffers."""
+def changes_only_buffers(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> bool:
+    """Whether every module is one of torch.nn or of this library, without hooks: it changes nothing but its buffers.
+
+    Args:
+        model: The network.
+        modules: All its modules, where they are known.
+    """
     shared = nn.modules.module
     if shared._global_forward_hooks or shared._global_forward_pre_hooks or shared._global_backward_hooks:
         return False
-    for module in model.modules():
-        own = vars(module)
-        if not _is_ours(type(module)) or "forward" in own or any(own[hooks] for hooks in _HOOKS):
+    for module in model.modules() if modules is None else modules:
+        if not _is_ours(type(module)):
             return False
-        if own.get("max_norm") is not None or not _known_activation(own.get("activation")):
+        own = vars(module)
+        if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+            return False
+        if "forward" in own or own.get("max_norm") is not None:
+            return False
+        if "activation" in own and not _known_activation(own["activation"]):
             return False
     return True
 
@@ -190,7 +198,16 @@ _QUIET_HOMES = {f"backforward.{name}" for name in ("data_norm", "normprop")}
 _QUIET_HOMES |= {f"backforward.models.{name}" for name in ("blocks", "mlp", "nin", "residual")}
 
 
+_ours: dict[type, bool] = {}
+
+
 def _is_ours(kind: type) -> bool:
+    if kind not in _ours:
+        _ours[kind] = _is_of_quiet_home(kind)
+    return _ours[kind]
+
+
+def _is_of_quiet_home(kind: type) -> bool:
     return kind.__module__.startswith("torch.nn.modules.") or kind.__module__ in _QUIET_HOMES
 
 
@@ -247,20 +264,29 @@ class World:
     Args:
         model: The network.
         trained: Ids of the parameters that the rule updates.
+        modules: All modules by name, where they are known.
+        quiet: Whether a forward changes nothing but buffers, where it is known.
     """
 
-    def __init__(self, model: nn.Module, trained: set[int]) -> None:
-        self.modules = dict(model.named_modules())
+    def __init__(
+        self,
+        model: nn.Module,
+        trained: set[int],
+        modules: dict[str, nn.Module] | None = None,
+        quiet: bool | None = None,
+    ) -> None:
+        self.modules = dict(model.named_modules()) if modules is None else modules
         self.private: list[Any] = []
         self._holders: list[_Holder] = []
         self.tensors: list[Tensor] = []
         self._owners: list[int] = []
         seen: set[int] = set()
-        self._weights = {storage_of(p) for p in model.parameters() if id(p) in trained}
-        plain = changes_only_buffers(model)
+        quiet = changes_only_buffers(model) if quiet is None else quiet
+        self._find_weights = lambda: {storage_of(p) for p in model.parameters() if id(p) in trained}
+        self._weights: set[int] | None = None
         for index, module in enumerate(self.modules.values()):
             own = vars(module)
-            if plain:
+            if quiet:
                 for tensor in own["_buffers"].values():
                     self._add_tensor(tensor, index, seen)
                 continue
@@ -283,6 +309,8 @@ class World:
     def _add_tensor(self, tensor: Tensor | None, owner: int, seen: set[int]) -> None:
         if tensor is None or id(tensor) in seen or nn.parameter.is_lazy(tensor):
             return
+        if self._weights is None:
+            self._weights = self._find_weights()
         if storage_of(tensor) not in self._weights:  # an attribute may share the memory of a trained weight
             seen.add(id(tensor))
             self.tensors.append(tensor)
@@ -416,6 +444,7 @@ class Batch(NamedTuple):
     start: list[Any]
     trained: Sequence[nn.Parameter]
     eager: bool
+    network: Any  # what `network.Network` knows
 
     def forward(self) -> tuple[Any, Tensor]:
         """Run the network and the loss."""

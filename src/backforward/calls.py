@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 CALL, PLAIN, ESCAPE, GRAPH = range(4)
 # What gives access to a tensor's memory, after which it may change unseen; what looks at the graph behind a tensor.
@@ -65,3 +65,42 @@ def kind_of(func: Any, name: Any) -> int:
     if type(func) is MethodWrapperType:
         return CALL if func.__name__ == "__set__" or label in VIEWS else PLAIN
     return PLAIN if label in NO_TENSOR else CALL
+
+
+# Arguments that are equal when they compare equal.
+ATOMS = frozenset(
+    {int, float, bool, str, complex, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
+    | {type(Ellipsis), torch.Size}
+)
+TENSORS = frozenset({Tensor, nn.Parameter})
+
+
+def can_keep() -> bool:
+    """Not within another transform (vmap, grad), nor where the graph's values go through hooks (checkpointing)."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+    )
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor has been changed; -1 for one of inference mode, which does not count."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def outs(value: Any) -> list[Tensor] | None:
+    """The tensors in a result, in order; None if it holds something else."""
+    if value is None:
+        return []
+    kind = type(value)
+    if kind in TENSORS:
+        return [value]
+    if isinstance(value, tuple | list):
+        found: list[Tensor] = []
+        for item in value:
+            inner = outs(item)
+            if inner is None:
+                return None
+            found += inner
+        return found
+    return [] if kind in ATOMS else None

@@ -21,11 +21,11 @@ from backforward.batch import (
     LossFunction,
     World,
     equal_states,
-    is_compiled,
     may_draw,
     tensors_in,
 )
 from backforward.groups import Group, Groups, Order, Survey, reached
+from backforward.network import Network
 from backforward.tape import EVERY, Recording, Redo
 
 Arrange: TypeAlias = Callable[[Sequence[str]], Groups]
@@ -78,11 +78,18 @@ class Naive:
         yield Pass(group, output, loss, gradients, True)
 
     def run(  # noqa: PLR0915  (the life of a batch, from top to bottom)
-        self, inputs: Inputs, target: Any, trained: Sequence[nn.Parameter], arrange: Arrange, joint: int = 0
+        self,
+        network: Network,
+        inputs: Inputs,
+        target: Any,
+        trained: Sequence[nn.Parameter],
+        arrange: Arrange,
+        joint: int = 0,
     ) -> Generator[Pass, None, None]:
         """The passes of a batch, in order, each at the weights that it finds. The caller updates them in between.
 
         Args:
+            network: What is known of the network.
             inputs: The arguments of the forward.
             target: The second argument of the loss.
             trained: All parameters that may be updated.
@@ -92,13 +99,17 @@ class Naive:
         Raises:
             ValueError: The loss depends on no group, or the network changes its input.
         """
-        draws = may_draw(self.model) or may_draw(self.loss_fn)
-        world = World(self.model, set(map(id, trained)))
+        draws = network.draws or may_draw(self.loss_fn)
+        world = World(self.model, set(map(id, trained)), network.modules, network.quiet)
         devices = (tensor.device for tensor in chain(self.model.parameters(), self.model.buffers()))
         chance = Generators(devices, world.private) if draws else Generators.none()
         start = chance.save()
-        versions = [tensor._version for tensor in tensors_in([inputs.args, inputs.kwargs])]
-        batch = Batch(self.model, self.loss_fn, inputs, target, world, chance, start, trained, is_compiled(self.model))
+        given = list(tensors_in([inputs.args, inputs.kwargs]))
+        versions = [tensor._version for tensor in given]
+        batch = Batch(
+            *(self.model, self.loss_fn, inputs, target, world, chance, start, trained),
+            *(network.compiled, network),
+        )
         self._begin(batch)
         try:
             output, loss, watch = self._first(batch)
@@ -118,7 +129,7 @@ class Naive:
                 raise ValueError(NO_GRADIENT)
             home = _home(world, found.home, active)
             passes = groups + [Group("all", tuple(everything))] * joint
-            self._arranged(passes)
+            self._arranged(batch, passes)
             for k, group in enumerate(passes):
                 now = chance.save() if k else start
                 if k:
@@ -135,8 +146,7 @@ class Naive:
                     output, loss = batch.again()
                     gradients = self._gradients(loss, group.parameters, trained)
                     assert gradients is not None
-                now_versions = [tensor._version for tensor in tensors_in([inputs.args, inputs.kwargs])]
-                if now_versions != versions and len(passes) > 1:
+                if [tensor._version for tensor in given] != versions and len(passes) > 1:
                     raise ValueError("the network changes its input in place: a second pass would see another batch")
                 self._passed(k)
                 if k < len(groups) or not k:
@@ -158,7 +168,7 @@ class Naive:
             output, loss = batch.forward()
         return output, loss, watch.order
 
-    def _arranged(self, passes: Sequence[Group]) -> None:
+    def _arranged(self, batch: Batch, passes: Sequence[Group]) -> None:
         """The groups of the batch are known."""
 
     def _forward(self, batch: Batch, k: int) -> tuple[Any, Tensor]:
@@ -236,29 +246,42 @@ class Tape(Naive):
         self._brackets = False
         self._tape: Recording | None = None
         self._masks: list[int] = []
+        self._passes = 0
 
     def _begin(self, batch: Batch) -> None:
         self.reason = ""
-        self._tape = Recording(batch, self._guess, self._brackets)
 
     def _first(self, batch: Batch) -> tuple[Any, Tensor, Order]:
-        assert self._tape is not None
+        # Almost all of a first pass depends on the first group and cannot serve another pass. So it is recorded only to
+        # learn the order of the layers, or where it holds more than torch's own and this library's code.
+        known = batch.network.order
+        if known is not None:
+            batch.world.unseen = True
+            output, loss = batch.forward()
+            return output, loss, known
+        self._tape = Recording(batch, self._guess, self._brackets)
         with self._tape as tape:
             output, loss = batch.forward()
         self._check_draws(batch, batch.start)
+        if batch.network.quiet and not batch.start:
+            batch.network.order = tape.order
         return output, loss, tape.order
 
-    def _arranged(self, passes: Sequence[Group]) -> None:
-        assert self._tape is not None
-        self._masks = [self._tape.bits(group) for group in passes]
+    def _arranged(self, batch: Batch, passes: Sequence[Group]) -> None:
+        if len(passes) < 3 and batch.network.order is not None:
+            self._tape = None  # the second pass is the last, and reuses nothing of a chain's first
+            self._passes = 0
+            return
+        tape = self._tape = self._tape or Recording(batch, self._guess, self._brackets)
+        self._masks = [tape.bits(group) for group in passes]
         self._guess = self._masks[0]
-        if len(passes) == 1:
-            self._tape = None
-        else:
-            self._tape._bit = self._masks[0]
+        self._passes = len(passes)
+        tape._bit = self._masks[0]
 
     def _forward(self, batch: Batch, k: int) -> tuple[Any, Tensor]:
         tape = self._tape
+        if k == 1 and batch.network.order is not None and self._passes:
+            batch.world.unseen = False  # from here on the tape sees what changes
         if tape is None or self._by_backward:
             return batch.forward()
         tape.begin(self._masks[k] | self._masks[k - 1], self._masks[k])

@@ -6,7 +6,7 @@ Nothing is traced: a `Survey` looks on while the real forward runs, and notes ea
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple, TypeAlias
@@ -42,19 +42,20 @@ class Order:
     """Layers in the order of their first use.
 
     Args:
-        model: The network.
+        owner: The module that holds each parameter or buffer, by the tensor's id.
+        parameters: All of the network's.
 
     Attributes:
-        owner: The module that holds each parameter or buffer, by the tensor's id.
+        owner: As given.
         used: Names of the modules that directly hold parameters or buffers, in the order of their first use.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.owner = owners(model)
+    def __init__(self, owner: dict[int, str], parameters: Iterable[nn.Parameter]) -> None:
+        self.owner = owner
         self.used: list[str] = []
         self._seen: set[str] = set()
         self._looked: dict[str, int] = {}
-        self._trained = [(id(p), self.owner[id(p)]) for p in model.parameters()]
+        self._parameters = parameters
 
     def use(self, name: str) -> None:
         """A module's parameter or buffer enters a function."""
@@ -74,8 +75,11 @@ class Order:
             leaves: Ids of the parameters that the loss depends on. One of them that was only looked at was used out of
                 sight (by vmap, say): then.
         """
-        unseen = {name for key, name in self._trained if key in leaves} - self._seen
         found = list(self.used)
+        unseen = set(self._looked) - self._seen
+        if not unseen:
+            return found
+        unseen &= {self.owner[id(p)] for p in self._parameters if id(p) in leaves}
         for name, place in sorted(self._looked.items(), key=lambda item: -item[1]):
             if name in unseen:
                 found.insert(place, name)
@@ -96,7 +100,7 @@ class Survey(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, counter: FlopCounter | None = None) -> None:
         super().__init__()
-        self.order = Order(model)
+        self.order = Order(owners(model), list(model.parameters()))
         self.macs: dict[str, int] = {}
         self._counter = counter
         self._last = ""

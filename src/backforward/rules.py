@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from backforward.batch import Inputs, LossFunction, detached, is_compiled
+from backforward.batch import Inputs, LossFunction, detached
 from backforward.engines import Naive, Pass, Tape
 from backforward.groups import (
     Group,
@@ -41,6 +41,7 @@ from backforward.groups import (
     refuse_scripted,
     survey,
 )
+from backforward.network import Network, now
 from backforward.optimizers import clip_grad_norm_, one_per_group, parameters_of, step_each
 from backforward.shortcut import Shortcut, require_plain_sgd
 
@@ -144,6 +145,7 @@ class UpdateRule:
         self._after_update = after_update
         self._groups: list[Group] | None = None
         self._batches = 0
+        self._network: Network | None = None
 
     @property
     def groups(self) -> list[Group]:
@@ -190,13 +192,7 @@ class UpdateRule:
             parameter.grad = None
         result: StepResult | None = None
         with closing(self._passes(inputs, y, trained)) as passes:
-            for (
-                group,
-                output,
-                loss,
-                gradients,
-                last,
-            ) in passes:  # groups before this one are updated, those after it not
+            for group, output, loss, gradients, last in passes:  # groups before this one are updated
                 if result is None:
                     result = StepResult(loss.detach(), detached(output))
                 if last and self.joint_pass:
@@ -239,7 +235,8 @@ class UpdateRule:
     def _trainable(self) -> list[nn.Parameter]:
         """The parameters that the optimizer holds and that are not frozen, in the network's order."""
         held = {id(p) for p in parameters_of(self.optimizer)}
-        own = list(self.model.parameters())
+        self._network = now(self.model, self._network)
+        own = self._network.parameters
         if held - {id(p) for p in own}:
             raise ValueError(f"{type(self).__name__}: the optimizer holds parameters that are not the network's")
         trainable = [p for p in own if p.requires_grad and id(p) in held]
@@ -297,7 +294,8 @@ class Backprop(UpdateRule):
         if self.repeats == 1:
             return self._engine.plain(inputs, target, _all(trained))
         whole = Groups([_all(trained)], {}, [])
-        return self._engine.run(inputs, target, trained, lambda _: whole, joint=self.repeats - 1)
+        assert self._network is not None
+        return self._engine.run(self._network, inputs, target, trained, lambda _: whole, joint=self.repeats - 1)
 
 
 class Backforward(UpdateRule):
@@ -396,15 +394,22 @@ class Backforward(UpdateRule):
         if self._is_plain():
             self._groups = [_all(trained)]
             return self._engine.plain(inputs, target, self._groups[0])
-        refuse_scripted(self.model)
-        if is_compiled(self.model):
+        assert self._network is not None
+        if self._network.scripted is not None:
+            refuse_scripted(self.model)
+        if self._network.compiled:
             self._warn("compiled", "Backforward: runs the network uncompiled, since it has to see each call of torch")
         if self.engine == "shortcut":
             return self._by_shortcut(inputs, target, trained)
         if isinstance(self._spec, int) and self._macs is None:
             self._macs = survey(self.model, inputs, count=True).macs
         return self._engine.run(
-            inputs, target, trained, lambda order: self._arrange(order, trained), joint=int(self.joint_pass)
+            self._network,
+            inputs,
+            target,
+            trained,
+            lambda order: self._arrange(order, trained),
+            joint=int(self.joint_pass),
         )
 
     def _by_shortcut(self, inputs: Inputs, target: Any, trained: list[nn.Parameter]) -> Generator[Pass, None, None]:

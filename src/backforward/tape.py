@@ -9,6 +9,7 @@ being made counts as depending on everything.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from types import MethodWrapperType
 from typing import Any, NamedTuple
 
@@ -17,15 +18,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from backforward.batch import Batch, equal_states, storage_of, tensors_in
-from backforward.calls import ESCAPE, GRAPH, PLAIN, QUIET, READERS, kind_of
+from backforward.calls import ATOMS, ESCAPE, GRAPH, PLAIN, QUIET, READERS, TENSORS, can_keep, kind_of, outs, version
 from backforward.groups import Group, Order
 
 _MARK = "_backforward_tape"
-_ATOMS = frozenset(
-    {int, float, bool, str, complex, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
-    | {type(Ellipsis), torch.Size}
-)
-_TENSORS = frozenset({Tensor, nn.Parameter})
 EVERY = -1  # the set of all groups
 
 _kinds: dict[Any, int] = {}
@@ -54,11 +50,16 @@ class _Mark(NamedTuple):
     owner: str | None = None
 
 
+_new_mark = tuple.__new__  # half the time of calling the class
+
+
 class _Entry:
     """One call of torch.
 
     Attributes:
         func, key: The function, and what stands for its arguments.
+        born: The pass in which it ran.
+        read: Marks of the tensors among its arguments.
         deps: The parameters that its result depends on, or that make it run together with others.
         kept: Whether `out` may be returned again.
         marks, versions: Of the tensors in `out`.
@@ -67,19 +68,19 @@ class _Entry:
         until: Index of the last call that changes its result in place.
     """
 
-    __slots__ = ("after", "before", "deps", "effects", "func", "kept", "key", "marks", "out", "until", "versions")
+    __slots__ = ("__dict__", "born", "deps", "func", "kept", "key", "marks", "out", "read", "versions")
 
-    func: Any
-    key: list[Any] | None
-    deps: int
-    kept: bool
-    out: Any
-    marks: list[_Mark]
-    versions: list[int]
-    effects: list[tuple[Tensor, Tensor]]
-    before: list[Tensor] | None
-    after: list[Tensor] | None
-    until: int
+    effects: Sequence[tuple[Tensor, Tensor]] = ()  # the rare ones cost nothing until they are set
+    before: list[Tensor] | None = None
+    after: list[Tensor] | None = None
+    until = -1
+
+    def __init__(self, func: Any, key: list[Any], deps: int, read: list[_Mark], born: int) -> None:
+        self.func, self.key, self.deps, self.read, self.born = func, key, deps, read, born
+        self.out: Any = None
+        self.marks: list[_Mark] = []
+        self.versions: Sequence[int] = ()
+        self.kept = False
 
 
 class Recording(TorchFunctionMode):
@@ -89,7 +90,7 @@ class Recording(TorchFunctionMode):
         super().__init__()
         self.token = object()
         self.entries: list[_Entry] = []
-        self.order = Order(batch.model)
+        self.order = Order(batch.network.owner, batch.network.parameters)
         self.hits = self.runs = 0
         self.brackets = brackets  # whether to look for draws around each call
         self.broken = ""  # why the tape is of no use in this batch
@@ -101,16 +102,16 @@ class Recording(TorchFunctionMode):
         self._known: dict[int, _Mark] = {}
         self._leaves: list[Tensor] = []
         self._params: set[int] = set()  # storages of trained weights
-        self._outside: set[int] = set()  # storages of the world
+        self.outside: set[int] = set()  # storages of the world
         owner = self.order.owner
         for i, p in enumerate(batch.trained):
             self._bits[id(p)] = 1 << i
             self._params.add(self._leaf(p, 1 << i, owner.get(id(p))))
         for tensor in batch.world.tensors:
-            self._outside.add(self._leaf(tensor, 0, owner.get(id(tensor))))
+            self.outside.add(self._leaf(tensor, 0, owner.get(id(tensor))))
         for tensor in tensors_in([batch.inputs.args, batch.inputs.kwargs, batch.target]):
             self._leaf(tensor, 0, None)
-        for p in batch.model.parameters():
+        for p in batch.network.parameters:
             self._leaf(p, 0, owner.get(id(p)))
         self._trained = batch.trained
         self._versions = [p._version for p in batch.trained]
@@ -138,8 +139,8 @@ class Recording(TorchFunctionMode):
             mask: The parameters that have changed since the last pass, and those whose gradient is wanted.
             bit: Those whose gradient is wanted: they change after this pass.
         """
-        for i, (p, version) in enumerate(zip(self._trained, self._versions, strict=True)):
-            if p._version != version:
+        for i, (p, known) in enumerate(zip(self._trained, self._versions, strict=True)):
+            if p._version != known:
                 mask |= 1 << i
                 self._versions[i] = p._version
         self._mask, self._bit = mask, bit
@@ -204,7 +205,7 @@ class Recording(TorchFunctionMode):
         clear = True
         for value in values:
             kind = type(value)
-            if kind in _TENSORS:
+            if kind in TENSORS:
                 mark = value.__dict__.get(_MARK)
                 if mark is None or mark.token is not self.token:
                     mark = self._known.get(id(value)) or self._stranger(value)
@@ -213,7 +214,7 @@ class Recording(TorchFunctionMode):
                 key.append(mark.serial)
                 tensors.append(value)
                 marks.append(mark)
-            elif kind in _ATOMS:
+            elif kind in ATOMS:
                 key.append(kind)
                 key.append(value if value or kind is not float else repr(value))  # 0.0 is -0.0
             elif kind is tuple or kind is list:
@@ -257,29 +258,29 @@ class Recording(TorchFunctionMode):
     ) -> Any:
         self.runs += 1
         deps = 0 if clear else EVERY
-        for mark in marks:
-            deps |= mark.deps
+        for read in marks:
+            deps |= read.deps
         if self._moved or self._pending or self._open:
-            for mark in marks:
-                deps |= self._moved.get(mark.storage, 0)
-                if mark.storage in self._pending:
-                    self._flush(mark.storage)
-                if self._open.get(mark.storage, -1) >= i:
+            for read in marks:
+                deps |= self._moved.get(read.storage, 0)
+                if read.storage in self._pending:
+                    self._flush(read.storage)
+                if self._open.get(read.storage, -1) >= i:
                     self._redo()
-        before = [_version(t) for t in tensors]
-        if -1 in before:
+        try:
+            before = [t._version for t in tensors]
+        except RuntimeError:  # of inference mode
+            before = [version(t) for t in tensors]
             deps, clear = EVERY, False
         out = func(*args, **kwargs) if kwargs else func(*args)
-        found = _outs(out)
-        e = _Entry()
-        e.func, e.key, e.deps, e.out, e.until = name, key, deps, None, -1
-        e.effects, e.marks, e.versions, e.before, e.after = [], [], [], None, None
+        found = [out] if type(out) is Tensor else outs(out)
+        e = _Entry(name, key, deps, marks, self._pass)
         if self._state is not None and name not in QUIET:
             state = self._chance.of_torch()
             if not equal_states(state, self._state):
                 e.before, e.after = self._state, state
                 self._state = state
-        e.kept = clear and found is not None and _can_keep()
+        e.kept = clear and found is not None and can_keep()
         if not found and i < len(self.entries) and self.entries[i].key != key:
             self._cut_short(i)  # torch.set_grad_enabled(by_value), say
         if i < len(self.entries):
@@ -289,35 +290,35 @@ class Recording(TorchFunctionMode):
         if found is None:  # a result that is not understood: a subclass of Tensor, say
             return out
         if not self._pass and found:
-            for mark in marks:
-                if mark.owner is not None:
-                    self.order.use(mark.owner)
-        changed = [
-            (t, mark)
-            for t, mark, version in zip(tensors, marks, before, strict=True)
-            if _version(t) != version or (mark.storage in self._outside and name not in READERS)
-        ]
+            for read in marks:
+                if read.owner is not None:
+                    self.order.use(read.owner)
+        changed = []
+        for j, t in enumerate(tensors):
+            if version(t) != before[j] if not clear else t._version != before[j]:
+                changed.append(j)
+            elif self.outside and marks[j].storage in self.outside and name not in READERS:
+                changed.append(j)  # F.batch_norm does not count the versions of its statistics
         if not found and not changed:
             e.kept = False  # a setting of torch, say
         for t in found:
-            old = t.__dict__.get(_MARK)
-            if id(t) in self._known or (old is not None and old.token is self.token and any(t is a for a in tensors)):
-                known = self._known.get(id(t), old)
-                assert known is not None
-                mark = known
-            else:
-                mark = _Mark(self.token, deps, storage_of(t), object(), t.requires_grad)
-                t.__dict__[_MARK] = mark
-            e.kept &= mark.storage >= 0 and not t.is_inference()
+            mark: _Mark | None = self._known.get(id(t))
+            if mark is None:
+                mark = t.__dict__.get(_MARK)
+                if mark is None or mark.token is not self.token or not any(t is a for a in tensors):
+                    mark = _new_mark(_Mark, (self.token, deps, storage_of(t), object(), t.requires_grad, None))
+                    t.__dict__[_MARK] = mark
+            if mark.storage < 0 or t.is_inference():
+                e.kept = False
             e.marks.append(mark)
-        for t, mark in changed:  # F.batch_norm does not count the versions of its statistics
-            self._changed(t, mark, e, i)
+        for j in changed:
+            self._changed(tensors[j], marks[j], e, i)
         if isinstance(func, MethodWrapperType) and func.__name__ == "__set__":  # x.data = y
             self._replaced(tensors[0], deps)
             e.kept = False
         if e.kept and not e.deps & self._bit:
             e.out = out
-            e.versions = [_version(t) for t in found]
+            e.versions = [version(t) for t in found]
             self._new.append(e)
         else:
             e.kept = False
@@ -347,10 +348,10 @@ class Recording(TorchFunctionMode):
     def _changed(self, tensor: Tensor, mark: _Mark, e: _Entry, i: int) -> None:
         """A call has changed a tensor in place: views of it and what was read from it before change with it."""
         storage = mark.storage
-        if storage in self._outside and storage not in self._params:
+        if storage in self.outside and storage not in self._params:
             self._moved[storage] = self._moved.get(storage, 0) | e.deps
             if e.kept and not e.deps & self._bit:
-                e.effects.append((tensor, tensor.detach().clone()))
+                e.effects = [*e.effects, (tensor, tensor.detach().clone())]
             if id(tensor) in self._known:
                 self._world.suspects.add(id(tensor))
             else:
@@ -359,16 +360,19 @@ class Recording(TorchFunctionMode):
         touching = self._touching(storage, i)
         deps = e.deps
         alone = storage in self._params or (tensor.requires_grad and not torch.is_grad_enabled())
-        made = any(m.storage == storage for en in touching if en is not e for m in en.marks)
+        made = False
         for en in touching:
             deps |= en.deps
-        if alone or not made or any(en.kept and en not in self._new for en in touching if en is not e):
+            if en is not e:
+                made = made or any(m.storage == storage for m in en.marks)
+                alone = alone or (en.kept and en.born != self._pass)
+        if alone or not made:
             deps = EVERY
         for en in [*touching, e]:
             en.deps = deps
             en.until = i
             if en.out is not None:
-                en.versions = [_version(t) for t in _outs(en.out) or ()]
+                en.versions = [version(t) for t in outs(en.out) or ()]
         self._moved[storage] = self._moved.get(storage, 0) | deps
         if tensor.__dict__.get(_MARK) is not None:
             now = _Mark(self.token, deps, storage, mark.serial, tensor.requires_grad)
@@ -376,22 +380,23 @@ class Recording(TorchFunctionMode):
             e.marks = [now if m.serial is mark.serial else m for m in e.marks]
 
     def _touching(self, storage: int, i: int) -> list[_Entry]:
-        """The calls so far that made or read something in this memory."""
-        serials = {id(m.serial) for m in self._known.values() if m.storage == storage}
-        for en in self.entries[: i + 1]:
-            serials.update(id(m.serial) for m in en.marks if m.storage == storage)
-        return [
-            en
-            for en in self.entries[: i + 1]
-            if any(m.storage == storage for m in en.marks) or any(id(part) in serials for part in en.key or ())
-        ]
+        """The calls so far that made or read something in this memory, since it was made."""
+        found = []
+        for en in reversed(self.entries[: i + 1]):
+            reads = any(m.storage == storage for m in en.read)
+            makes = any(m.storage == storage for m in en.marks)
+            if reads or makes:
+                found.append(en)
+            if makes and not reads:
+                break
+        return found
 
     def _escaped(self, tensor: Tensor, mark: _Mark) -> None:
         """Somebody holds this memory in a way that nobody can watch."""
         for en in self._touching(mark.storage, len(self.entries)):
             en.deps = EVERY
         self._moved[mark.storage] = EVERY
-        if mark.storage in self._outside:
+        if mark.storage in self.outside:
             self._world.unseen = True
 
     def _replaced(self, tensor: Tensor, deps: int) -> None:
@@ -404,8 +409,8 @@ class Recording(TorchFunctionMode):
         else:
             if mark.storage in self._params:
                 deps = EVERY
-            if mark.storage in self._outside:
-                self._outside.add(storage)
+            if mark.storage in self.outside:
+                self.outside.add(storage)
                 self._world.unseen = True
             self._known[id(tensor)] = mark._replace(storage=storage)
         self._moved[storage] = self._moved.get(storage, 0) | deps
@@ -441,7 +446,7 @@ class Recording(TorchFunctionMode):
         del self.entries[self._i :]
         cut: dict[int, Tensor] = {}
         for e in self._new:
-            found = _outs(e.out) or []
+            found = outs(e.out) or []
             adopted = any(
                 t.requires_grad != m.requires_grad or (t.grad_fn is not None and _MARK not in t.__dict__)
                 for t, m in zip(found, e.marks, strict=True)
@@ -452,36 +457,6 @@ class Recording(TorchFunctionMode):
                 e.out = _cut(e.out, cut)
         self._new = []
         self._pass += 1
-
-
-def _can_keep() -> bool:
-    """Not within another transform (vmap, grad), nor where the graph's values go through hooks (checkpointing)."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
-    )
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def _outs(value: Any) -> list[Tensor] | None:
-    """The tensors in a result, in order; None if it holds something else."""
-    if value is None:
-        return []
-    kind = type(value)
-    if kind in _TENSORS:
-        return [value]
-    if isinstance(value, tuple | list):
-        found: list[Tensor] = []
-        for item in value:
-            inner = _outs(item)
-            if inner is None:
-                return None
-            found += inner
-        return found
-    return [] if kind in _ATOMS else None
 
 
 def _cut(value: Any, cut: dict[int, Tensor]) -> Any:
