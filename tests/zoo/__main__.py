@@ -34,9 +34,9 @@ OUTPUTS = ROOT / "outputs" / "zoo"
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy")
 LISTS: dict[str, Callable[[], list[Entry]]] = {
     "written cases": lambda: CASES,
+    "transformers": networks.transformers,
     "torchvision": networks.torchvision,
     "timm": networks.timm,
-    "transformers": networks.transformers,
 }
 
 
