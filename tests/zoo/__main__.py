@@ -34,9 +34,9 @@ OUTPUTS = ROOT / "outputs" / "zoo"
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy")
 LISTS: dict[str, Callable[[], list[Entry]]] = {
     "written cases": lambda: CASES,
+    "transformers": networks.transformers,
     "torchvision": networks.torchvision,
     "timm": networks.timm,
-    "transformers": networks.transformers,
 }
 
 
@@ -75,10 +75,9 @@ def measure(entry: Entry) -> dict[str, Any]:
 
 def run(path: Path, entries: Iterable[Entry], work: Callable[[Entry], dict[str, Any]]) -> None:
     """Do the work for all networks of which there is no row yet."""
-    known = page.read(path)
     for entry in entries:
         mark = mark_of(entry)
-        if mark not in known:
+        if mark not in page.read(path):  # read each time: several processes may share the work
             began = time.time()
             row = work(entry) | {"id": entry.id, "mark": mark, "when": int(began)}
             with path.open("a") as file:

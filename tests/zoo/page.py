@@ -61,6 +61,8 @@ def write(wanted: Mapping[str, Sequence[tuple[str, str]]], folder: Path, package
     lists = {name: [results[m] for _, m in entries if m in results] for name, entries in wanted.items()}
     missing = {name: [id for id, m in entries if m not in results] for name, entries in wanted.items()}
     parts = [INTRO, _measured(lists, packages), _summary(lists, missing, optimizers)]
+    if not times:
+        parts.append("Times per step were not measured: they need a quiet machine (`make zoo TIMES=1`).\n")
     for name, rows in lists.items():
         if rows:
             parts.append(f"## {name[0].upper()}{name[1:]}\n\n{_table(rows, times)}")
