@@ -30,7 +30,6 @@ from backforward.tape import EVERY, Recording, Redo
 
 Arrange: TypeAlias = Callable[[Sequence[str]], Groups]
 
-
 NO_GRADIENT = "the loss of this batch depends on no trainable parameter"
 
 
@@ -136,7 +135,7 @@ class Naive:
                     world.restore()
                     chance.restore(start)
                     output, loss = self._forward(batch, k)
-                    if torch.initial_seed() != seed:
+                    if draws and torch.initial_seed() != seed:
                         raise ValueError("the forward seeds torch from chance: no two passes of a batch can draw alike")
                 if at_once is not None and not k:
                     gradients: Sequence[Tensor | None] | None = [at_once[id(p)] for p in group.parameters]
@@ -241,7 +240,6 @@ class Tape(Naive):
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
         super().__init__(model, loss_fn)
-        self.reason = ""
         self._guess = EVERY
         self._brackets = False
         self._tape: Recording | None = None
