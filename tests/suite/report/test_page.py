@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers.browser import BROWSER_FLAGS
+from tests.helpers.browser import chromium_in
 from tests.helpers.commands import REPOSITORY, Command, Ended
 from tests.helpers.pages import HOSTILE, findings
 from tests.helpers.synthetic import write_run
@@ -232,18 +232,8 @@ def test_every_experiment_has_a_config_a_module_and_nothing_else_does() -> None:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A real browser without a window."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium with chromedriver here")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*BROWSER_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
+    with chromium_in(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

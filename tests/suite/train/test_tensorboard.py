@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import pytest
-from tests.helpers.browser import BROWSER_FLAGS
+from tests.helpers.browser import chromium_in
 from tests.helpers.commands import TRAIN, environment
 
 from backforward_suite.commands.train import command
@@ -164,17 +163,8 @@ def test_what_it_serves(tensorboard: str) -> None:
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
     """A real browser without a window."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium with chromedriver here")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*BROWSER_FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
+    with chromium_in(tmp_path / "profile") as browser:
+        yield browser
 
 
 def test_hparams_in_a_browser(browser: Any, mixed: str, tmp_path: Path) -> None:
