@@ -16,7 +16,9 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.helpers.sweeps import alive, assert_same, start, tree, until
@@ -27,6 +29,23 @@ from backforward_suite.train.callbacks.checkpoint import read_checkpoint
 JOB = ("-m", "method=bfp,sgd", "lr=0.1,0.05", "seed=0,1", "data=mnist", "trainer.accelerator=cpu")
 OFTEN = "trainer.checkpoint_minutes=0.005"
 KINDS = ("run", "sweep", "all")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a run is while no process works on it.
+
+    Attributes:
+        starts: How often it was started.
+        step: The step of its checkpoint.
+        changed: When its checkpoint was written, in nanoseconds.
+        done: Whether it has a result.
+    """
+
+    starts: int
+    step: int
+    changed: int
+    done: bool
 
 
 def torture(cwd: Path, data: Path, kills: int, epochs: int, seed: int = 0) -> Counter[str]:
@@ -43,10 +62,10 @@ def torture(cwd: Path, data: Path, kills: int, epochs: int, seed: int = 0) -> Co
         How many kills of which kind there were.
 
     Raises:
-        AssertionError: A run that had a checkpoint did not go on from there.
+        AssertionError: A run that had a checkpoint did not resume from it.
     """
     chance, done = random.Random(seed), Counter[str]()
-    due: list[tuple[Path, int, int]] = []  # (log, sittings so far, step of the checkpoint)
+    standings: dict[Path, Standing] = {}
     for _ in range(4 * kills + 4):
         sweep = start(cwd, *JOB, OFTEN, f"max_epochs={epochs}", BACKFORWARD_DATA=str(data))
         while sweep.poll() is None and done.total() < kills:
@@ -64,19 +83,43 @@ def torture(cwd: Path, data: Path, kills: int, epochs: int, seed: int = 0) -> Co
             if kind != "run":
                 sweep.wait(10)
                 until(lambda family=family: not any(map(alive, family)), seconds=20)
-                due += checkpoints(cwd)
         out, _ = sweep.communicate(timeout=600)
-        due += checkpoints(cwd)
+        standings = look(cwd, standings)
         if sweep.returncode == 0:
             break
     assert sweep.returncode == 0, out
     assert done.total() == kills, f"only {done.total()} of {kills} kills: give more epochs"
-    for log, sittings, step in due:
-        later = log.read_text().split("$ python ")[1 + sittings]
-        found = re.search(r"goes on from step (\d+)", later)
-        assert found, f"{log}: had a checkpoint at step {step}, and began anew"
-        assert int(found.group(1)) >= step
     return done
+
+
+def look(cwd: Path, before: dict[Path, Standing]) -> dict[Path, Standing]:
+    """See how far each run with a checkpoint is, by its log.
+
+    Raises:
+        AssertionError: A run has got further since the last look, and did not start from the checkpoint it had then.
+    """
+    now = {}
+    for path in cwd.rglob("last.ckpt"):
+        log, result = path.with_name("run.log"), files.read_result(path.parent)
+        starts = log.read_text().split("$ python ")[1:]
+        step = int(read_checkpoint(path)["global_step"])
+        done = result is not None and result["status"] in files.DONE
+        now[log] = Standing(len(starts), step, path.stat().st_mtime_ns, done)
+        if log in before:
+            check_resumed(log, before[log], now[log], starts)
+    return now
+
+
+def check_resumed(log: Path, before: Standing, now: Standing, starts: Sequence[str]) -> None:
+    """Raise AssertionError if a run has got further, and did not start from its checkpoint.
+
+    A start that was killed before it could print where it resumes has left the checkpoint as it was.
+    """
+    if before.done or (now.changed, now.done) == (before.changed, before.done):
+        return
+    found = re.search(r"goes on from step (\d+)", "".join(starts[before.starts :]))
+    assert found, f"{log}: had a checkpoint at step {before.step}, and started from scratch"
+    assert int(found.group(1)) == before.step, f"{log}: had a checkpoint at step {before.step}, and {found.group()}"
 
 
 def trained_since(cwd: Path, moment: float) -> bool:
@@ -103,17 +146,6 @@ def workers(sweep: subprocess.Popen[str]) -> list[int]:
 def kill(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-def checkpoints(cwd: Path) -> list[tuple[Path, int, int]]:
-    """Of each run that is not done and has a checkpoint: its log, how often it was begun, where it stands."""
-    found = []
-    for path in cwd.rglob("last.ckpt"):
-        result = files.read_result(path.parent)
-        if result is None or result["status"] not in files.DONE:
-            log = path.parent / "run.log"
-            found.append((log, log.read_text().count("$ python "), int(read_checkpoint(path)["global_step"])))
-    return found
 
 
 def undisturbed(cwd: Path, data: Path, epochs: int) -> None:
