@@ -155,15 +155,17 @@ def left(folder: Path) -> dict[str, Any]:
     return found
 
 
-def difference(folder: Path, expected: dict[str, Any]) -> str:
-    """In which of its parts a finished run differs from what is expected, in words; empty if in none."""
+def difference(
+    read: Callable[[Path], dict[str, Any]], folder: Path, expected: dict[str, Any], but: str | None = None
+) -> str:
+    """The parts, but for one, in which a folder differs from what is expected, and half-written files."""
     try:
-        found = left(folder)
+        found = read(folder)
     except Exception as error:  # whatever reading a damaged file raises
         return f"cannot be read: {error!r}"
-    parts = [key for key in expected if repr(found.get(key)) != repr(expected[key])]
+    parts = [key for key in found.keys() | expected.keys() if repr(found.get(key)) != repr(expected.get(key))]
     torn = [path.name for path in folder.rglob("*.tmp")]
-    return ", ".join(parts + torn)
+    return ", ".join([part for part in parts if part != but] + torn)
 
 
 def refused(ended: Ended) -> bool:
