@@ -6,6 +6,7 @@ Set BACKFORWARD_TRACEBACKS=1 (or Hydra's HYDRA_FULL_ERROR=1) to see tracebacks a
 from __future__ import annotations
 
 import codecs
+import faulthandler
 import io
 import os
 import sys
@@ -56,6 +57,7 @@ def run(main: Callable[[], Any], conf: Path) -> int:
         main: The function that `@hydra.main` made.
         conf: The folder of configs, to name the choices of a group.
     """
+    faulthandler.enable()  # a crash in native code, such as SIGBUS, prints where it happened
     _write_whatever_the_encoding()
     # Hydra would print errors of its own and exit; we want to see them here. The runs of a sweep inherit both.
     tracebacks = os.environ.setdefault("BACKFORWARD_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.helpers.commands import Command, assert_one_line
+from tests.helpers.commands import TRAIN, Command, Ended, assert_one_line, environment
 
 DIGITS = ("data=digits", "max_epochs=1", "model.hidden=8", "batch_size=64", "trainer.accelerator=cpu")
 FINISHED = "outputs/train/sgd-hidden8-digits-batch_size64-max_epochs1"
@@ -227,6 +228,43 @@ def test_full_disk(train: Command, tmp_path: Path) -> None:
         assert train(*DIGITS, "lr=0.2").code == 0
     finally:
         subprocess.run(["umount", str(tmp_path / "outputs")], check=True)
+
+
+@pytest.mark.parametrize("sweep", [(), ("-m",)], ids=["one run", "a sweep"])
+def test_a_limit_of_file_sizes(tmp_path: Path, sweep: tuple[str, ...]) -> None:
+    limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", sys.executable, str(TRAIN), *sweep]
+    limited += [*DIGITS, "model.hidden=99"]
+    ended = subprocess.run(limited, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    if sweep:
+        assert "best.ckpt: no file may grow so large here; raise the limit (ulimit -f)" in ended.stdout
+        assert "1 run: 1 failed" in ended.stdout
+        assert ended.stderr == "error: 1 of 1 runs failed; the same command runs them again\n"
+    else:
+        line = "best.ckpt: no file may grow so large here; raise the limit (ulimit -f)"
+        assert_one_line(Ended(ended.returncode, ended.stdout, ended.stderr), line)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+CUTS_ITS_DATA = """\
+import os, sys, zlib
+from backforward_suite.commands import train
+check = zlib.crc32
+def cut(data, *start):
+    os.truncate("mine.npz", 1000)
+    return check(data, *start)
+zlib.crc32 = cut
+sys.exit(train.command())
+"""
+
+
+def test_data_that_become_shorter_while_they_are_read(tmp_path: Path) -> None:
+    x, y = np.zeros((4000, 8, 8), np.uint8), np.arange(4000, dtype=np.uint8) % 4
+    np.savez(tmp_path / "mine.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    command = [sys.executable, "-c", CUTS_ITS_DATA, "data=npz", "data.name=mine", "data.root=."]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGBUS
+    assert ended.stderr.startswith("Fatal Python error: Bus error")
+    assert "_read_member" in ended.stderr
 
 
 def test_an_experiment_that_sweeps_says_so_when_one_run_of_it_is_trained(train: Command, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -127,7 +128,7 @@ class View:
         self._say(f"{self.total} {runs_}: {', '.join(parts)}, in {time.monotonic() - self.began:.1f} s")
         for job, outcome in outcomes.items():
             if not outcome.done:
-                log = f"\n    log: {escape(str(job.log))}" if job.log.exists() else ""
+                log = f"\n    log: {escape(str(job.log))}" if os.access(job.log, os.F_OK) else ""
                 self._say(f"[bold]failed[/] {escape(job.name)}: {escape(outcome.cause or '')}{log}")
 
     def note(self, text: str) -> None:

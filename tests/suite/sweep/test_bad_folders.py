@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from filelock import Timeout
-from tests.helpers.commands import Command
+from tests.helpers.commands import TRAIN, Command, environment
 from tests.helpers.configs import requested, with_hydra
 from tests.helpers.sweeps import DIGITS, start, tree, until
 
@@ -58,6 +61,22 @@ def test_one_bad_folder_does_not_stop_the_others(spawned: Command, tmp_path: Pat
         (line,) = [line for line in summary.splitlines() if line.startswith(f"failed {NAME}-seed{seed}:")]
         assert cause in line
     assert (files.read_result(place[9]) or {})["status"] == "finished"
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may enter any folder")
+def test_a_folder_without_rights_does_not_stop_the_others(tmp_path: Path) -> None:
+    closed = tmp_path / "outputs" / "train" / f"{NAME}-seed0"
+    closed.mkdir(parents=True)
+    closed.chmod(0)
+    no_rights = "-dac_override,-dac_read_search"
+    plain = ["setpriv", f"--bounding-set={no_rights}", "--"] if os.geteuid() == 0 else []
+    command = [*plain, sys.executable, str(TRAIN), "-m", "seed=0,1", *SMALL]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    closed.chmod(0o700)
+    assert "2 runs: 1 finished, 1 failed" in ended.stdout, ended.stderr
+    folder = f"outputs/train/{NAME}-seed0"
+    assert f"failed {NAME}-seed0: {folder}/result.json cannot be read (Permission denied)" in ended.stdout
+    assert ended.stderr == "error: 1 of 2 runs failed; the same command runs them again\n"
 
 
 def test_runs_of_one_folder_are_refused(train: Command, tmp_path: Path) -> None:
