@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.helpers.configs import composed
+from tests.helpers.own_data import MINE, write_data
 from tests.helpers.training import CutOff, cut_off_at
 
 from backforward_suite.config import Request
@@ -20,20 +21,6 @@ from backforward_suite.runs import identity
 from backforward_suite.runs.files import write_result
 from backforward_suite.runs.lifecycle import finished_result
 from backforward_suite.train.callbacks.record import RunRecord
-
-MINE = ("data=npz", "data.name=mine", "model.hidden=4", "batch_size=32", "max_epochs=2", "trainer.accelerator=cpu")
-
-
-def write_data(root: Path, seed: int, name: str = "mine") -> Path:
-    """A data set of one's own; all seeds give files of one size."""
-    draw = np.random.default_rng(seed)
-    arrays: dict[str, Any] = {}
-    for part, count in (("train", 200), ("test", 40)):
-        arrays[f"x_{part}"] = draw.integers(0, 256, (count, 6, 6), np.uint8)
-        arrays[f"y_{part}"] = np.arange(count, dtype=np.uint8) % 4
-    root.mkdir(exist_ok=True)
-    np.savez(root / f"{name}.npz", **arrays)
-    return root / f"{name}.npz"
 
 
 def asked(root: Path, *overrides: str) -> Request:

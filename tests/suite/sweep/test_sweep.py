@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from tests.helpers.commands import Command
 from tests.helpers.configs import requested
+from tests.helpers.own_data import MINE, write_data
 from tests.helpers.sweeps import DIGITS, WITH_TESTS, alive, assert_same, start, tree, until
 
 from backforward_suite.runs import files, lifecycle, locks
-from backforward_suite.sweep import pool
+from backforward_suite.sweep import pool, remote
 from backforward_suite.sweep.jobs import Job
 from backforward_suite.sweep.pool import Pool
-from backforward_suite.sweep.scheduler import SchedulerLauncher
+from backforward_suite.sweep.scheduler import SchedulerLauncher, call_of
 from backforward_suite.sweep.sweep import Sweep
 
 MAIN_JOB = ("-m", "method=bfp,sgd", "lr=0.1,0.05,0.01", "data=mnist", "max_epochs=2")
@@ -252,6 +253,46 @@ def test_what_a_scheduler_says_of_a_lost_run_is_written_down(tmp_path: Path) -> 
     LosesAll().work(sweep, [job])
     assert sweep.outcomes[job.folder].cause == "job 1: NODE_FAIL"
     assert (files.read_result(job.folder) or {})["cause"] == "job 1: NODE_FAIL"
+
+
+class OneByOne(LosesAll):
+    """A scheduler that runs each job in a process of its own, as Slurm and Ray do, when it is submitted."""
+
+    def submit(self, jobs: list[Job], submitted: dict[Any, Job]) -> None:
+        self.codes = {job.name: remote.run(*call_of(job)) for job in jobs}
+        super().submit(jobs, submitted)
+
+    def ended(self, submitted: Mapping[Any, Job]) -> dict[Any, int | str]:
+        return {name: self.codes[name] for name in submitted}
+
+
+@pytest.mark.parametrize("launcher", ["pool", "scheduler"])
+def test_runs_on_data_that_were_replaced_are_refused_whatever_launches_them(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    if launcher == "scheduler":
+        monkeypatch.setenv("PYTHONPATH", WITH_TESTS)
+        monkeypatch.setattr(Pool, "get_ready", lambda *_: None)
+        monkeypatch.setattr(Pool, "run", lambda _, sweep, jobs: OneByOne().work(sweep, jobs))
+    job = ("-m", *MINE, f"data.root={tmp_path / 'data'}")
+    write_data(tmp_path / "data", 0)
+    assert train(*job).code == 0
+    (folder,) = (path.parent for path in tmp_path.rglob("result.json"))
+    finished = (folder / "result.json").read_bytes()
+
+    write_data(tmp_path / "data", 1)
+    write_data(tmp_path / "other", 1)
+    for given in (job, (*job[:-1], f"data.root={tmp_path / 'other'}")):
+        ended = train(*given)
+        assert ended.code == 1
+        assert "mine.npz holds other data now; give another name=... to keep both" in ended.out
+        assert (folder / "result.json").read_bytes() == finished
+
+    (folder / "result.json").unlink()  # half done: the run's own process looks at its checkpoint
+    ended = train(*job)
+    assert ended.code == 1
+    assert "last.ckpt cannot be gone on from: its data have changed since it was written" in ended.out
+    assert files.last_lines(folder / "run.log", 1)[0].startswith("error: ")
 
 
 SHOWS_GPUS = """\
