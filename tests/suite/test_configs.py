@@ -103,8 +103,9 @@ def test_every_experiment_is_a_sweep_at_every_scale(name: str, scale: str) -> No
         jobs = [job for grid in grids for job in grid]
         assert len({tuple(sorted(job)) for job in jobs}) == len(jobs) >= 1
         for job in [grid[end] for grid in grids for end in ((0, -1) if len(grid) > 1 else (0,))]:
-            one = compose("train", overrides=[f"experiment={name}", f"scale={scale}", *job])
-            Request.of(one)
+            given = [f"experiment={name}", f"scale={scale}", *job]
+            one = compose("train", overrides=given, return_hydra_config=True)
+            Request.of(one, one.hydra)
             place, _, experiment = one.name.rpartition("/")
             assert place == scale
             assert experiment in experiments.ORDER
