@@ -42,7 +42,7 @@ class _SuiteLauncher(Launcher):
 class PoolLauncher(_SuiteLauncher):
     """`hydra/launcher=pool`."""
 
-    path = "pool_launcher.PoolLauncher"
+    path = "pool.PoolLauncher"
 
 
 class SlurmLauncher(_SuiteLauncher):

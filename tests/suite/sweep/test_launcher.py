@@ -11,7 +11,7 @@ from tests.helpers.commands import Command, assert_one_line
 from backforward_suite.data import sources
 from backforward_suite.runs import files
 from backforward_suite.sweep.jobs import Job, Outcome
-from backforward_suite.sweep.pool import Pool
+from backforward_suite.sweep.pool import PoolLauncher
 from backforward_suite.sweep.scheduler import SchedulerLauncher
 from backforward_suite.sweep.sweep import Sweep
 
@@ -23,13 +23,13 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """The jobs of a sweep, none of which is run."""
     jobs: list[Job] = []
 
-    def run(_: Pool, sweep: Sweep, pending: Sequence[Job]) -> None:
+    def run(_: PoolLauncher, sweep: Sweep, pending: Sequence[Job]) -> None:
         jobs.extend(pending)
         for job in pending:
             sweep.ended(job, Outcome(cause="not run"))
 
-    monkeypatch.setattr(Pool, "get_ready", lambda _, job: None)
-    monkeypatch.setattr(Pool, "run", run)
+    monkeypatch.setattr(PoolLauncher, "get_ready", lambda _, job: None)
+    monkeypatch.setattr(PoolLauncher, "work", run)
     return jobs
 
 

@@ -19,7 +19,7 @@ from tests.helpers.sweeps import DIGITS, WITH_TESTS, alive, assert_same, start, 
 from backforward_suite.runs import files, lifecycle, locks
 from backforward_suite.sweep import pool, remote
 from backforward_suite.sweep.jobs import Job
-from backforward_suite.sweep.pool import Pool
+from backforward_suite.sweep.pool import PoolLauncher
 from backforward_suite.sweep.scheduler import SchedulerLauncher, call_of
 from backforward_suite.sweep.sweep import Sweep
 
@@ -112,7 +112,7 @@ def test_what_can_happen_to_a_run(spawned: Command, tmp_path: Path) -> None:
     """Each with its cause and log, and the rest finish."""
     causes = {
         "Raises": "RuntimeError: the first step was the last",
-        "IsKilled": "killed by SIGKILL (out of memory, perhaps",
+        "IsKilled": "killed by SIGKILL (possibly by the out-of-memory killer",
         "RunsOutOfMemory": "out of memory (",
         "Hangs": "ran longer than timeout_min=0.2",
         "IsHalted": "ran longer than timeout_min=0.2",
@@ -220,7 +220,7 @@ def test_a_run_killed_as_it_starts_is_not_given_the_cause_of_its_earlier_failure
     job = Job(script, (), tmp_path / "run", request, ())
     lifecycle.note_failure(job.folder, request, "RuntimeError: an earlier sitting's")
     sweep = Sweep([job])
-    Pool().run(sweep, [job])
+    PoolLauncher().work(sweep, [job])
     cause = sweep.outcomes[job.folder].cause
     assert cause is not None
     assert cause.startswith("killed by SIGKILL")
@@ -272,8 +272,8 @@ def test_runs_on_data_that_were_replaced_are_refused_whatever_launches_them(
 ) -> None:
     if launcher == "scheduler":
         monkeypatch.setenv("PYTHONPATH", WITH_TESTS)
-        monkeypatch.setattr(Pool, "get_ready", lambda *_: None)
-        monkeypatch.setattr(Pool, "run", lambda _, sweep, jobs: OneByOne().work(sweep, jobs))
+        monkeypatch.setattr(PoolLauncher, "get_ready", lambda *_: None)
+        monkeypatch.setattr(PoolLauncher, "work", lambda _, sweep, jobs: OneByOne().work(sweep, jobs))
     job = ("-m", *MINE, f"data.root={tmp_path / 'data'}")
     write_data(tmp_path / "data", 0)
     assert train(*job).code == 0
@@ -319,7 +319,7 @@ def test_a_run_has_as_many_gpus_as_devices_to_itself(tmp_path: Path, monkeypatch
         Job(script, (str(tmp_path),), tmp_path / f"run{number}", request, ())
         for number, request in enumerate([one, one, two, one])
     ]
-    Pool().run(Sweep(jobs), jobs)
+    PoolLauncher().work(Sweep(jobs), jobs)
     seen = [files.last_lines(job.log, 1)[0] for job in jobs]
     assert sorted(seen[:2]) == ["3", "7"]  # at once
     assert sorted(seen[2].split(",")) == ["3", "7"]
@@ -398,7 +398,7 @@ def test_what_runs_need_is_loaded_while_they_are_composed_and_only_if_one_is_lef
     train: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[str] = []
-    monkeypatch.setattr(Pool, "get_ready", lambda _, job: begun.append(job.name))
+    monkeypatch.setattr(PoolLauncher, "get_ready", lambda _, job: begun.append(job.name))
     sweep = ("-m", *DIGITS, "max_epochs=1", "seed=0,1")
     assert train(*sweep).code == 0
     assert len(begun) == 1
