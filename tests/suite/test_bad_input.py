@@ -138,18 +138,24 @@ def test_a_folder_that_is_a_file(train: Command, tmp_path: Path) -> None:
     assert (tmp_path / "outputs").read_text() == "mine"
 
 
-def test_checkpoint_of_another_model(train: Command, tmp_path: Path) -> None:
+def test_a_run_of_other_settings(train: Command, tmp_path: Path) -> None:
     assert train(*DIGITS).code == 0
     folder = tmp_path / FINISHED
-    (folder / "result.json").unlink()
-    whole = (folder / "last.ckpt").read_bytes()
-    ended = train(*DIGITS, "model.activation=tanh", f"hydra.run.dir={FINISHED}")
-    assert_one_line(ended, "last.ckpt is of other settings", "model.activation=tanh (there: relu)")
-    assert (folder / "last.ckpt").read_bytes() == whole
+    other = (*DIGITS, "model.activation=tanh", f"hydra.run.dir={FINISHED}")
+    for given, line in (
+        ("result.json", "finished run of other settings"),
+        ("last.ckpt", "last.ckpt is of other settings"),
+    ):
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert_one_line(train(*other), line, "model.activation=tanh (there: relu)")
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        (folder / given).unlink()
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"PK\x03\x04", b"\x80\x02cos\nsystem\n."], ids=["empty", "torn", "a pickle that acts"]
+    "content",
+    [b"", b"garbage", b"PK\x03\x04", b"\x80\x02cos\nsystem\n."],
+    ids=["empty", "garbage", "cut", "a pickle that runs code"],
 )
 def test_a_checkpoint_that_is_none(train: Command, tmp_path: Path, content: bytes) -> None:
     checkpoint = tmp_path / FINISHED / "last.ckpt"
@@ -160,7 +166,11 @@ def test_a_checkpoint_that_is_none(train: Command, tmp_path: Path, content: byte
     assert checkpoint.read_bytes() == content
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"status": 3}', "\x00"], ids=["empty", "a list", "no status", "zero"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"status": 3}', '{"status": "fini', "\x00"],
+    ids=["empty", "a list", "no status", "cut", "zero"],
+)
 def test_a_result_that_is_none(train: Command, tmp_path: Path, content: str) -> None:
     result = tmp_path / FINISHED / "result.json"
     result.parent.mkdir(parents=True)
@@ -175,38 +185,6 @@ def test_damaged_plan(train: Command, tmp_path: Path) -> None:
     plan.write_text("{")
     assert_one_line(train("-m", *DIGITS), "sweep.json is damaged", "delete it")
     assert plan.read_text() == "{"
-
-
-def test_damaged_result(train: Command, tmp_path: Path) -> None:
-    result = tmp_path / FINISHED / "result.json"
-    result.parent.mkdir(parents=True)
-    result.write_text('{"status": "fini')
-    assert_one_line(train(*DIGITS), "result.json is damaged", "delete it")
-    assert result.read_text() == '{"status": "fini'
-
-
-def test_damaged_checkpoint(train: Command, tmp_path: Path) -> None:
-    checkpoint = tmp_path / FINISHED / "last.ckpt"
-    checkpoint.parent.mkdir(parents=True)
-    (checkpoint.parent / ".lock").touch()  # a run was here
-    checkpoint.write_bytes(b"garbage")
-    assert_one_line(train(*DIGITS), "last.ckpt is damaged", "delete it")
-    assert checkpoint.read_bytes() == b"garbage"
-
-
-def test_finished_run_of_other_settings(train: Command, tmp_path: Path) -> None:
-    assert train(*DIGITS).code == 0
-    before = {path: path.read_bytes() for path in (tmp_path / FINISHED).rglob("*") if path.is_file()}
-    folder = f"hydra.run.dir={FINISHED}"
-    assert_one_line(train(*DIGITS, "lr=0.3", folder), "finished run of other settings", "lr=0.3 (there: 0.1)")
-    (tmp_path / FINISHED / "result.json").unlink()
-    assert_one_line(train(*DIGITS, "lr=0.3", folder), "last.ckpt is of other settings", "lr=0.3 (there: 0.1)")
-    after = {
-        path: path.read_bytes()
-        for path in before
-        if path.name not in ("result.json", "config.yaml", "overrides.yaml", "hydra.yaml")
-    }
-    assert after == {path: before[path] for path in after}
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may mount a small disk")

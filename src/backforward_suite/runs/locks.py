@@ -1,4 +1,4 @@
-"""One process trains in a run's folder: it holds the folder's lock."""
+"""Locks on run folders: one process at a time trains in a folder."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LOCK = ".lock"  # in a run's folder, held while it trains
+LOCK = ".lock"  # in a run's folder
 
 
 @contextmanager
 def held(folder: Path, timeout: float = 0) -> Iterator[None]:
-    """Hold a folder: by the lock file, and by the folder itself, which counts where that file is deleted meanwhile.
+    """Lock a folder by its lock file, and by itself in case that file is deleted meanwhile.
 
     Args:
         folder: An existing folder.
         timeout: Seconds to wait for the lock file.
 
     Raises:
-        Timeout: Another process holds it.
+        Timeout: Another process holds the lock.
         OSError: The lock file cannot be opened.
     """
     with FileLock(folder / LOCK, timeout=timeout):
@@ -32,7 +32,7 @@ def held(folder: Path, timeout: float = 0) -> Iterator[None]:
         except BlockingIOError:
             os.close(handle)
             raise Timeout(str(folder)) from None
-        except OSError:  # a file system that locks no folders
+        except OSError:  # the file system cannot lock folders
             pass
         try:
             yield
@@ -41,10 +41,10 @@ def held(folder: Path, timeout: float = 0) -> Iterator[None]:
 
 
 def is_taken(folder: Path) -> bool:
-    """Whether a process is training in this folder. Its lock goes with it, however it ends."""
+    """Whether a process is training in this folder. However a process ends, its lock is released."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:  # no folder, or none that can be looked into
+    except OSError:  # there is no folder, or it cannot be opened
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,5 +61,5 @@ def is_taken(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # its start says what is wrong with it
+    except OSError:  # the run itself will report what is wrong
         return False
