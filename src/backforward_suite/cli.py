@@ -69,9 +69,9 @@ def run(main: Callable[[], Any], conf: Path) -> int:
             assert carried.__cause__ is not None
             raise carried.__cause__ from None
     except KeyboardInterrupt:
-        return _say("interrupted; the same command goes on from here", INTERRUPTED)
+        return _say("interrupted; the same command resumes", INTERRUPTED)
     except Stopped:
-        return _say("stopped by SIGTERM; the same command goes on from the last checkpoint", STOPPED)
+        return _say("stopped by SIGTERM; the same command resumes from the last checkpoint", STOPPED)
     except RunsFailed as error:
         return _say(str(error), FAILED)
     except Exception as error:

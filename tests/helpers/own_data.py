@@ -1,4 +1,4 @@
-"""A small data set of one's own, to be replaced by another of the same name and size."""
+"""A small data set of the user's; another one of the same name and size can replace it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MINE = ("data=npz", "data.name=mine", "model.hidden=4", "batch_size=32", "max_ep
 
 
 def write_data(root: Path, seed: int, name: str = "mine") -> Path:
-    """A data set of one's own; all seeds give files of one size."""
+    """Write a data set; all seeds give files of equal size."""
     draw = np.random.default_rng(seed)
     arrays: dict[str, Any] = {}
     for part, count in (("train", 200), ("test", 40)):

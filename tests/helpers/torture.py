@@ -1,4 +1,4 @@
-"""Kills sweeps at random moments, and compares what they come to with a sweep that was left alone.
+"""Kill sweeps at random moments, and compare their results with those of an undisturbed sweep.
 
     PYTHONPATH=src python -m tests.helpers.torture --kills 40 --epochs 16      # make torture
 
@@ -33,12 +33,12 @@ KINDS = ("run", "sweep", "all")
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a run is while no process works on it.
+    """The progress of a run while no process works on it.
 
     Attributes:
-        starts: How often it was started.
+        starts: Number of starts.
         step: The step of its checkpoint.
-        changed: When its checkpoint was written, in nanoseconds.
+        changed: The modification time of its checkpoint, in nanoseconds.
         done: Whether it has a result.
     """
 
@@ -54,12 +54,12 @@ def torture(cwd: Path, data: Path, kills: int, epochs: int, seed: int = 0) -> Co
     Args:
         cwd: An empty folder.
         data: Where MNIST lies.
-        kills: How many.
-        epochs: Of each run; the more, the more kills find something to kill.
-        seed: Of the moments and the victims.
+        kills: Number of kills.
+        epochs: Epochs of each run; there must be enough for all kills.
+        seed: Seed of the moments and the victims.
 
     Returns:
-        How many kills of which kind there were.
+        The number of kills of each kind.
 
     Raises:
         AssertionError: A run that had a checkpoint did not resume from it.
@@ -69,7 +69,7 @@ def torture(cwd: Path, data: Path, kills: int, epochs: int, seed: int = 0) -> Co
     for _ in range(4 * kills + 4):
         sweep = start(cwd, *JOB, OFTEN, f"max_epochs={epochs}", BACKFORWARD_DATA=str(data))
         while sweep.poll() is None and done.total() < kills:
-            if chance.random() < 0.8:  # most kills fall into training, some into a start
+            if chance.random() < 0.8:  # most kills hit training, some a start
                 now = time.time()
                 until(lambda sweep=sweep, now=now: sweep.poll() is not None or trained_since(cwd, now), seconds=300)
             time.sleep(chance.uniform(0, 1.5))
@@ -93,10 +93,10 @@ def torture(cwd: Path, data: Path, kills: int, epochs: int, seed: int = 0) -> Co
 
 
 def look(cwd: Path, before: dict[Path, Standing]) -> dict[Path, Standing]:
-    """See how far each run with a checkpoint is, by its log.
+    """Look at the progress of each run with a checkpoint.
 
     Raises:
-        AssertionError: A run has got further since the last look, and did not start from the checkpoint it had then.
+        AssertionError: A run has progressed since the last look without resuming from the checkpoint it had then.
     """
     now = {}
     for path in cwd.rglob("last.ckpt"):
@@ -111,9 +111,9 @@ def look(cwd: Path, before: dict[Path, Standing]) -> dict[Path, Standing]:
 
 
 def check_resumed(log: Path, before: Standing, now: Standing, starts: Sequence[str]) -> None:
-    """Raise AssertionError if a run has got further, and did not start from its checkpoint.
+    """Raise AssertionError if a run has progressed without resuming from its checkpoint.
 
-    A start that was killed before it could print where it resumes has left the checkpoint as it was.
+    A start that was killed before it could print where it resumes has not changed the checkpoint.
     """
     if before.done or (now.changed, now.done) == (before.changed, before.done):
         return
@@ -123,7 +123,7 @@ def check_resumed(log: Path, before: Standing, now: Standing, starts: Sequence[s
 
 
 def trained_since(cwd: Path, moment: float) -> bool:
-    """Whether a run has written a checkpoint since."""
+    """Whether a run has written a checkpoint since a moment."""
     times = []
     for path in cwd.rglob("last.ckpt"):
         with suppress(FileNotFoundError):
@@ -132,7 +132,7 @@ def trained_since(cwd: Path, moment: float) -> bool:
 
 
 def workers(sweep: subprocess.Popen[str]) -> list[int]:
-    """The processes of a sweep that train."""
+    """The training processes of a sweep."""
     found = []
     for pid in tree(sweep.pid)[1:]:
         try:
@@ -149,21 +149,21 @@ def kill(pid: int) -> None:
 
 
 def undisturbed(cwd: Path, data: Path, epochs: int) -> None:
-    """The same sweep, left alone."""
+    """Run the same sweep undisturbed."""
     sweep = start(cwd, *JOB, f"max_epochs={epochs}", BACKFORWARD_DATA=str(data))
     out, _ = sweep.communicate(timeout=3600)
     assert sweep.returncode == 0, out
 
 
 def compare(cwd: Path, alone: Path) -> None:
-    """Weights, running sums and metrics.csv to the bit; nothing torn, nothing temporary."""
+    """Check that weights, running sums and metrics.csv are bitwise equal, and that no temporary file is left."""
     assert len(list(cwd.rglob("result.json"))) == 8
     assert_same(cwd, alone)
     assert not list(cwd.rglob("*.tmp"))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Kill a sweep at random moments; compare it with one left alone.")
+    parser = argparse.ArgumentParser(description="Kill a sweep at random moments; compare it with an undisturbed one.")
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
@@ -179,5 +179,5 @@ if __name__ == "__main__":
         compare(*folders)
         print(
             f"{given.kills} kills ({', '.join(f'{kinds[kind]} of {kind}' for kind in KINDS)}): 8 results, weights, "
-            f"running sums and metrics.csv to the bit those of a sweep left alone; {time.monotonic() - began:.0f} s"
+            f"running sums and metrics.csv bitwise equal to an undisturbed sweep's; {time.monotonic() - began:.0f} s"
         )

@@ -1,4 +1,4 @@
-"""Bad input gets one line, an exit code, no traceback, and nothing is written over."""
+"""Bad input gives one line and an exit code, no traceback, and overwrites nothing."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ CONFIG = [
 
 
 @pytest.mark.parametrize(("overrides", "parts"), CONFIG, ids=[" ".join(overrides) for overrides, _ in CONFIG])
-def test_a_setting_that_cannot_be(train: Command, tmp_path: Path, overrides: list[str], parts: list[str]) -> None:
+def test_an_invalid_setting(train: Command, tmp_path: Path, overrides: list[str], parts: list[str]) -> None:
     assert_one_line(train(*overrides), *parts)
     made = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "multirun.yaml"]
-    assert made == []  # it is known before anything is written
+    assert made == []  # refused before anything is written
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ class TestData:
         assert_one_line(train(BACKFORWARD_DATA="/proc/nowhere"), "/proc/nowhere")
 
     def test_no_data_and_no_network(self, train: Command, tmp_path: Path) -> None:
-        closed = "http://127.0.0.1:9"  # the port where nothing answers
+        closed = "http://127.0.0.1:9"  # a port on which nothing listens
         ended = train(BACKFORWARD_DATA=str(tmp_path / "d"), http_proxy=closed, https_proxy=closed)
         assert_one_line(ended, "mnist", "npz")
         assert not list((tmp_path / "d").rglob("*.gz"))
@@ -126,7 +126,7 @@ def test_a_launcher_that_is_not_installed(
     train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
 ) -> None:
     missing = {"slurm": "submitit", "ray": "ray"}[launcher]
-    monkeypatch.setitem(sys.modules, missing, None)  # as if it were not
+    monkeypatch.setitem(sys.modules, missing, None)  # as if it were not installed
     ended = train("-m", f"hydra/launcher={launcher}", *DIGITS)
     assert_one_line(ended, f"hydra/launcher={launcher}: {missing} is not installed", f"pip install -e '.[{launcher}]'")
     assert not list(tmp_path.rglob("run.log"))
@@ -157,7 +157,7 @@ def test_a_run_of_other_settings(train: Command, tmp_path: Path) -> None:
     [b"", b"garbage", b"PK\x03\x04", b"\x80\x02cos\nsystem\n."],
     ids=["empty", "garbage", "cut", "a pickle that runs code"],
 )
-def test_a_checkpoint_that_is_none(train: Command, tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_checkpoint(train: Command, tmp_path: Path, content: bytes) -> None:
     checkpoint = tmp_path / FINISHED / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
     (checkpoint.parent / ".lock").touch()  # a run was here
@@ -171,7 +171,7 @@ def test_a_checkpoint_that_is_none(train: Command, tmp_path: Path, content: byte
     ["", "[]", '{"status": 3}', '{"status": "fini', "\x00"],
     ids=["empty", "a list", "no status", "cut", "zero"],
 )
-def test_a_result_that_is_none(train: Command, tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_no_result(train: Command, tmp_path: Path, content: str) -> None:
     result = tmp_path / FINISHED / "result.json"
     result.parent.mkdir(parents=True)
     result.write_text(content)
@@ -245,7 +245,7 @@ def test_data_that_become_shorter_while_they_are_read(tmp_path: Path) -> None:
     assert "_read_member" in ended.stderr
 
 
-def test_an_experiment_that_sweeps_says_so_when_one_run_of_it_is_trained(train: Command, tmp_path: Path) -> None:
+def test_a_single_run_of_an_experiment_mentions_its_sweep(train: Command, tmp_path: Path) -> None:
     quick, hint = ("max_epochs=1", "model.hidden=8"), "This was one run; with -m, the experiment's sweep"
     assert hint in train("experiment=quickstart", *quick).out.splitlines()
     assert hint not in train("data=digits", *quick).out

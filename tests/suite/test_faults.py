@@ -1,4 +1,4 @@
-"""A short part of `make faults`: some instants of real commands, and some damaged files."""
+"""A part of `make faults`: some instants of real commands, and some damaged files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_disk_that_turns_read_only_in_the_middle_of_a_sweep(tmp_path: Path) ->
     assert difference(runs_below, tmp_path / "cut", runs_below(tmp_path / "whole")) == ""
 
 
-def test_operations_are_told_apart_by_what_they_do() -> None:
+def test_kinds_of_operations() -> None:
     assert kind_of("write .last.ckpt.abcd_123.tmp") == kind_of("write .last.ckpt.zzzzzzzz.tmp")
     assert kind_of("open events.out.tfevents.1.host.2.0") == kind_of("open events.out.tfevents.9.host.7.1")
     assert kind_of("write .last.ckpt.abcd_123.tmp") != kind_of("fsync .last.ckpt.abcd_123.tmp")

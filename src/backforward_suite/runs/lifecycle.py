@@ -32,7 +32,7 @@ from backforward_suite.runs.files import (
     write_result,
 )
 from backforward_suite.runs.identity import changed
-from backforward_suite.runs.locks import LOCK, held
+from backforward_suite.runs.locks import LOCK, locked
 
 KEEP_BOTH = "give another name=... to keep both, or delete the folder to train it again"
 LATE = 3.0  # seconds after timeout_min until a run that cannot end itself is ended from outside Python
@@ -75,7 +75,7 @@ def take_over(source: Path, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     # If it is taken or damaged, the run itself will report that.
-    with suppress(Timeout, BadInput), held(folder):
+    with suppress(Timeout, BadInput), locked(folder):
         there, result = read_result(folder), read_result(source)
         if result is None or (there is not None and there["status"] in DONE):
             return
@@ -113,7 +113,7 @@ def claimed(folder: Path, request: Request) -> Iterator[Callable[[Result], Resul
     with ExitStack() as stack:
         try:
             # A process that checks whether the folder is taken holds it for a moment.
-            stack.enter_context(held(folder, timeout=1))
+            stack.enter_context(locked(folder, timeout=1))
         except Timeout:
             raise Busy(f"{folder}: another process is training this run; wait for it, or stop it") from None
         _refuse_half_done_of_others(folder, request)
@@ -159,7 +159,7 @@ def _refuse_half_done_of_others(folder: Path, request: Request) -> None:
 
 def note_failure(folder: Path, request: Request, cause: str) -> None:
     """Write a result of status `failed` for a run that could not, unless it is being trained again."""
-    with suppress(Timeout, OSError, BadInput), held(folder):
+    with suppress(Timeout, OSError, BadInput), locked(folder):
         _write_failed(folder, request.values, cause)
 
 
@@ -170,7 +170,7 @@ def forget_failure(folder: Path) -> None:
     """
     if not (folder / "result.json").exists():
         return
-    with suppress(Timeout), held(folder):
+    with suppress(Timeout), locked(folder):
         _forget_failure(folder)
 
 

@@ -14,7 +14,7 @@ LOCK = ".lock"  # in a run's folder
 
 
 @contextmanager
-def held(folder: Path, timeout: float = 0) -> Iterator[None]:
+def locked(folder: Path, timeout: float = 0) -> Iterator[None]:
     """Lock a folder by its lock file, and by itself in case that file is deleted meanwhile.
 
     Args:

@@ -78,7 +78,7 @@ def conclude(job: Job, code: int, seconds: float) -> Outcome:
     if result is not None and result["status"] == "failed":
         return Outcome(cause=result["cause"], seconds=seconds)
     if code in (cli.STOPPED, -signal.SIGTERM):
-        return Outcome(cause="stopped by SIGTERM; it goes on from its last checkpoint", seconds=seconds)
+        return Outcome(cause="stopped by SIGTERM; it resumes from its last checkpoint", seconds=seconds)
     minutes = job.request.settings.timeout_min
     if minutes is not None and seconds > 60 * minutes:
         cause = lifecycle.overdue(job.request)

@@ -19,7 +19,7 @@ FLIPS = 20
 
 
 def damaged_files(scratch: Path, tally: Tally, stride: int = 1) -> None:
-    """Damage each file of a finished and of a half-done run in each way, and have all commands read it.
+    """Damage each file of a finished and of a half-done run in each way, and let all commands read it.
 
     Args:
         scratch: A folder to make.
@@ -99,12 +99,12 @@ def _read(cwd: Path, what: str, name: str, expected: dict[str, Any], tally: Tall
     tally.note("damaged, train again", what, again, problem)
 
 
-# What a run that resumes does not read: TensorBoard's file, and in it earlier points; the best epoch's weights.
+# A resumed run does not read earlier points in TensorBoard's file, or the best epoch's weights.
 NOT_READ = {"events": "curves", "best": "best.ckpt"}
 
 
 def _wrong_skipped(folder: Path, name: str, expected: dict[str, Any], *, verified: Ended) -> str:
-    """What is silently wrong after a damaged run was taken for a finished one."""
+    """What is silently wrong after a damaged run was accepted as finished."""
     result = files.read_result(folder)
     assert result is not None
     if any(result[key] != expected["result"][key] for key in ("status", "final", "best")):

@@ -20,7 +20,7 @@ from backforward_suite.report import page
 RUN = ("data=digits", "model.hidden=4", "batch_size=256", "max_epochs=2", "trainer.accelerator=cpu",
        "trainer.log_every_n_steps=2")  # fmt: skip
 SWEEP = ("-m", "seed=0,1", "hydra.launcher.slots=1", *RUN)
-MOST = 4  # failing operations of a kind that are tried
+MOST = 4  # operations of a kind that are made to fail; all are killed at
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def every_instant(scratch: Path, target: Target, tally: Tally, stride: int = 1) 
     for at, name in enumerate(undisturbed.operations, start=1):
         seen[kind_of(name)] += 1
         for act in ACTS:
-            # Killed at every instant; the other faults at the first few of a kind: TensorBoard writes each point alone.
+            # TensorBoard writes each point separately, so faults other than kills are tried at the first few of a kind.
             if (act == "tear" and not name.startswith("write")) or (act != "kill" and seen[kind_of(name)] > MOST):
                 continue
             tried += 1
@@ -114,7 +114,7 @@ def every_instant(scratch: Path, target: Target, tally: Tally, stride: int = 1) 
             fresh()
             ended = target.call(cwd, *target.arguments, inject=(act, at))
             problem = "" if ended.code in (0, -9) or refused(ended) else f"exit code {ended.code}"
-            if ended.code == 0:  # it did without: then all must be right already
+            if ended.code == 0:  # it succeeded all the same, so everything must be right already
                 problem = difference(target.left, cwd, expected)
             again = target.call(cwd, *target.arguments)
             if not problem:
@@ -124,5 +124,5 @@ def every_instant(scratch: Path, target: Target, tally: Tally, stride: int = 1) 
 
 
 def kind_of(operation: str) -> str:
-    """An operation without what is drawn or counted in its file's name."""
+    """An operation without the random or counted part of its file's name."""
     return re.sub(r"\.\w{8}\.tmp$|(?<=tfevents).*", "", operation)

@@ -1,4 +1,4 @@
-"""A folder that cannot be used fails its own run alone; what is refused writes nothing, and deletes nothing."""
+"""A folder that cannot be used fails only its own run; a refused command writes and deletes nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAME = "sgd-hidden8-digits-batch_size64-max_epochs1"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files below, but for locks."""
+    """The bytes of all files below a folder, except locks."""
     found = (path for path in folder.rglob("*") if path.is_file() and path.name != locks.LOCK)
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
@@ -87,10 +87,10 @@ def test_runs_of_one_folder_are_refused(train: Command, tmp_path: Path) -> None:
 
 
 def test_a_deleted_lock_file_still_holds(tmp_path: Path) -> None:
-    with locks.held(tmp_path):
+    with locks.locked(tmp_path):
         (tmp_path / locks.LOCK).unlink()
         assert locks.is_taken(tmp_path)
-        with pytest.raises(Timeout), locks.held(tmp_path):
+        with pytest.raises(Timeout), locks.locked(tmp_path):
             pass
         (tmp_path / locks.LOCK).unlink()  # the second one's
         assert locks.is_taken(tmp_path)
@@ -184,7 +184,7 @@ class TestOlderVersions:
 
 
 @pytest.mark.slow
-def test_a_killed_server_of_runs_is_replaced(tmp_path: Path) -> None:
+def test_a_killed_fork_server_is_replaced(tmp_path: Path) -> None:
     sweep = start(tmp_path, "-m", "seed=0,1", *DIGITS, "max_epochs=60", "hydra.launcher.slots=1")
     until(lambda: list(tmp_path.rglob("last.ckpt")))
     (server,) = [

@@ -1,4 +1,4 @@
-"""What a sweep will take, from known times."""
+"""Estimates of a sweep's time from known times."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def result(method: str, seconds: float, epochs: int, depth: int = 1) -> dict[str
     }
 
 
-def test_an_epoch_takes_what_it_took() -> None:
+def test_seconds_per_epoch() -> None:
     results = [result("sgd", 20, 10), result("sgd", 8, 2), result("bfp", 30, 10, depth=4)]
     assert seconds_an_epoch(results) == {("sgd", 1): 3.0, ("bfp", 4): 3.0}
 
 
-def test_all_runs_together_take_at_most_the_sum_of_their_epochs() -> None:
+def test_a_sweep_takes_at_most_the_sum_of_its_epochs() -> None:
     runs = [Planned(("sgd", 1), 100), Planned(("bfp", 1), 10)]
     assert at_most(runs, {("sgd", 1): 2.0, ("bfp", 1): 3.0}) == 230
     assert at_most(runs, {("sgd", 1): 2.0}) == 220, "an unknown kind is as slow as the slowest known"
