@@ -43,6 +43,50 @@ class Inputs(NamedTuple):
             return model(*self.args, **self.kwargs)
 
 
+class Part(NamedTuple):
+    """A micro-batch: inputs and target."""
+
+    inputs: Inputs
+    target: Any
+
+
+def split(x: Any, y: Any, count: int) -> list[Part]:
+    """Split a batch into micro-batches of equal size, along the first dimension of every tensor.
+
+    Raises:
+        ValueError: A tensor has another first dimension, or one that `count` does not divide; or the batch contains
+            something that cannot be split.
+    """
+    if count == 1:
+        return [Part(Inputs.of(x), y)]
+    sizes = set()
+    for leaf in _leaves((x, y)):
+        if isinstance(leaf, Tensor):
+            sizes.add(len(leaf) if leaf.dim() else 0)
+        elif leaf is not None and not isinstance(leaf, bool):
+            raise ValueError(f"micro_batches={count}: cannot split a {type(leaf).__name__}; give tensors")
+    size = max(sizes, default=0)
+    if len(sizes) != 1 or not size or size % count:
+        shown = ", ".join(map(str, sorted(sizes))) or "none"
+        raise ValueError(
+            f"micro_batches={count}: give tensors with one first dimension that is a multiple of {count}, not {shown}"
+        )
+    one = size // count
+    found = []
+    for start in range(0, size, one):
+        part, target = _map(lambda tensor, start=start: tensor[start : start + one], (x, y))  # type: ignore[misc]
+        found.append(Part(Inputs.of(part), target))
+    return found
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Whether `torch.compile` has compiled the network or a part of it."""
     return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
@@ -437,8 +481,7 @@ class Batch(NamedTuple):
 
     model: nn.Module
     loss_fn: LossFunction
-    inputs: Inputs
-    target: Any
+    parts: Sequence[Part]  # one, or the micro-batches
     world: World
     chance: Generators
     start: list[Any]
@@ -446,13 +489,17 @@ class Batch(NamedTuple):
     eager: bool
     network: Any  # what `network.Network` knows
 
-    def forward(self) -> tuple[Any, Tensor]:
-        """Run the network and the loss."""
-        output = self.inputs.given_to(self.model, eager=self.eager)
-        return output, self.loss_fn(output, self.target)
+    def forward(self, part: int = 0) -> tuple[Any, Tensor]:
+        """Run the network and the loss on a micro-batch, whose share of the batch's loss this is."""
+        inputs, target = self.parts[part]
+        output = inputs.given_to(self.model, eager=self.eager)
+        loss = self.loss_fn(output, target)
+        return output, loss if len(self.parts) == 1 else loss / len(self.parts)
 
-    def again(self) -> tuple[Any, Tensor]:
-        """A forward in full, from the start of the batch."""
+    def again(self, part: int = 0) -> tuple[Any, Tensor]:
+        """A forward of a micro-batch in full, after all before it: from the start of the batch."""
         self.world.restore()
         self.chance.restore(self.start)
-        return self.forward()
+        for earlier in range(part):
+            self.forward(earlier)
+        return self.forward(part)

@@ -18,13 +18,34 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from backforward.batch import Batch, equal_states, storage_of, tensors_in
-from backforward.calls import ATOMS, ESCAPE, GRAPH, PLAIN, QUIET, READERS, TENSORS, can_keep, kind_of, outs, version
+from backforward.calls import (
+    ATOMS,
+    ESCAPE,
+    GRAPH,
+    PLAIN,
+    QUIET,
+    READERS,
+    RESHAPES,
+    SHAPE,
+    TENSORS,
+    can_keep,
+    kind_of,
+    outs,
+    version,
+)
 from backforward.groups import Group, Order
 
 _MARK = "_backforward_tape"
 EVERY = -1  # the set of all groups
 
 _kinds: dict[Any, int] = {}
+_autocast = torch._C._is_any_autocast_enabled
+
+
+def _casts(tensors: Sequence[Tensor]) -> list[Any]:
+    """The state of autocast on the devices of some tensors."""
+    devices = {t.device.type for t in tensors} or {"cpu"}
+    return [(d, torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d)) for d in sorted(devices)]
 
 
 class Redo(BaseException):
@@ -109,7 +130,7 @@ class Recording(TorchFunctionMode):
             self._params.add(self._leaf(p, 1 << i, owner.get(id(p))))
         for tensor in batch.world.tensors:
             self.outside.add(self._leaf(tensor, 0, owner.get(id(tensor))))
-        for tensor in tensors_in([batch.inputs.args, batch.inputs.kwargs, batch.target]):
+        for tensor in tensors_in(batch.parts):
             self._leaf(tensor, 0, None)
         for p in batch.network.parameters:
             self._leaf(p, 0, owner.get(id(p)))
@@ -160,8 +181,10 @@ class Recording(TorchFunctionMode):
         if kind is None:
             kind = _kinds[name] = kind_of(func, name)
         if kind:
-            if kind == PLAIN and not self._pass and args and type(args[0]) is nn.Parameter:
+            if kind <= PLAIN and not self._pass and args and type(args[0]) is nn.Parameter:
                 self.order.look(id(args[0]))
+            if kind == SHAPE:
+                return func(*args, **kwargs) if kwargs else func(*args)
             return self._aside(kind, func, args, kwargs)
         i = self._i
         self._i = i + 1
@@ -169,6 +192,8 @@ class Recording(TorchFunctionMode):
         tensors: list[Tensor] = []
         marks: list[_Mark] = []
         clear = self._scan(args, key, tensors, marks)
+        if _autocast():
+            key.append(_casts(tensors))
         if kwargs:
             key.append(tuple(kwargs))
             clear &= self._scan(kwargs.values(), key, tensors, marks)
@@ -366,7 +391,8 @@ class Recording(TorchFunctionMode):
             if en is not e:
                 made = made or any(m.storage == storage for m in en.marks)
                 alone = alone or (en.kept and en.born != self._pass)
-        if alone or not made:
+        reshapes = getattr(e.func, "__name__", "") in RESHAPES or any(type(k) is tuple and "out" in k for k in e.key)
+        if alone or not made or reshapes:
             deps = EVERY
         for en in [*touching, e]:
             en.deps = deps
@@ -419,7 +445,11 @@ class Recording(TorchFunctionMode):
         """Make the changes that calls whose results were returned again would have made."""
         with torch._C.DisableTorchFunction(), torch.no_grad():
             for tensor, value in self._pending.pop(storage):
-                tensor.copy_(value)
+                try:
+                    tensor.copy_(value)
+                except RuntimeError:  # an expanded tensor; it was only suspected to have changed
+                    if not torch.equal(tensor, value):
+                        raise
 
     def _cut_short(self, i: int) -> None:
         """The forward goes another way than before."""
