@@ -12,7 +12,7 @@ import re
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from operator import is_
 from typing import Any, NamedTuple, TypeAlias
 
@@ -180,6 +180,7 @@ class Generators:
         self._set.append(put)
 
     @classmethod
+    @cache
     def none(cls) -> Generators:
         """Those of a network that draws nothing."""
         generators = cls(())

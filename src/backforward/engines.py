@@ -82,6 +82,8 @@ class Naive:
         self.model = model
         self.loss_fn = loss_fn
         self.reason = ""  # why passes of the last batch ran in full, where the engine should have spared work
+        # A function's name and module stay as they are; a module may change.
+        self._loss_draws = None if isinstance(loss_fn, nn.Module) else may_draw(loss_fn)
         self._by_backward = False  # reentrant checkpointing knows no other way to gradients
 
     def plain(self, network: Network, parts: Sequence[Part], group: Group) -> Generator[Pass, None, None]:
@@ -125,7 +127,8 @@ class Naive:
         Raises:
             ValueError: The loss depends on no group, or the network changes its input.
         """
-        draws = network.draws or may_draw(self.loss_fn)
+        loss_draws = may_draw(self.loss_fn) if self._loss_draws is None else self._loss_draws
+        draws = network.draws or loss_draws
         world = World(self.model, set(map(id, trained)), network.modules, network.quiet)
         devices = (tensor.device for tensor in chain(self.model.parameters(), self.model.buffers()))
         chance = Generators(devices, world.private) if draws else Generators.none()
@@ -139,12 +142,18 @@ class Naive:
         self._begin(batch)
         try:
             several = len(parts) > 1
+            weights = [*map(id, trained)]
+            constant = network.order is not None and not loss_draws
             seen = _Sum(several)
             order: list[str] = []
             for part in range(len(parts)):
                 output, loss, watch = self._first(batch, part)
-                leaves, reentrant = reached(loss)
-                self._by_backward |= reentrant
+                if constant and network.leaves and network.leaves[0] == weights and loss.requires_grad:
+                    leaves = network.leaves[1]
+                else:
+                    leaves, reentrant = reached(loss)
+                    self._by_backward |= reentrant
+                    network.leaves = (weights, leaves) if constant and loss.requires_grad else None
                 if several or self._by_backward:  # all gradients, before the groups are known
                     seen.add(*self._taken(batch, part, output, loss, trained, trained))
                     leaves = {id(p) for p, g in zip(trained, seen.gradients, strict=True) if g is not None}
