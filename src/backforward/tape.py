@@ -128,8 +128,11 @@ class Recording(TorchFunctionMode):
         for i, p in enumerate(batch.trained):
             self._bits[id(p)] = 1 << i
             self._params.add(self._leaf(p, 1 << i, owner.get(id(p))))
-        for tensor in batch.world.tensors:
-            self.outside.add(self._leaf(tensor, 0, owner.get(id(tensor))))
+        self.holders: dict[int, set[int]] = {}  # storages of the world -> indices of the modules that hold them
+        for tensor, index in zip(batch.world.tensors, batch.world.owners, strict=True):
+            storage = self._leaf(tensor, 0, owner.get(id(tensor)))
+            self.holders.setdefault(storage, set()).add(index)
+        self.outside.update(self.holders)
         for tensor in tensors_in(batch.parts):
             self._leaf(tensor, 0, None)
         for p in batch.network.parameters:
@@ -463,12 +466,19 @@ class Recording(TorchFunctionMode):
 
     # --- the end of a pass -------------------------------------------------------------------------------------------
 
-    def sound(self) -> bool:
-        """Whether the forward that has just ended may be believed. Makes the changes that are still to be made."""
+    def sound(self, kept: set[int] | None) -> bool:
+        """Whether the forward that has just ended may be believed. Makes the changes that are still to be made.
+
+        Args:
+            kept: Indices of the modules whose state is kept after this pass; None stands for all. The others' state is
+                about to go back to the start of the batch, so their changes need not be made.
+        """
         if any(until >= self._i for until in self._open.values()):
             return False
         for storage in list(self._pending):
-            self._flush(storage)
+            if kept is None or storage not in self.holders or not kept.isdisjoint(self.holders[storage]):
+                self._flush(storage)
+        self._pending.clear()
         return not (self.broken and self.hits)
 
     def end(self) -> None:
