@@ -139,9 +139,7 @@ def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # noqa: PLR091
     return value
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Chance
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Chance -----------------------------------------------------------------------------------------------------------
 
 
 class Generators:
@@ -216,12 +214,7 @@ _DRAWS = re.compile(r"drop|noisy|rrelu|fractional|attention|transformer|lstm|gru
 
 
 def changes_only_buffers(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> bool:
-    """Whether every module is one of torch.nn or of this library, without hooks: it changes nothing but its buffers.
-
-    Args:
-        model: The network.
-        modules: All its modules, where they are known.
-    """
+    """Whether every module is one of torch.nn or of this library, without hooks: it changes nothing but its buffers."""
     shared = nn.modules.module
     if shared._global_forward_hooks or shared._global_forward_pre_hooks or shared._global_backward_hooks:
         return False
@@ -278,9 +271,7 @@ def may_draw(called: Any) -> bool:
     return not known or _DRAWS.search(getattr(called, "__name__", "")) is not None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What a forward changes besides its result
-# ---------------------------------------------------------------------------------------------------------------------
+# --- What a forward changes besides its result ------------------------------------------------------------------------
 
 _EVERY_MODULE = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 _FORWARD_HOOKS = (

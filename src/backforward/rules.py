@@ -12,10 +12,8 @@ redoes forward and backward after each update, so that every layer steps along t
         gradient = d loss / d group
         one optimizer step of this group alone
 
-`UpdateRule.step` is this loop; an engine computes its passes. A rule wraps any `torch.optim.Optimizer` that needs no
-closure; it is no optimizer itself.
-
-An engine of `engines` computes the passes; `batch` sees to it that all passes of a batch are one function.
+`UpdateRule.step` is this loop. A rule wraps any `torch.optim.Optimizer` that needs no closure. `engines` computes the
+passes; `batch` makes all passes of a batch one function.
 """
 
 from __future__ import annotations
@@ -81,9 +79,7 @@ class Rule(Protocol):
         ...
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The rules
-# ---------------------------------------------------------------------------------------------------------------------
+# --- The rules --------------------------------------------------------------------------------------------------------
 
 
 class UpdateRule:
@@ -476,9 +472,7 @@ class Backforward(UpdateRule):
             warnings.warn(message, stacklevel=6)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Details
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Details ----------------------------------------------------------------------------------------------------------
 
 
 def _all(trained: Sequence[nn.Parameter]) -> Group:

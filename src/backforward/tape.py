@@ -53,14 +53,9 @@ class Redo(BaseException):
 
 
 class _Mark(NamedTuple):
-    """What the tape knows of a tensor.
+    """What the tape knows of a tensor: the parameters that it depends on, as bits, and its memory and value.
 
-    Attributes:
-        token: Of the batch.
-        deps: The parameters that it depends on, as a set of bits.
-        storage: Whose memory it is.
-        serial: Stands for this very value.
-        requires_grad: As it was when it was made.
+    `token` stands for the batch, `serial` for this very value.
     """
 
     token: object
@@ -75,18 +70,11 @@ _new_mark = tuple.__new__  # half the time of calling the class
 
 
 class _Entry:
-    """One call of torch.
+    """One call of torch: its function, arguments (`key`, `read`) and result; `before`, `after` are generator states.
 
-    Attributes:
-        func, key: The function, and what stands for its arguments.
-        born: The pass in which it ran.
-        read: Marks of the tensors among its arguments.
-        deps: The parameters that its result depends on, or that make it run together with others.
-        kept: Whether `out` may be returned again.
-        marks, versions: Of the tensors in `out`.
-        effects: Tensors from outside that it changed, with their new values.
-        before, after: Of torch's generators, where it drew.
-        until: Index of the last call that changes its result in place.
+    `deps` are the parameters that its result depends on, `born` is the pass in which it ran, `kept` says whether `out`
+    may be returned again, `effects` are changed tensors from outside, with their new values, and `until` is the index
+    of the last call that changes its result in place.
     """
 
     __slots__ = ("__dict__", "born", "deps", "func", "kept", "key", "marks", "out", "read", "versions")
