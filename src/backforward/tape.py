@@ -455,11 +455,9 @@ class Recording(TorchFunctionMode):
     # --- the end of a pass -------------------------------------------------------------------------------------------
 
     def sound(self, kept: set[int] | None) -> bool:
-        """Whether the forward that has just ended may be believed. Makes the changes that are still to be made.
+        """Whether the result of the forward can be used. Makes pending changes, of the `kept` modules (None: of all).
 
-        Args:
-            kept: Indices of the modules whose state is kept after this pass; None stands for all. The others' state is
-                about to go back to the start of the batch, so their changes need not be made.
+        The state of the others goes back to the start of the batch after this pass.
         """
         if any(until >= self._i for until in self._open.values()):
             return False
