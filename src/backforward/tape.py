@@ -2,8 +2,7 @@
 
 A `Recording` stands between the forward and torch. A call whose arguments are those of an earlier pass, and on which
 neither the last update nor this pass's gradient bears, returns its earlier result; all others run. Nothing is
-predicted: where the forward goes another way than before, all calls run from there on, and a tensor that nobody saw
-being made counts as depending on everything.
+predicted: where the forward goes another way, all calls run; a tensor of unknown origin depends on everything.
 """
 
 from __future__ import annotations
