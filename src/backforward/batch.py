@@ -315,7 +315,7 @@ class World:
         self.private: list[Any] = []
         self._holders: list[_Holder] = []
         self.tensors: list[Tensor] = []
-        self.owners: list[int] = []
+        self._owners: list[int] = []
         seen: set[int] = set()
         quiet = changes_only_buffers(model) if quiet is None else quiet
         self._find_weights = lambda: {storage_of(p) for p in model.parameters() if id(p) in trained}
@@ -350,7 +350,7 @@ class World:
         if storage_of(tensor) not in self._weights:  # an attribute may share the memory of a trained weight
             seen.add(id(tensor))
             self.tensors.append(tensor)
-            self.owners.append(owner)
+            self._owners.append(owner)
 
     def _add(self, value: Any, owner: int, seen: set[int], trained: set[int]) -> None:
         kind = type(value)
@@ -392,20 +392,18 @@ class World:
             _copy([self.tensors[i] for i in moved], [self._values[i] for i in moved])
             for i in moved:
                 self._versions[i] = _version(self.tensors[i])
-        self.suspects.clear()
 
-    def keep(self, wanted: set[int]) -> None:
+    def keep(self, modules: Iterable[int]) -> None:
         """Note the present state of some modules, by index: it is theirs when the batch ends."""
-        if not wanted:
-            return
+        wanted = set(modules)
         for index in wanted:
             self._kept[index] = ([], [])
         for owner, container, contents in self._holders:
             if owner in wanted and not _same(container, contents):
                 self._kept[owner][0].append(_Holder(owner, container, _contents(container)))
         for i, tensor in enumerate(self.tensors):
-            if self.owners[i] in wanted and self._may_have_moved(i):
-                self._kept[self.owners[i]][1].append((tensor, tensor.detach().clone()))
+            if self._owners[i] in wanted and self._may_have_moved(i):
+                self._kept[self._owners[i]][1].append((tensor, tensor.detach().clone()))
 
     def end(self) -> None:
         """The batch ends, or was broken off: every module's state is what its own pass made of it."""

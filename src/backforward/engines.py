@@ -169,9 +169,7 @@ class Naive:
                 raise ValueError(NO_GRADIENT)
             home = _home(world, found.home, active)
             passes = groups + [Group("all", tuple(everything))] * joint
-            keeps = [{index for index, pass_ in enumerate(home) if pass_ == k} for k in range(len(groups))]
-            keeps += [set()] * joint
-            self._arranged(batch, passes, keeps)
+            self._arranged(batch, passes)
             for k, group in enumerate(passes):
                 now = chance.save() if k else start
                 if k:
@@ -190,7 +188,8 @@ class Naive:
                 if [tensor._version for tensor in given] != versions and len(passes) > 1:
                     raise ValueError("the network changes its input in place: a second pass would see another batch")
                 self._passed(k)
-                world.keep(keeps[k])
+                if k < len(groups) or not k:
+                    world.keep(index for index, pass_ in enumerate(home) if pass_ == k)
                 if k:
                     chance.restore(now)
                 yield seen.of(group, last=k == len(passes) - 1)
@@ -209,8 +208,8 @@ class Naive:
             output, loss = batch.forward(part)
         return output, loss, watch.order
 
-    def _arranged(self, batch: Batch, passes: Sequence[Group], keeps: Sequence[set[int]]) -> None:
-        """The groups of the batch are known, and the modules whose state each pass keeps."""
+    def _arranged(self, batch: Batch, passes: Sequence[Group]) -> None:
+        """The groups of the batch are known."""
 
     def _forward(self, batch: Batch, k: int, part: int) -> tuple[Any, Tensor]:
         """The forward of pass k > 0."""
@@ -303,7 +302,6 @@ class Tape(Naive):
         self._brackets = False
         self._tape: Recording | None = None
         self._masks: list[int] = []
-        self._keeps: Sequence[set[int]] = ()
         self._passes = 0
 
     def _begin(self, batch: Batch) -> None:
@@ -327,8 +325,7 @@ class Tape(Naive):
             batch.network.order = tape.order
         return output, loss, tape.order
 
-    def _arranged(self, batch: Batch, passes: Sequence[Group], keeps: Sequence[set[int]]) -> None:
-        self._keeps = keeps
+    def _arranged(self, batch: Batch, passes: Sequence[Group]) -> None:
         if len(passes) < 3 and batch.network.order is not None:
             self._tape = None  # the second pass is the last, and reuses nothing of a chain's first
             self._passes = 0
@@ -350,7 +347,7 @@ class Tape(Naive):
         try:
             with tape:
                 found = batch.forward(part)
-            if tape.sound(self._keeps[k] if part == len(batch.parts) - 1 else None):
+            if tape.sound():
                 self._check_draws(batch, part)
                 return found
         except (Redo, Exception):

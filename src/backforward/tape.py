@@ -115,11 +115,8 @@ class Recording(TorchFunctionMode):
         for i, p in enumerate(batch.trained):
             self._bits[id(p)] = 1 << i
             self._params.add(self._leaf(p, 1 << i, owner.get(id(p))))
-        self.holders: dict[int, set[int]] = {}  # storages of the world -> indices of the modules that hold them
-        for tensor, index in zip(batch.world.tensors, batch.world.owners, strict=True):
-            storage = self._leaf(tensor, 0, owner.get(id(tensor)))
-            self.holders.setdefault(storage, set()).add(index)
-        self.outside.update(self.holders)
+        for tensor in batch.world.tensors:
+            self.outside.add(self._leaf(tensor, 0, owner.get(id(tensor))))
         for tensor in tensors_in(batch.parts):
             self._leaf(tensor, 0, None)
         for p in batch.network.parameters:
@@ -453,17 +450,12 @@ class Recording(TorchFunctionMode):
 
     # --- the end of a pass -------------------------------------------------------------------------------------------
 
-    def sound(self, kept: set[int] | None) -> bool:
-        """Whether the result of the forward can be used. Makes pending changes, of the `kept` modules (None: of all).
-
-        The state of the others goes back to the start of the batch after this pass.
-        """
+    def sound(self) -> bool:
+        """Whether the result of the forward can be used. Makes pending changes."""
         if any(until >= self._i for until in self._open.values()):
             return False
         for storage in list(self._pending):
-            if kept is None or storage not in self.holders or not kept.isdisjoint(self.holders[storage]):
-                self._flush(storage)
-        self._pending.clear()
+            self._flush(storage)
         return not (self.broken and self.hits)
 
     def end(self) -> None:

@@ -99,7 +99,7 @@ def test_the_world_goes_back_to_the_start_and_ends_as_kept() -> None:
     model, x = Counter(), torch.ones(3, 2)
     world = World(model, {id(model.trained)})
     model(x)
-    world.keep({0})
+    world.keep([0])
     world.restore()
     assert (model.calls, model.log) == (0, [0])
     assert torch.equal(model.mean, torch.zeros(2))
