@@ -44,8 +44,8 @@ def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-# Modules of the library that no engine imports.
-_APART = {"__init__", "data_norm", "loops", "moments", "normprop", "probes", "shift", "shortcut", "switch"}
+# Modules of the library that no network of the zoo uses.
+_APART = {"__init__", "loops", "probes", "shift"}
 
 
 @functools.cache
