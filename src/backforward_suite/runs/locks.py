@@ -25,41 +25,35 @@ def locked(folder: Path, timeout: float = 0) -> Iterator[None]:
         Timeout: Another process holds the lock.
         OSError: The lock file cannot be opened.
     """
-    with FileLock(folder / LOCK, timeout=timeout):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise Timeout(str(folder)) from None
-        except OSError:  # the file system cannot lock folders
-            pass
-        try:
-            yield
-        finally:
-            os.close(handle)
+    with FileLock(folder / LOCK, timeout=timeout), _itself_locked(folder):
+        yield
 
 
 def is_taken(folder: Path) -> bool:
     """Whether a process is training in this folder. However a process ends, its lock is released."""
     try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:  # there is no folder, or it cannot be opened
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
-    if not (folder / LOCK).is_file():
-        return False
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
+        with _itself_locked(folder):
+            pass
+        if (folder / LOCK).is_file():
+            with FileLock(folder / LOCK, timeout=0):
+                pass
     except Timeout:
         return True
-    except OSError:  # the run itself will report what is wrong
-        return False
+    except OSError:  # there is no folder, or it cannot be opened: the run itself will report what is wrong
+        pass
+    return False
+
+
+@contextmanager
+def _itself_locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Timeout(str(folder)) from None
+        except OSError:  # the file system cannot lock folders
+            pass
+        yield
+    finally:
+        os.close(handle)

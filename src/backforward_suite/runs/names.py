@@ -50,14 +50,16 @@ def run_name(cfg: DictConfig) -> str:
         label = leaf if leaves.count(leaf) == 1 else key
         value = OmegaConf.select(cfg, key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        parts.append(f"{label}{_rounded(value)}" if number else f"{label}_{value}")
+        parts.append(f"{label}{rounded(str(value))}" if number else f"{label}_{value}")
     return _as_file_name("-".join(parts))
 
 
-def _rounded(value: float) -> str:
-    """Round a number of more than 12 characters, as from a range or a search, to six digits."""
-    text = str(value)
-    return text if isinstance(value, int) or len(text) <= 12 else f"{value:.6g}"
+def rounded(text: str) -> str:
+    """Round a fraction of more than 12 characters, as from a range or a search, to six digits; keep other text."""
+    try:
+        return text if len(text) <= 12 or text.isdecimal() else f"{float(text):.6g}"
+    except ValueError:
+        return text
 
 
 def _as_file_name(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -56,10 +55,3 @@ def at_most(runs: Iterable[Planned], paces: Mapping[Kind, float]) -> float | Non
         return None
     slowest = max(paces.values())
     return sum(run.epochs * paces.get(run.kind, slowest) for run in runs)
-
-
-def kept_results(file: Path) -> list[dict[str, Any]]:
-    """The results in a file of committed runs; none if there is no file."""
-    if not file.exists():
-        return []
-    return [json.loads(line)["result"] for line in file.read_text(encoding="utf-8").splitlines()]

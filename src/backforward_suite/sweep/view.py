@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 
 from backforward_suite.runs import files
+from backforward_suite.runs.names import rounded
 from backforward_suite.sweep.jobs import Job, Outcome
 
 
@@ -29,20 +30,12 @@ def told_apart(runs: Mapping[Any, Sequence[str]]) -> dict[Any, str]:
     varying = [key for key in keys if len({values.get(key) for values in given.values()}) > 1]
     return {
         run: " ".join(
-            values[key] if key == "method" else f"{key.rpartition('.')[2]}={_short(values[key])}"
+            values[key] if key == "method" else f"{key.rpartition('.')[2]}={rounded(values[key])}"
             for key in sorted(varying, key=lambda key: key != "method")
             if key in values
         )
         for run, values in given.items()
     }
-
-
-def _short(value: str) -> str:
-    """Round a number of more than 12 characters to six digits."""
-    try:
-        return value if len(value) <= 12 else f"{float(value):.6g}"
-    except ValueError:
-        return value
 
 
 class View:

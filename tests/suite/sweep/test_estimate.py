@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 from tests.helpers.commands import CONF
 
-from backforward_suite.sweep.estimate import Planned, at_most, kept_results, planned, seconds_an_epoch
+from backforward_suite.sweep.estimate import Planned, at_most, planned, seconds_an_epoch
 
 
 def result(method: str, seconds: float, epochs: int, depth: int = 1) -> dict[str, object]:
@@ -39,10 +36,3 @@ def test_the_runs_of_an_experiment_are_those_of_its_grids(scale: str) -> None:
     assert {run.epochs for run in runs} == {20 if scale == "small" else 1000}
     assert {run.kind for run in runs} == {(method, 1) for method in ("sgd", "bfp", "bfp_poster", "sgd_repeat")}
     assert {run.kind[1] for run in planned(CONF, "bfp_depth", scale)} >= {1, 2, 4, 8}
-
-
-def test_results_are_read_from_committed_lines(tmp_path: Path) -> None:
-    file = tmp_path / "x.jsonl"
-    assert kept_results(file) == []
-    file.write_text(json.dumps({"run": "a", "result": result("sgd", 5, 5)}) + "\n")
-    assert seconds_an_epoch(kept_results(file)) == {("sgd", 1): 1.0}
