@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 POLL = 0.2
@@ -60,9 +59,15 @@ class RemoteRun:
         """Let the run write a checkpoint and end."""
         if self.process is not None:
             self.process.terminate()
-            # Without reaping it: a signal handler may call this during `poll`, and twice.
-            with suppress(ChildProcessError):
-                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+            while True:
+                try:
+                    # Without reaping it: a signal handler may call this during `poll`, and twice.
+                    os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+                except ChildProcessError:
+                    pass
+                except KeyboardInterrupt:  # Ray repeats it every two seconds
+                    continue
+                break
 
     def checkpoint(self, *arguments: Any) -> Any:
         """End the run near Slurm's time limit; submitit submits the return value again."""
