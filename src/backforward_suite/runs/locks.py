@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,13 @@ def locked(folder: Path, timeout: float = 0) -> Iterator[None]:
 
     Args:
         folder: An existing folder.
-        timeout: Seconds to wait for the lock file.
+        timeout: Seconds to wait for each lock.
 
     Raises:
         Timeout: Another process holds the lock.
         OSError: The lock file cannot be opened.
     """
-    with FileLock(folder / LOCK, timeout=timeout), _itself_locked(folder):
+    with FileLock(folder / LOCK, timeout=timeout), _itself_locked(folder, timeout):
         yield
 
 
@@ -45,15 +46,21 @@ def is_taken(folder: Path) -> bool:
 
 
 @contextmanager
-def _itself_locked(folder: Path) -> Iterator[None]:
+def _itself_locked(folder: Path, timeout: float = 0) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    deadline = time.monotonic() + timeout
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Timeout(str(folder)) from None
-        except OSError:  # the file system cannot lock folders
-            pass
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Timeout(str(folder)) from None
+                time.sleep(0.01)
+                continue
+            except OSError:  # the file system cannot lock folders
+                pass
+            break
         yield
     finally:
         os.close(handle)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from filelock import Timeout
 from tests.helpers.commands import environment
 
+from backforward_suite.runs import locks
 from backforward_suite.runs.locks import LOCK, is_taken, locked
 
 HOLDS = """
@@ -42,6 +44,16 @@ def test_a_folder_stays_locked_when_its_lock_file_is_deleted(tmp_path: Path) -> 
         pass
     other.communicate("")
     assert not is_taken(tmp_path)
+
+
+def test_a_process_that_only_checks_a_folder_makes_no_other_fail(tmp_path: Path) -> None:
+    checks = locks._itself_locked(tmp_path)  # what `is_taken` does for a moment
+    checks.__enter__()
+    release = threading.Timer(0.05, checks.__exit__, (None, None, None))
+    release.start()
+    with locked(tmp_path, timeout=30):
+        assert is_taken(tmp_path)
+    release.join()
 
 
 def test_no_folder_is_not_taken(tmp_path: Path) -> None:
