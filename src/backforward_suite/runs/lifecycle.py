@@ -37,7 +37,7 @@ from backforward_suite.runs.locks import LOCK, locked
 KEEP_BOTH = "give another name=... to keep both, or delete the folder to train it again"
 LATE = 3.0  # seconds after timeout_min until a run that cannot end itself is ended from outside Python
 
-_result_written = threading.Lock()  # held to write a result, as a run may be done just when its time is over
+_result_written = threading.Lock()  # locked to write a result, as a run may finish just when its time is over
 
 
 def finished_result(folder: Path, request: Request) -> Result | None:

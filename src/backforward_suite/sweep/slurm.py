@@ -161,5 +161,5 @@ def _fate(job_id: str, job: Job) -> str:
     ).stdout
     fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
     state = fields.get("JobState", "gone")
-    said = "".join(f"; {line}" for line in files.last_lines(job.log, 1))
-    return f"Slurm job {job_id}: {state}, exit code {fields.get('ExitCode', 'unknown')}{said}"
+    last = "".join(f"; {line}" for line in files.last_lines(job.log, 1))
+    return f"Slurm job {job_id}: {state}, exit code {fields.get('ExitCode', 'unknown')}{last}"

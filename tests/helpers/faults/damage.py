@@ -23,7 +23,7 @@ def damaged_files(scratch: Path, tally: Tally, stride: int = 1) -> None:
 
     Args:
         scratch: A folder to make.
-        tally: Where to note what came of it.
+        tally: Where to note the outcomes.
         stride: Try only every so many-th damage.
     """
     scratch.mkdir()

@@ -87,7 +87,7 @@ def every_instant(scratch: Path, target: Target, tally: Tally, stride: int = 1) 
     Args:
         scratch: An empty folder.
         target: The command.
-        tally: Where to note what came of it.
+        tally: Where to note the outcomes.
         stride: Try each so many-th instant.
     """
     cwd = scratch / "faulty"

@@ -220,7 +220,7 @@ def test_a_run_killed_at_its_start_does_not_report_an_earlier_failure(tmp_path: 
     script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     request = requested(*DIGITS)
     job = Job(script, (), tmp_path / "run", request, ())
-    lifecycle.note_failure(job.folder, request, "RuntimeError: an earlier sitting's")
+    lifecycle.note_failure(job.folder, request, "RuntimeError: an earlier failure")
     sweep = Sweep([job])
     PoolLauncher().work(sweep, [job])
     cause = sweep.outcomes[job.folder].cause
@@ -244,13 +244,13 @@ class LosesAll(SchedulerLauncher):
         return dict.fromkeys(submitted, "job 1: NODE_FAIL")
 
     def cancel(self, submitted: Sequence[Any]) -> None:
-        raise AssertionError("nothing is to be taken back")
+        raise AssertionError("nothing should be cancelled")
 
 
 def test_the_schedulers_account_of_a_lost_run_is_its_cause(tmp_path: Path) -> None:
     request = requested(*DIGITS)
     job = Job(tmp_path / "train.py", (), tmp_path / "run", request, ())
-    lifecycle.note_failure(job.folder, request, "RuntimeError: an earlier sitting's")
+    lifecycle.note_failure(job.folder, request, "RuntimeError: an earlier failure")
     sweep = Sweep([job])
     LosesAll().work(sweep, [job])
     assert sweep.outcomes[job.folder].cause == "job 1: NODE_FAIL"
