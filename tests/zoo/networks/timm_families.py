@@ -156,7 +156,7 @@ def _timm(name: str, settings: dict[str, Any]) -> nn.Module:
 
 
 def timm() -> list[Entry]:
-    """The smallest member of each family, made narrower or shallower by its settings where that is still large."""
+    """Return the smallest member of each family, made narrower or shallower by its settings if it is still large."""
     return [
         Entry(
             id=f"timm {family}",
