@@ -51,12 +51,7 @@ class Part(NamedTuple):
 
 
 def split(x: Any, y: Any, count: int) -> list[Part]:
-    """Split a batch into `count` micro-batches of equal size along the first dimension of every tensor.
-
-    Raises:
-        ValueError: The tensors' first dimensions differ or are no multiple of `count`, or the batch contains something
-            other than tensors.
-    """
+    """Split a batch into `count` micro-batches of equal size along the first dimension of every tensor."""
     if count == 1:
         return [Part(Inputs.of(x), y)]
     sizes = set()
@@ -292,12 +287,8 @@ class World:
     """A network's state other than trained weights, as it was when the batch began.
 
     It covers buffers, untrained weights, all modules' attributes, and the tensors, containers and generators in those
-    attributes. The update rule owns the trained weights.
-
-    Args:
-        trained: Ids of the parameters that the rule updates.
-        modules: All modules by name, if known.
-        quiet: Whether a forward changes nothing but buffers, if known.
+    attributes. The update rule owns the trained weights, given by their ids. `quiet` tells whether a forward changes
+    nothing but buffers.
     """
 
     def __init__(

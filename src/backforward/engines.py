@@ -104,17 +104,10 @@ class Naive:
         arrange: Arrange,
         joint: int = 0,
     ) -> Generator[Pass, None, None]:
-        """Yield the passes of a batch in order, each at the current weights. The caller updates the weights in between.
+        """Yield the passes of a batch in order, each at the current weights, which the caller updates in between.
 
-        Args:
-            network: What is known about the network.
-            parts: The batch, as one or several micro-batches.
-            trained: All parameters that may be updated.
-            arrange: Makes groups from the layers in order of first use.
-            joint: Number of passes over all groups at the end.
-
-        Raises:
-            ValueError: The loss depends on no group, or the network changes its input.
+        `arrange` makes groups from the layers in order of first use. `joint` is the number of passes over all groups at
+        the end. Raises `ValueError` if the loss depends on no group or the network changes its input.
         """
         loss_draws = may_draw(self.loss_fn) if self._loss_draws is None else self._loss_draws
         draws = network.draws or loss_draws

@@ -21,9 +21,6 @@ class FlopCounter(FlopCounterMode):
     """Counts the floating-point operations of all calls within it; read `counter.get_total_flops()`.
 
     Torch's own counter also installs hooks on the modules; an engine would take the hooked network for a changed one.
-
-    Args:
-        mapping: Further operations, as torch's `custom_mapping`.
     """
 
     def __init__(self, mapping: dict[Any, Any] | None = None) -> None:

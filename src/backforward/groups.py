@@ -37,12 +37,7 @@ class Group(NamedTuple):
 
 
 class Order:
-    """Layers in the order of their first use.
-
-    Args:
-        owner: The module that holds each parameter or buffer, by the tensor's id.
-        parameters: All of the network's parameters.
-    """
+    """Layers in the order of their first use. `owner` maps a tensor's id to the module that holds it."""
 
     def __init__(self, owner: dict[int, str], parameters: Iterable[nn.Parameter]) -> None:
         self.owner = owner
@@ -82,13 +77,10 @@ class Order:
 class Survey(TorchFunctionMode):
     """Notes when each parameter and buffer first enters a torch function.
 
-    Args:
-        model: The network.
-        counter: Counts floating-point operations; without it `macs` stays empty.
-
     Attributes:
         order: The layers in the order of their first use.
-        macs: Multiply-accumulates per module. Calls without parameters count for the module used before.
+        macs: Multiply-accumulates per module, if there is a `counter`. Calls without parameters count for the module
+            used before.
     """
 
     def __init__(self, model: nn.Module, counter: FlopCounter | None = None) -> None:
@@ -195,12 +187,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def check_spec(model: nn.Module, spec: GroupSpec) -> None:
-    """Check `groups=` against the network.
-
-    Raises:
-        ValueError: A number < 1, an empty list, or the name of a module or parameter that does not exist.
-        TypeError: Not "layer", an integer or lists of names.
-    """
+    """Raise `ValueError` or `TypeError` if `groups=` does not fit the network."""
     if isinstance(spec, str):
         if spec != "layer":
             raise ValueError(f"groups={spec!r}: give 'layer', a number of groups, or lists of module names")
@@ -262,8 +249,7 @@ def group_layers(
         model: The network.
         trainable: The parameters to update.
         order: The modules that a forward uses, in order of first use.
-        spec: "layer", the number of groups of near-equal cost, or one list of module (or parameter) names per group, in
-            the order of updates.
+        spec: The argument `groups` of `Backforward`; its lists may name parameters too.
         macs: Multiply-accumulates per module; needed if `spec` is a number.
 
     Raises:

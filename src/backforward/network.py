@@ -19,12 +19,9 @@ class Network:
     """A network's modules and weights at one moment.
 
     Attributes:
-        modules: By name.
-        parameters: In order of registration.
         owner: The module that holds each parameter or buffer, by the tensor's id.
         quiet: Whether a forward changes nothing but buffers.
         draws: Whether a forward may draw random numbers.
-        compiled: Whether `torch.compile` has compiled a part.
         scripted: Name of a scripted module, or None.
         order: The layers in the order of their use, once seen in a quiet network. Such a network runs only code of
             torch and this library, so the order is the same in each batch.

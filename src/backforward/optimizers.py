@@ -259,15 +259,8 @@ def one_per_group(
 ) -> list[OnePerGroup]:
     """Prepare a network's optimizers, and warn about trainable parameters that no optimizer has.
 
-    Args:
-        model: The network.
-        optimizers: One, or several that share the network's parameters.
-        rule: The name of the update rule, for messages.
-        alone: See `OnePerGroup`.
-
-    Raises:
-        TypeError: An optimizer is no `torch.optim.Optimizer`.
-        ValueError: It cannot be used (see `OnePerGroup`), or two optimizers share a parameter.
+    Raises `TypeError` or `ValueError`, with messages that begin with the update rule's name `rule`, for an object that
+    is no optimizer, one that `OnePerGroup` refuses, or a parameter in two optimizers.
     """
     several: list[Any] = list(optimizers) if isinstance(optimizers, list | tuple) else [optimizers]
     if not several:
@@ -312,12 +305,8 @@ def step_each(
 ) -> None:
     """Take the steps of one update: for each group, one step of each optimizer that has any of its parameters.
 
-    Args:
-        optimizers: They share the parameters among them.
-        groups: Groups whose `.grad` are set. During a step, all gradients but the step's own are None.
-        take_step: Takes the optimizer's step; its argument is True for the last step of a batch. Default:
-            `optimizer.step()`.
-        last: Whether this is the last update of a batch.
+    During a step, all gradients except those of the step's own parameters are None. `take_step`, by default
+    `optimizer.step()`, receives True for the last step of a batch.
     """
     steps = [(one, group, mine) for group in groups for one in optimizers if (mine := one.of(group))]
     several = len(steps) > 1

@@ -162,12 +162,9 @@ class UpdateRule:
         raise NotImplementedError
 
     def set_epoch(self, epoch: int, batch: int | None = None) -> None:
-        """Set the epoch that begins and the number of batches before it.
+        """Set the epoch that begins (from 0) and the number of batches trained on before it, over all epochs.
 
-        Args:
-            epoch: From 0; only switching rules use it.
-            batch: Batches trained on so far, over all epochs; None keeps the rule's own count. Pass it when resuming
-                from a checkpoint with `order="random"`.
+        `batch=None` keeps the rule's own count. Pass it when resuming from a checkpoint with `order="random"`.
         """
         if batch is not None:
             self._batches = batch
@@ -303,14 +300,18 @@ class Backprop(UpdateRule):
 class Backforward(UpdateRule):
     """Backforward Propagation: for each group in turn, one pass at the current weights and one step of that group.
 
+    Example:
+        >>> rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.functional.cross_entropy)
+        >>> out = rule.step(x, y)      # replaces zero_grad, backward and step
+
     Args:
         model, optimizer, loss_fn, max_grad_norm, reduce, step, after_update, micro_batches: See `UpdateRule`.
         groups: "layer": one group per module that directly holds parameters; a normalisation layer joins the layer
             before it. An integer k: k groups of neighbouring layers with near-equal multiply-accumulates (1 is ordinary
             backpropagation). Or a list of lists of module names, in the order of updates.
         engine: "naive" runs the whole network in each pass; "replay" recomputes only what changed since the pass before
-            and is bitwise equal to "naive" on a CPU; "auto" is "replay"; "shortcut" (see `Shortcut`) handles chains of
-            linear layers under plain SGD.
+            and is bitwise equal to "naive" on a CPU; "auto" is "replay"; "shortcut" handles chains of linear layers
+            under plain SGD, and equals "naive" up to rounding.
         joint_pass: Append one ordinary update of all groups, as the paper's published code does.
         order: "forward" updates the groups first to last, "reverse" last to first, "random" in an order drawn for each
             batch. A joint pass stays last, and running statistics change in the pass of their own group.

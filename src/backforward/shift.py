@@ -57,14 +57,9 @@ def layers(network: nn.Module, x: Any) -> list[Group]:
 
 
 def block_name(layer: str, others: Iterable[str]) -> str:
-    """Return the largest module that contains this layer and no other: usually with its norm and activation.
+    """Return the largest module that contains this layer and none of the others: usually with its norm and activation.
 
-    Args:
-        layer: Qualified name of the layer.
-        others: Names of all layers.
-
-    Returns:
-        The module's qualified name; the layer's own if its parent contains other layers too.
+    All names are qualified. The result is the layer's own name if its parent contains other layers too.
     """
     strangers = [name for name in others if name != layer]
     block = layer

@@ -177,13 +177,6 @@ class Shortcut:
 
     Mathematically exact, but not bitwise.
 
-    Args:
-        model: The network.
-        loss_fn: Maps (output, target) to a scalar loss.
-        inputs: Inputs of a batch, to watch one forward.
-        groups: One group per layer.
-        optimizer: Plain SGD.
-
     Raises:
         ValueError: The network is no such chain, or the loss may draw.
     """

@@ -36,14 +36,11 @@ OWN_LOOP = ("first_step", "second_step", "update_hessian", "fused_backward")
 
 
 def examine(optimizer: torch.optim.Optimizer, *, alone: bool = False) -> frozenset[str]:
-    """Take a few steps on a copy with small parameters.
+    """Take a few steps on a small copy; return the names of values in param groups that the steps change in place.
 
     Args:
         optimizer: Left unchanged.
         alone: Whether every step updates all its parameters. It may then be a wrapper or count in any way.
-
-    Returns:
-        Names of the values in param groups that a step changes in place.
 
     Raises:
         ValueError: The optimizer cannot be used; the message says why.

@@ -35,12 +35,8 @@ class NIN(Chain):
         in_shape: ``(channels, height, width)``, at least 17 x 17 pixels.
         classes: Number of logits.
         width: Scales the number of hidden filters.
-        norm: ``none``, ``batch``, ``prop``, or a function of a layer (``models.norms``).
-        activation: ``relu``, ``tanh``, ... (``normprop.ACTIVATIONS``).
-        jacobian_factor: NormProp's J: ``none``, ``paper``, ``exact`` or a number. For ``norm="prop"`` only.
         dropout: Probability of dropping a feature after pool1 and pool2 in training. The paper uses none with NormProp.
-        init: ``he``, ``glorot``, ``lecun`` or ``default`` (``models.init``).
-        seed: Seed of the initial weights; ``None`` draws one from torch's global generator.
+        norm, activation, jacobian_factor, init, seed: See ``MLP``.
 
     Raises:
         ValueError: A name is unknown, a size is out of range, or the images are too small.

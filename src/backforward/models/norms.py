@@ -28,12 +28,7 @@ def features(layer: nn.Module) -> int:
 
 
 def of_features(layer: nn.Module, make: Callable[[int], nn.Module]) -> nn.Module:
-    """Return any module that is made from a number of features.
-
-    Args:
-        layer: The layer before it.
-        make: For example `functools.partial(nn.BatchNorm2d, momentum=0.01)`.
-    """
+    """Return a module made from the number of outputs: ``make=functools.partial(nn.BatchNorm2d, momentum=0.01)``."""
     return make(features(layer))
 
 

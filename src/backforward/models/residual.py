@@ -73,12 +73,8 @@ class Residual(Chain):
         classes: Number of logits.
         depth: Number of layers with weights: 8, 14, 20, 26, ...
         width: Scales the number of filters.
-        norm: ``none``, ``batch``, ``prop``, or a function of a layer (``models.norms``).
-        activation: ``relu``, ``tanh``, ... (``normprop.ACTIVATIONS``).
-        jacobian_factor: NormProp's J: ``none``, ``paper``, ``exact`` or a number. For ``norm="prop"`` only.
         dropout: Probability of dropping a feature before the last layer in training.
-        init: ``he``, ``glorot``, ``lecun`` or ``default`` (``models.init``).
-        seed: Seed of the initial weights; ``None`` draws one from torch's global generator.
+        norm, activation, jacobian_factor, init, seed: See ``MLP``.
 
     Raises:
         ValueError: A name is unknown or a size is out of range.
