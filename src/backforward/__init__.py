@@ -1,4 +1,4 @@
-"""Update rules and layers that are said to remove internal covariate shift, with tools to test that claim.
+"""Update rules and layers meant to remove internal covariate shift, with tools to test whether they do.
 
 Public names are imported on first use, so tools that only read run folders do not wait for torch.
 """

@@ -252,7 +252,7 @@ def _known_activation(activation: Any) -> bool:
 def may_draw(called: Any) -> bool:
     """Return whether a module or function may draw random numbers; True if that is unknown.
 
-    A false True costs saving and restoring the generators' states.
+    An unnecessary True only costs saving and restoring the generators' states.
     """
     if isinstance(called, nn.Module):
         return not changes_only_buffers(called) or any(

@@ -340,7 +340,7 @@ class Tape(Naive):
         return batch.again(part)
 
     def _check_draws(self, batch: Batch, part: int) -> None:
-        """After a pass, record draws around each call if the pass drew random numbers."""
+        """After a pass that drew random numbers, start to check for draws around each call."""
         tape, start = self._tape, batch.start
         if tape is None or not start or tape.brackets or part < len(batch.parts) - 1:
             return

@@ -135,7 +135,7 @@ def refuse_scripted(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             what = f"the module {name!r}" if name else "the network"
-            raise ValueError(  # noqa: TRY004  (the right kind, in a form that cannot serve)
+            raise ValueError(  # noqa: TRY004  (a module, but scripted)
                 f"{what} is scripted, so the order of its layers cannot be watched: give the network before it was "
                 "scripted"
             )

@@ -59,7 +59,7 @@ def in_lightning(module: Any) -> dict[str, Any]:
         raise ValueError("set self.automatic_optimization = False: the update rule computes gradients and takes steps")
     trainer, counted = module.trainer, module.optimizers()
     if not isinstance(counted, torch.optim.Optimizer):
-        raise ValueError(  # noqa: TRY004  (the right kind, not the right number)
+        raise ValueError(  # noqa: TRY004  (optimizers, but not exactly one)
             f"configure_optimizers returned {len(counted)} optimizers; an update rule in Lightning works with one"
         )
     _refuse_sharded(type(trainer.strategy).__name__)

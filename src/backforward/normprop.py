@@ -55,8 +55,8 @@ class _WithNorms(torch.autograd.Function):
     """``norms * W / ||W||`` per unit, by the kernels behind PyTorch's weight normalisation: one pass over W each way.
 
     The kernels' second derivative is wrong (it takes ||W|| as constant), so backward spells out the formula under
-    ``create_graph``. On a CPU they read the gradient as contiguous whatever its strides, which a convolution's second
-    derivative is not.
+    ``create_graph``. On a CPU the kernels ignore the gradient's strides, so it is made contiguous first: in a
+    convolution's second derivative it is not.
     """
 
     @staticmethod
@@ -142,7 +142,7 @@ class _NormProp(nn.Module):
     """Base of NormPropLinear and NormPropConv2d.
 
     The layer runs as one plain linear or convolutional layer and one activation. gamma / (J ||W||) is folded into the
-    weight, and of the standardisation
+    weight. The standardisation depends on the activation:
 
     - ReLU: (relu(u) - mean) / std = max((u - mean) / std, -mean / std), so all of it becomes weight, bias and a clamp;
     - LeakyReLU, PReLU: act(u) / std = act(u / std), so 1 / std goes into weight and bias, and mean / std is subtracted
@@ -212,7 +212,7 @@ class _NormProp(nn.Module):
         return _with_norms(self.weight, per_unit), bias
 
     def pre_activation(self, x: Tensor) -> Tensor:
-        """Return the activation's argument, ``gamma_i (W_i * x) / (J ||W_i||) + beta_i``, which `forward` never has."""
+        """Return the activation's argument, ``gamma_i (W_i * x) / (J ||W_i||) + beta_i``, which `forward` skips."""
         per_unit = (self.gamma / self.moments().jacobian).view(self._unit_shape)
         return self._linear_map(x, _with_norms(self.weight, per_unit), self.beta)
 

@@ -313,7 +313,7 @@ def cosines_of_pairs(weight: Tensor) -> Tensor:
 def sharpness(network: nn.Module, losses: Sequence[Loss], *, products: int = 12, seed: int = 0) -> Tensor:
     """Return the largest eigenvalue of the loss's Hessian with respect to the weights, from Hessian-vector products.
 
-    Uses the Lanczos method: the largest Rayleigh quotient in the space spanned by power iteration. Power iteration
+    Uses the Lanczos method: the largest Rayleigh quotient in the space that power iteration spans. Power iteration
     itself ends 10 % too low if two eigenvalues are close, and at another eigenvalue if a negative one has a larger
     modulus.
 

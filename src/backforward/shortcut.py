@@ -164,7 +164,7 @@ def _alike(now: dict[str, Any], then: dict[str, Any]) -> bool:
 class Shortcut:
     """Computes the passes of a chain of linear layers under plain SGD without a forward of each layer's new weights.
 
-    A layer's input h [n, d_in] no longer changes when the layer is updated. With d [n, d_out] the gradient at its
+    When a layer is updated, its input h [n, d_in] is final. With d [n, d_out] the gradient at its
     output z = h W^T + b, the step of W by -lr d^T h and of b by -lr 1^T d changes the output to
 
         z - lr (h h^T + 1 1^T) d,

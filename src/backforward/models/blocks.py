@@ -88,7 +88,7 @@ class Blocks:
         if self.norm == "prop":
             return StandardizedActivation(self.activation)
         if self.activation == "relu":
-            return nn.ReLU(inplace=True)  # backward needs its output only: saves half the memory
+            return nn.ReLU(inplace=True)  # backward needs its output only: half the memory, .9 of the time
         return ACTIVATIONS[self.activation]()
 
     def last_linear(self, d_in: int, d_out: int) -> nn.Module:

@@ -26,7 +26,7 @@ def undisturbed_generator() -> Iterator[None]:
 
 
 def initialise_(model: nn.Module, init: str, seed: int | None = None) -> None:
-    """Draw the weights of all linear and convolutional layers again.
+    """Draw the weights of all linear and convolutional layers.
 
     ========= ===================================== ===========================
     init      weights                               biases

@@ -54,7 +54,7 @@ def _torchvision(name: str, settings: dict[str, Any]) -> nn.Module:
     from torchvision import models
     from torchvision.models import convnext, resnet, swin_transformer
 
-    import backforward_suite._torchvision  # noqa: F401  (mends its import beside a CPU torch)
+    import backforward_suite._torchvision  # noqa: F401  (fixes its import with a CPU torch)
 
     settings = settings | {"num_classes": CLASSES}
     if name == "ConvNeXt":
