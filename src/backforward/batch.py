@@ -112,7 +112,7 @@ def detached(value: Any) -> Any:
     return _map(Tensor.detach, value)
 
 
-def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # noqa: PLR0911  (a case a kind)
+def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # noqa: PLR0911  (one return per type)
     """Apply `change` to every tensor in nested tuples, lists and dicts; return the same object if nothing changes."""
     if isinstance(value, Tensor):
         return change(value)

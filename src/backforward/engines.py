@@ -96,7 +96,7 @@ class Naive:
             raise ValueError(NO_GRADIENT)
         yield seen.of(group, last=True)
 
-    def run(  # noqa: PLR0912, PLR0915  (the life of a batch, from top to bottom)
+    def run(  # noqa: PLR0912, PLR0915  (one batch, from start to end)
         self,
         network: Network,
         parts: Sequence[Part],

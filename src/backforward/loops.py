@@ -1,28 +1,4 @@
-"""Update rules in the training loops of Lightning and Accelerate.
-
-    class Network(L.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.automatic_optimization = False        # the rule computes gradients and takes the steps
-            self.network = ...
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.network.parameters(), lr=0.1)
-
-        def on_train_start(self):
-            self.rule = Backforward(self.network, loss_fn=F.cross_entropy, **in_lightning(self))
-
-        def training_step(self, batch, batch_idx):
-            self.log("loss", self.rule.step(*batch).loss)
-
-    network, optimizer, batches = accelerator.prepare(network, optimizer, batches)
-    network = accelerator.unwrap_model(network)
-    rule = Backforward(network, loss_fn=F.cross_entropy, **in_accelerate(accelerator, optimizer))
-    for x, y in batches:
-        rule.step(x, y)
-
-Neither package is imported here.
-"""
+"""Update rules in the training loops of Lightning and Accelerate, neither of which is imported here."""
 
 from __future__ import annotations
 
@@ -45,12 +21,13 @@ def in_lightning(module: Any) -> dict[str, Any]:
       `ModelCheckpoint` would never save.
     - `reduce`: the mean over processes. DDP's hooks do not see gradients from `torch.autograd.grad`.
 
+    Example:
+        >>> def on_train_start(self):      # of a module with self.automatic_optimization = False
+        ...     self.rule = Backforward(self.network, loss_fn=F.cross_entropy, **in_lightning(self))
+
     Args:
         module: A `LightningModule` with manual optimization and one optimizer. Call this function in `on_train_start`,
             which also runs after a checkpoint is restored.
-
-    Returns:
-        Keyword arguments of `Backforward`, `Backprop` or another rule.
 
     Raises:
         ValueError: Optimization is automatic, there is not exactly one optimizer, or the strategy shards parameters.
@@ -80,15 +57,16 @@ def in_accelerate(accelerator: Any, optimizer: torch.optim.Optimizer) -> dict[st
     - `optimizer`: without Accelerate's wrapper.
     - `reduce`: the mean over processes.
 
-    Pass the rule `accelerator.unwrap_model(network)`, and do not call `accelerator.backward`, `optimizer.step` or
+    Pass the rule the unwrapped network, and do not call `accelerator.backward`, `optimizer.step` or
     `optimizer.zero_grad`. Save and load with `accelerator.save_state` as usual.
+
+    Example:
+        >>> network = accelerator.unwrap_model(network)
+        >>> rule = Backforward(network, loss_fn=F.cross_entropy, **in_accelerate(accelerator, optimizer))
 
     Args:
         accelerator: The `Accelerator`.
         optimizer: The optimizer that `accelerator.prepare` returned.
-
-    Returns:
-        Keyword arguments of `Backforward`, `Backprop` or another rule.
 
     Raises:
         ValueError: Mixed precision is fp16, gradients are accumulated, or parameters are sharded.

@@ -1,9 +1,9 @@
 """Any optimizer, acting as one optimizer per group.
 
 Backforward with an optimizer O is defined as one O per group, constructed with that group's parameters alone. Most
-optimizers keep everything in `state[parameter]`, where one object serves all groups. Others also count for themselves:
-in `param_groups` (`k` and `weight_sum` of schedule-free optimizers, `d` of Prodigy), in attributes (`self._step`), or
-in `state` under a name of their own. `OnePerGroup` keeps such counters separate for each group:
+optimizers keep everything in `state[parameter]`, where one object works for all groups. Others keep counters too: in
+`param_groups` (`k` and `weight_sum` of schedule-free optimizers, `d` of Prodigy), in attributes (`self._step`), or in
+`state` under a name of their own. `OnePerGroup` keeps such counters separate for each group:
 
     one = OnePerGroup(optimizer)
     one.step(parameters_of_a_group, optimizer.step)
@@ -16,9 +16,6 @@ Counters are stored in `optimizer.param_groups[0]["backforward"]` as plain types
 and `load_state_dict` restores them. A step of all parameters is an ordinary one: it changes the optimizer itself. When
 groups change (from Backforward to Backprop, say), counters follow parameters: a new group continues from the counters
 of its first parameter.
-
-Schedule-free optimizers swap the weights in `optimizer.train()` and `optimizer.eval()`. Call them on the optimizer as
-in ordinary training: `train()` before the first batch and after each evaluation, `eval()` before each evaluation.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ TIMM: dict[str, tuple[str, int, dict[str, Any], str | int]] = {  # family: (memb
 def _timm(name: str, settings: dict[str, Any]) -> nn.Module:
     import timm
 
-    import backforward_suite._torchvision  # noqa: F401  (mends the import of torchvision, which timm imports)
+    import backforward_suite._torchvision  # noqa: F401  (fixes the import of torchvision, which timm imports)
 
     return timm.create_model(name, pretrained=False, num_classes=CLASSES, **settings)
 
