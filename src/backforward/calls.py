@@ -20,6 +20,9 @@ ESCAPES = {
     *("__dlpack__", "__cuda_array_interface__", "share_memory_", "resize_", "apply_", "map_", "map2_"),
 }
 GRAPHS = {"grad", "backward", "grad_fn", "is_leaf", "retain_grad", "requires_grad_", "_grad", "_grad_fn"}
+# On a CPU, channels last, torch's backward of these crashes the process unless the input's gradient is wanted too.
+GROUP_NORMS = frozenset({F.group_norm, torch.group_norm, torch.native_group_norm})
+
 # Calls known to draw nothing. In networks that draw, the tape checks the generators around all others.
 QUIET = frozenset(
     {
@@ -113,3 +116,11 @@ def outs(value: Any) -> list[Tensor] | None:
             found += inner
         return found
     return [] if kind in ATOMS else None
+
+
+def with_gradient(args: Any, tensors: list[Tensor], besides: list[Tensor]) -> Any:
+    """Add a group norm's input to `besides`, whose gradients autograd is asked for; return the arguments to use."""
+    if not args or not any(t.requires_grad for t in tensors) or not torch.is_grad_enabled():
+        return args
+    besides.append(args[0] if args[0].requires_grad else args[0].detach().requires_grad_())
+    return besides[-1], *args[1:]

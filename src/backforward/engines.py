@@ -69,8 +69,6 @@ class _Sum:
 class Naive:
     """Runs the whole network in each pass: the definition, and the oracle for the other engines."""
 
-    all_gradients = True  # the definition takes all gradients in each pass; another engine takes the group's alone
-
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
         self.model = model
         self.loss_fn = loss_fn
@@ -228,10 +226,12 @@ class Naive:
             return [None] * len(parameters)
         if not self._by_backward:
             try:
-                if not self.all_gradients:
-                    return torch.autograd.grad(loss, parameters, allow_unused=True)
-                found = dict(zip(map(id, trained), torch.autograd.grad(loss, trained, allow_unused=True), strict=True))
-                return [found[id(p)] for p in parameters]
+                wanted = self._wanted(parameters, trained)
+                found = torch.autograd.grad(loss, wanted, allow_unused=True)
+                if wanted is parameters:
+                    return found
+                by_id = dict(zip(map(id, wanted), found, strict=True))
+                return [by_id[id(p)] for p in parameters]
             except RuntimeError as error:
                 if "use_reentrant=True" not in str(error):
                     raise
@@ -244,6 +244,10 @@ class Naive:
         for p in trained:
             p.grad = None
         return gradients
+
+    def _wanted(self, parameters: Sequence[Tensor], trained: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What autograd is asked for: all gradients in each pass, as the definition has it."""
+        return trained
 
 
 def _home(world: World, home: dict[str, int], active: Sequence[bool]) -> list[int]:
@@ -276,8 +280,6 @@ class Tape(Naive):
         reason: Why passes of the last batch ran in full; empty if none did.
     """
 
-    all_gradients = False
-
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
         super().__init__(model, loss_fn)
         self._guess = EVERY
@@ -285,9 +287,19 @@ class Tape(Naive):
         self._tape: Recording | None = None
         self._masks: list[int] = []
         self._passes = 0
+        self._group_norms = False
 
     def _begin(self, batch: Batch) -> None:
         self.reason = ""
+
+    def _wanted(self, parameters: Sequence[Tensor], trained: Sequence[Tensor]) -> Sequence[Tensor]:
+        besides, tape = [], self._tape
+        if tape is not None:
+            besides, tape.besides = tape.besides, []
+        if besides:
+            self._group_norms = True
+            return [*parameters, *besides]
+        return trained if self._group_norms else parameters  # without a record of this pass, they may be anywhere
 
     def _first(self, batch: Batch, part: int) -> tuple[Any, Tensor, Order]:
         # Almost all of a first pass depends on the first group and cannot be reused. So record it only to learn the
@@ -302,6 +314,7 @@ class Tape(Naive):
         assert self._tape is not None
         with self._tape as tape:
             output, loss = batch.forward(part)
+        self._group_norms = self._group_norms or bool(tape.besides)
         self._check_draws(batch, part)
         if batch.network.quiet and not batch.start and part == len(batch.parts) - 1:
             batch.network.order = tape.order

@@ -21,6 +21,7 @@ from backforward.calls import (
     ATOMS,
     ESCAPE,
     GRAPH,
+    GROUP_NORMS,
     PLAIN,
     QUIET,
     READERS,
@@ -31,6 +32,7 @@ from backforward.calls import (
     kind_of,
     outs,
     version,
+    with_gradient,
 )
 from backforward.groups import Group, Order
 
@@ -111,6 +113,7 @@ class Recording(TorchFunctionMode):
         self._leaves: list[Tensor] = []
         self._params: set[int] = set()  # storages of trained weights
         self.outside: set[int] = set()  # storages of the `World`'s tensors
+        self.besides: list[Tensor] = []  # what else autograd must be asked for
         owner = self.order.owner
         for i, p in enumerate(batch.trained):
             self._bits[id(p)] = 1 << i
@@ -284,6 +287,8 @@ class Recording(TorchFunctionMode):
         except RuntimeError:  # an inference tensor has no version
             before = [version(t) for t in tensors]
             deps, clear = EVERY, False
+        if name in GROUP_NORMS:
+            args = with_gradient(args, tensors, self.besides)
         out = func(*args, **kwargs) if kwargs else func(*args)
         found = [out] if type(out) is Tensor else outs(out)
         e = _Entry(name, key, deps, marks, self._pass)

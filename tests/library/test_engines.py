@@ -96,3 +96,32 @@ def test_freezing_and_other_grad_modes_between_batches_are_seen() -> None:
         assert names == [["0", "4"], ["0", "4"], ["0", "2", "4"], ["0", "2", "4"], ["0", "4"], ["0", "2", "4"]]
         ends.append(model.state_dict())
     assert all(torch.equal(ends[0][name], value) for name, value in ends[1].items())
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse"])
+@pytest.mark.parametrize(
+    "groups", [[["0"], ["1"], ["2"], ["3", "5"]], [["0", "1"], ["2"], ["3"], ["5"]], [["0"], ["3", "5"]]]
+)
+def test_group_norm_first_in_its_group_with_channels_last(groups: list[list[str]], order: str) -> None:
+    """There torch's backward ends the process if the input's gradient is not wanted."""
+    ends = []
+    for engine in ("auto", "naive"):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.Flatten()),
+            nn.Linear(8 * 16, 2),
+        ).to(memory_format=torch.channels_last)
+        model.requires_grad_(False)
+        trained = [p.requires_grad_() for names in groups for name in names for p in model[int(name)].parameters()]
+        rule = Backforward(
+            model,
+            torch.optim.SGD(trained, lr=0.1),
+            nn.functional.cross_entropy,
+            groups=groups,
+            engine=engine,
+            order=order,
+        )
+        for _ in range(3):
+            rule.step(torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last), torch.arange(4) % 2)
+        ends.append(model.state_dict())
+    assert all(torch.equal(ends[0][name], value) for name, value in ends[1].items())
