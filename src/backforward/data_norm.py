@@ -41,22 +41,19 @@ CONSTANT_FEATURE_STD = 1e-3
 class DataNorm(nn.Module):
     """Normalise the network's input: ``(x - mean) / std``. Put this layer, which has no parameters, first.
 
-    ========= ====================================================================================
-    kind      mean and std
-    ========= ====================================================================================
-    global    per feature (channel and pixel) over the training set (NormProp, section 4.2)
-    channel   per channel over the training set
-    batch     in training, per feature over the mini-batch (NormProp, section 4.2); in evaluation,
-              their averages over all training batches so far
-    none      0 and 1
-    ========= ====================================================================================
+    | kind    | mean and std                                                                                      |
+    |---------|---------------------------------------------------------------------------------------------------|
+    | global  | per feature (channel and pixel) over the training set (NormProp, section 4.2)                     |
+    | channel | per channel over the training set                                                                 |
+    | batch   | per feature over the mini-batch (section 4.2); in evaluation, averages over all training batches  |
+    | none    | 0 and 1                                                                                           |
 
     A std below 1e-3 counts as 1. ``batch`` weights all batches equally in its averages, where BatchNorm favours recent
     ones: the input's distribution is fixed.
 
     Shape: ``[N, C, H, W]`` to the same; values in [0, 1].
 
-    Example:
+    Examples:
         >>> norm = DataNorm.fit("channel", images)      # uint8 [N, C, H, W]
         >>> network = nn.Sequential(norm, network)
 

@@ -21,7 +21,7 @@ def in_lightning(module: Any) -> dict[str, Any]:
       `ModelCheckpoint` would never save.
     - `reduce`: the mean over processes. DDP's hooks do not see gradients from `torch.autograd.grad`.
 
-    Example:
+    Examples:
         >>> def on_train_start(self):      # of a module with self.automatic_optimization = False
         ...     self.rule = Backforward(self.network, loss_fn=F.cross_entropy, **in_lightning(self))
 
@@ -60,7 +60,7 @@ def in_accelerate(accelerator: Any, optimizer: torch.optim.Optimizer) -> dict[st
     Pass the rule the unwrapped network, and do not call `accelerator.backward`, `optimizer.step` or
     `optimizer.zero_grad`. Save and load with `accelerator.save_state` as usual.
 
-    Example:
+    Examples:
         >>> network = accelerator.unwrap_model(network)
         >>> rule = Backforward(network, loss_fn=F.cross_entropy, **in_accelerate(accelerator, optimizer))
 

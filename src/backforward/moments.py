@@ -65,22 +65,20 @@ def gaussian_moments(activation: Activation, kinks: Sequence[float] = ()) -> Act
     The last two columns are the mean squared singular value of a layer's Jacobian at input N(0, 1), without J and with
     the exact J. The latter is not always 1, because J also shrinks the activation's argument.
 
-    ========== ====== ===== ====== ========= ======
-    activation mean   std   J      without J with J
-    ========== ====== ===== ====== ========= ======
-    relu       .3989  .5838 1.2112 1.467     1.000
-    leaky_relu .3950  .5866 1.2056 1.453     1.000
-    prelu      .2992  .6646 1.0967 1.203     1.000
-    elu        .1605  .7869 1.0388 1.079     1.007
-    selu       .0000  1.000 1.0352 1.072     1.013
-    gelu       .2821  .5879 1.1484 1.319     .960
-    silu       .2066  .5595 1.1009 1.212     .965
-    softplus   .8061  .5211 1.0395 1.081     .992
-    tanh       .0000  .6279 1.0853 1.178     1.064
-    sigmoid    .5000  .2083 1.0167 1.034     1.008
-    ========== ====== ===== ====== ========= ======
+    | activation | mean  | std   | J      | without J | with J |
+    |------------|-------|-------|--------|-----------|--------|
+    | relu       | .3989 | .5838 | 1.2112 | 1.467     | 1.000  |
+    | leaky_relu | .3950 | .5866 | 1.2056 | 1.453     | 1.000  |
+    | prelu      | .2992 | .6646 | 1.0967 | 1.203     | 1.000  |
+    | elu        | .1605 | .7869 | 1.0388 | 1.079     | 1.007  |
+    | selu       | .0000 | 1.000 | 1.0352 | 1.072     | 1.013  |
+    | gelu       | .2821 | .5879 | 1.1484 | 1.319     | .960   |
+    | silu       | .2066 | .5595 | 1.1009 | 1.212     | .965   |
+    | softplus   | .8061 | .5211 | 1.0395 | 1.081     | .992   |
+    | tanh       | .0000 | .6279 | 1.0853 | 1.178     | 1.064  |
+    | sigmoid    | .5000 | .2083 | 1.0167 | 1.034     | 1.008  |
 
-    Example:
+    Examples:
         >>> gaussian_moments("relu").mean
         0.3989422804014327
 

@@ -261,7 +261,7 @@ class NormPropLinear(_NormProp):
     ``[out_features]``. If x has mean 0 and variance 1 in each feature, so has o approximately (with J = 1). A unit
     whose weights are all 0 has no direction and gives NaN.
 
-    Example:
+    Examples:
         >>> layer = NormPropLinear(784, 256)
         >>> layer(torch.randn(64, 784)).shape
         torch.Size([64, 256])
@@ -324,7 +324,7 @@ class NormPropConv2d(_NormProp):
     Shape: x ``[N, in_channels, H, W]``, W ``[out_channels, in_channels / groups, *kernel_size]``, gamma and beta
     ``[out_channels]``; the output as for ``nn.Conv2d``. x should have mean 0 and variance 1 in each channel.
 
-    Example:
+    Examples:
         >>> layer = NormPropConv2d(3, 192, 5, padding=2)
         >>> layer(torch.randn(8, 3, 32, 32)).shape
         torch.Size([8, 192, 32, 32])
@@ -431,7 +431,7 @@ def project_unit_norm_(target: nn.Module | Tensor | Iterable[nn.Module | Tensor]
 def unit_norm_projection(model: nn.Module) -> Callable[[Iterable[Tensor]], None]:
     """Return an ``after_update`` hook for update rules that projects the updated hidden weights of NormProp layers.
 
-    Example:
+    Examples:
         >>> rule = Backforward(model, optimizer, loss_fn, after_update=unit_norm_projection(model))
 
     Args:

@@ -300,7 +300,7 @@ class Backprop(UpdateRule):
 class Backforward(UpdateRule):
     """Backforward Propagation: for each group in turn, one pass at the current weights and one step of that group.
 
-    Example:
+    Examples:
         >>> rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.functional.cross_entropy)
         >>> out = rule.step(x, y)      # replaces zero_grad, backward and step
 

@@ -49,7 +49,8 @@ def test_relu_as_in_the_paper():
 
 def test_docstring_table_holds():
     """The mean squared singular value with J is E[act'(z / J)^2] / (J std)^2."""
-    rows = {row[0]: row[1:] for row in map(str.split, inspect.getdoc(gaussian_moments).splitlines()) if len(row) == 6}
+    lines = inspect.getdoc(gaussian_moments).splitlines()
+    rows = {row[0]: row[1:] for row in (line.replace("|", " ").split() for line in lines) if len(row) == 6}
     for name in ACTIVATIONS.keys() - {"identity"}:
         act = make_activation(name)
         act = act.double() if isinstance(act, nn.Module) else act

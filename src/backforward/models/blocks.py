@@ -21,14 +21,12 @@ NORMS = ("none", "batch", "prop")
 class Blocks:
     """Makes the blocks of a network; ``norm`` decides what comes between a layer and its activation.
 
-    ======= ============================================== =====================================
-    norm    hidden block                                   last layer
-    ======= ============================================== =====================================
-    none    layer with bias, activation                    layer with bias
-    batch   layer without bias, BatchNorm, activation      layer with bias
-    prop    NormProp layer, which includes the activation  gamma (W * x) / ||W|| + beta
-    other   layer, the norm's module, activation           layer with bias
-    ======= ============================================== =====================================
+    | norm  | hidden block                                  | last layer                               |
+    |-------|-----------------------------------------------|------------------------------------------|
+    | none  | layer with bias, activation                   | layer with bias                          |
+    | batch | layer without bias, BatchNorm, activation     | layer with bias                          |
+    | prop  | NormProp layer, which includes the activation | gamma (W * x) / norm(W) + beta           |
+    | other | layer, the norm's module, activation          | layer with bias                          |
 
     Any other norm is a function of the layer (see ``models.norms``). The layer loses its bias if the norm's module has
     a shift of its own.

@@ -28,14 +28,12 @@ def undisturbed_generator() -> Iterator[None]:
 def initialise_(model: nn.Module, init: str, seed: int | None = None) -> None:
     """Draw the weights of all linear and convolutional layers.
 
-    ========= ===================================== ===========================
-    init      weights                               biases
-    ========= ===================================== ===========================
-    he        N(0, 2 / fan_in)                      U(-1, 1) / sqrt(fan_in)
-    glorot    U(-1, 1) sqrt(6 / (fan_in + fan_out)) 0
-    lecun     N(0, 1 / fan_in)                      0
-    default   U(-1, 1) / sqrt(fan_in)               U(-1, 1) / sqrt(fan_in)
-    ========= ===================================== ===========================
+    | init    | weights                               | biases                  |
+    |---------|---------------------------------------|-------------------------|
+    | he      | N(0, 2 / fan_in)                      | U(-1, 1) / sqrt(fan_in) |
+    | glorot  | U(-1, 1) sqrt(6 / (fan_in + fan_out)) | 0                       |
+    | lecun   | N(0, 1 / fan_in)                      | 0                       |
+    | default | U(-1, 1) / sqrt(fan_in)               | U(-1, 1) / sqrt(fan_in) |
 
     ``he`` is the setting of the published Backforward Propagation runs (weights of He et al., 2015, PyTorch's biases),
     ``glorot`` that of NormProp (section 4.3), ``lecun`` that of self-normalising networks (SELU), ``default`` PyTorch's

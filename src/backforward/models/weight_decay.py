@@ -15,7 +15,7 @@ def weight_decay_groups(model: nn.Module) -> list[dict[str, Any]]:
     Biases, scales, shifts (of BatchNorm and NormProp) and slopes, which have one dimension, get ``weight_decay=0``. So
     do the lengths g of torch's weight normalisation, in any shape.
 
-    Example:
+    Examples:
         >>> optimizer = torch.optim.SGD(weight_decay_groups(model), lr=0.05, weight_decay=5e-4)
     """
     lengths = {
