@@ -128,9 +128,10 @@ def stamp_of(finding: Finding) -> str:
 
 
 def draw(figure: Figure, stamp: str) -> Drawn:
-    """Draw a figure in the report's style, stamped."""
+    """Draw a figure in the report's style, with legend and stamp."""
     with style.applied():
         canvas = figure.draw()
+        style.legend(canvas)
         style.stamp(canvas, stamp)
         width, height = (round(96 * inches) for inches in canvas.get_size_inches())
         return Drawn(figure, style.encode(canvas, "svg"), style.encode(canvas, "png"), width, height)

@@ -137,7 +137,7 @@ class Effect:
 
     Attributes:
         label: Names the row, such as `lr 0.1`.
-        values: One a pair; logarithms if `ratio`.
+        values: One a pair; logarithms if `ratio`; 0 or 1 if `share`.
         ratio: Whether arms are compared by ratio; their equality is then 1, else 0.
         unit: Of the difference.
         lost: Pairs that gave no value: a run is missing, or neither run reached the level (`note` says).
@@ -148,6 +148,7 @@ class Effect:
         what: What is compared, in words, such as `epochs to the loss, BFP / SGD`.
         images: The fewest training images that a run behind it saw; None where it rests on no training.
         protocol: Whether it was measured under the paper's whole protocol, whatever the scale.
+        share: Whether the mean of the values is a share; its interval is then Wilson's.
     """
 
     label: str
@@ -161,6 +162,7 @@ class Effect:
     what: str = ""
     images: int | None = None
     protocol: bool = False
+    share: bool = False
 
     @property
     def equality(self) -> float:
@@ -174,6 +176,9 @@ class Effect:
             level: Of the interval.
             with_reach: Widen the interval by `reach` on both sides.
         """
+        if self.share:
+            found = share(round(sum(self.values)), len(self.values), level)
+            return replace(found, low=found.value, high=found.value) if self.exact else found
         if self.exact and len(self.values) == 1:
             (value,) = self.values
             return Estimate(value, value, value, 1, "exact", level, self.unit)
@@ -215,6 +220,11 @@ def paired(
         else:
             values.append(math.log(one / other) if ratio else one - other)
     return Effect(label, tuple(values), ratio, "" if ratio else unit, lost)
+
+
+def how_often(label: str, hits: int, n: int) -> Effect:
+    """How often something happened, of how many; its estimate has Wilson's interval."""
+    return Effect(label, (1.0,) * hits + (0.0,) * (n - hits), share=True)
 
 
 def told_lost(effect: Effect) -> str:

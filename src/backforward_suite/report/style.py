@@ -248,11 +248,20 @@ def encode(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
     file = io.BytesIO()
     metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     figure.savefig(file, format=kind, metadata=metadata)
-    return _numbered_ids(file.getvalue()) if kind == "svg" else file.getvalue()
+    return _canonical(file.getvalue()) if kind == "svg" else file.getvalue()
 
 
-def _numbered_ids(svg: bytes) -> bytes:
-    """Number the ids that matplotlib hashes: it hashes unrounded floats, whose last bit differs between machines."""
+def _canonical(svg: bytes) -> bytes:
+    """The same bytes although the last bit of a coordinate may differ, with the machine or with earlier figures.
+
+    Paths are rounded, and the ids that matplotlib hashes from unrounded floats are numbered.
+    """
+
+    def rounded(number: re.Match[bytes]) -> bytes:
+        # Layouts favour short fractions: without the offset many of them would lie where rounding turns.
+        return f"{float(number[0]) + 1e-5:.3f}".rstrip("0").rstrip(".").encode()
+
+    svg = re.sub(rb'(?<= d=")[^"]+', lambda path: re.sub(rb"-?\d+\.\d+", rounded, path[0]), svg)
     hashed = re.findall(rb'id="([a-z][0-9a-f]{10})"', svg)
     # A reference may come before what it refers to; the order of definitions is the same everywhere.
     numbers = {old: b"i%d" % number for number, old in enumerate(dict.fromkeys(hashed), start=1)}

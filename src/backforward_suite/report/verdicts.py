@@ -29,7 +29,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import scipy.stats
@@ -46,89 +45,49 @@ Said = tuple[State, str]  # what a row says, and why
 Ask = Callable[[float], Said]  # what it says, given a tolerance
 
 
-# --- the rules -------------------------------------------------------------------------------------------------------
+# --- judging ---------------------------------------------------------------------------------------------------------
 
 
 def judge(claim: Claim, effects: Sequence[Effect], ground: Ground) -> Verdict:
-    """Judge a claim of any rule but `share` and `curve` by the rows of a table."""
-    return {"direction": direction, "value": value, "identity": identity}[claim.rule](claim, effects, ground)
-
-
-def direction(claim: Claim, effects: Sequence[Effect], ground: Ground) -> Verdict:
-    """Judge a claim about the sign of an effect.
+    """Judge each row by the claim's rule, then all rows together, then find the tolerances for which that holds.
 
     Args:
-        claim: Its `sign` is that of ours - theirs, or of log(ours / theirs).
-        effects: All rows of the table, whichever the claim speaks of.
-        ground: What they stand on.
+        claim: Its `sign` is that of ours - theirs, or of log(ours / theirs); its `published` has a number for each
+            label of `effects` (value, identity).
+        effects: All rows of the table, including those that the claim is not about.
+        ground: The runs behind them.
     """
-    return _judged(claim, effects, ground, partial(_direction, claim))
+    rule = _RULES[claim.rule]
+    closed = {effect.label: why for effect in effects if (why := _why_open(claim, effect, ground))}
+    judged = [effect for effect in effects if _asked(claim, effect.label) and effect.label not in closed]
+    family = Family(len(judged), str(claim.arguments.get("over", "all")))
+    asks: dict[str, Ask] = {}
+    turns: list[float] = []
+    for effect in (effect for effect in effects if effect.label not in closed):
+        asks[effect.label], at = rule(claim, effect, family if effect in judged else Family(1))
+        turns += at if effect in judged else []
 
+    def row(effect: Effect, tolerance: float) -> Row:
+        ask = asks.get(effect.label)
+        state, why = ask(tolerance) if ask else ("open", closed[effect.label])
+        found = replace(effect.estimate(), unit="" if effect.ratio else effect.unit or claim.unit)
+        corrected = effect.estimate(family.equality, with_reach=True) if effect in judged and family.rows > 1 else None
+        return Row(effect.label, state, found, _remarked(why, effect), _asked(claim, effect.label), corrected)
 
-def value(claim: Claim, measured: Sequence[Effect], ground: Ground) -> Verdict:
-    """Compare numbers with published ones, row by row; only those of the paper's whole protocol are judged.
+    def together(tolerance: float) -> State:
+        states = [row(effect, tolerance).state for effect in effects if _asked(claim, effect.label)]
+        return family.together(states, complete=not _absent(claim, effects))
 
-    Args:
-        claim: Its `published` has a number for each label of `measured`.
-        measured: One a number: its values over seeds.
-        ground: What they stand on.
-    """
-    return _judged(claim, measured, ground, partial(_near, claim), any_scale=True)
-
-
-def identity(claim: Claim, measured: Sequence[Effect], ground: Ground) -> Verdict:
-    """Compare what was measured with what mathematics says.
-
-    Args:
-        claim: Its `published` has a number for each label of `measured`.
-        measured: One a number: its values over draws or seeds.
-        ground: What they stand on.
-    """
-    return _judged(claim, measured, ground, partial(_near, claim), any_scale=True)
-
-
-def curve(claim: Claim, ratios: Sequence[Effect], ground: Ground, epochs: str) -> Verdict:
-    """Judge whether runs follow a published curve.
-
-    Args:
-        claim: Its tolerance is that of the ratio.
-        ratios: By row (a learning rate), for each seed the mean over epochs of log(ours / published).
-        ground: What they stand on.
-        epochs: Over which epochs, in words.
-    """
-    return _judged(claim, ratios, ground, _follows, epochs, any_scale=True)
-
-
-def share(
-    claim: Claim, counts: Mapping[str, tuple[int, int]], ground: Ground, *, what: str = "", sampled: bool = True
-) -> Verdict:
-    """Judge how often something happens.
-
-    Args:
-        claim: Its `at_least` is the share asked for.
-        counts: By row, how often it happened, of how many.
-        ground: What they stand on.
-        what: What happens, in words.
-        sampled: Whether the cases are a sample; of hand-picked ones a share has no interval.
-    """
-    asked = float(claim.arguments["at_least"])
-    family = Family(sum(n > 0 and _asked(claim, label) for label, (_, n) in counts.items()), _over(claim))
-    rows = []
-    for label, (hits, n) in counts.items():
-        narrow = statistics.share(hits, n)
-        told = narrow if sampled or not n else replace(narrow, low=narrow.value, high=narrow.value)
-        low, high = statistics.share(hits, n, family.level("for")), statistics.share(hits, n, family.level("against"))
-        state: State = "open"
-        if low.low is not None and high.high is not None:
-            # Asked for all, no sample can prove it: then one counterexample decides, and none must be seen.
-            proved = hits == n if asked == 1 else low.low > asked
-            refuted = hits < n if asked == 1 else high.high < asked
-            state = "for" if proved else "against" if refuted else "open"
-        words = {"for": "over", "against": "under", "open": "not told apart from"}[state]
-        seen = f"{hits} of {n}, " if not sampled else ""
-        why = f"{seen}{words} the share asked for, {asked:.0%}" if n else NOTHING
-        rows.append(Row(label, state, told, why, _asked(claim, label)))
-    return _together(claim, rows, ground, family, what, family.told() if sampled and asked < 1 else "", any_scale=True)
+    tolerance = claim.tolerance or 0.0
+    rows = [row(effect, tolerance) for effect in effects]
+    by_level = any(len(effect.values) > 1 for effect in judged) and claim.arguments.get("at_least") != 1
+    verdict = _together(claim, rows, ground, family, _head(claim, effects), family.told() if by_level else "")
+    if not judged or verdict.kind == "not run" or claim.tolerance is None:
+        return verdict
+    low, high = _holds(together, tolerance, turns)
+    if verdict.kind == "inconclusive" and (low, high) == (0.0, math.inf):
+        return verdict
+    return replace(verdict, holds=_range(claim, low, high, any(effect.ratio for effect in effects)))
 
 
 def not_run(claim: Claim, scale: str, missing: Sequence[str] = ()) -> Verdict:
@@ -136,11 +95,6 @@ def not_run(claim: Claim, scale: str, missing: Sequence[str] = ()) -> Verdict:
     lacking = f"missing: {some(missing)}; " if missing else ""
     why = f"{lacking}run `make reproduce ONLY={claim.experiment} SCALE={scale}`"
     return Verdict(claim, "not run", "nothing", why)
-
-
-def too_short(claim: Claim, ground: Ground, ours: str, seen: int) -> Verdict:
-    """Say that runs ended before the paper's first data point."""
-    return _grounded(claim, "open", ours, _seen_too_little(claim, seen), (), ground, any_scale=True)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -168,9 +122,6 @@ class _Read:
         """All ends of intervals, at which a verdict may turn."""
         return [end for each in (self.support, self.counter, self.equal) for end in (each.low, each.high)
                 if end is not None]  # fmt: skip
-
-
-Rule = Callable[[Effect, Family], tuple[Ask, list[float]]]  # what a row says, and at which tolerances it may turn
 
 
 def _direction(claim: Claim, effect: Effect, family: Family) -> tuple[Ask, list[float]]:
@@ -236,7 +187,7 @@ def _near(claim: Claim, effect: Effect, family: Family) -> tuple[Ask, list[float
     return says, [max(least - end, end - most, 0.0) / unit for end in ends if unit]
 
 
-def _follows(effect: Effect, family: Family) -> tuple[Ask, list[float]]:
+def _follows(_: Claim, effect: Effect, family: Family) -> tuple[Ask, list[float]]:
     found = effect.estimate(family.equality)
 
     def says(tolerance: float) -> Said:
@@ -249,6 +200,28 @@ def _follows(effect: Effect, family: Family) -> tuple[Ask, list[float]]:
         return "open", f"may or may not follow it, our own seeds differ by a factor of {math.exp(spread):.2f}"
 
     return says, [math.expm1(abs(math.log(end))) for end in (found.low, found.high) if end]
+
+
+def _often(claim: Claim, effect: Effect, family: Family) -> tuple[Ask, list[float]]:
+    asked, hits, n = float(claim.arguments["at_least"]), round(sum(effect.values)), len(effect.values)
+    if asked == 1:  # no sample can prove it, and one counterexample refutes it
+        state: State = "for" if hits == n else "against"
+    else:
+        support, counter = effect.estimate(family.level("for")), effect.estimate(family.level("against"))
+        state = "for" if _beyond(support, asked, 1) else "against" if _beyond(counter, asked, -1) else "open"
+    words = {"for": "over", "against": "under", "open": "not told apart from"}[state]
+    seen = f"{hits} of {n}, " if effect.exact else ""
+    return lambda _: (state, f"{seen}{words} the share asked for, {asked:.0%}"), []
+
+
+Rule = Callable[[Claim, Effect, Family], tuple[Ask, list[float]]]  # what a row says; the tolerances where it may turn
+_RULES: Mapping[str, Rule] = {
+    "direction": _direction,
+    "value": _near,
+    "identity": _near,
+    "share": _often,
+    "curve": _follows,
+}
 
 
 def _like_another_seed(effect: Effect) -> bool:
@@ -282,63 +255,19 @@ def _asked(claim: Claim, label: str) -> bool:
     return wanted is None or label in wanted
 
 
-def _over(claim: Claim) -> str:
-    return str(claim.arguments.get("over", "all"))
-
-
-def _judged(
-    claim: Claim, effects: Sequence[Effect], ground: Ground, rule: Rule, note: str = "", any_scale: bool = False
-) -> Verdict:
-    """Judge each row, and all of them together; then look for which tolerances that is so."""
-    assert claim.tolerance is not None, f"{claim.id} was read with one"
-    closed = {effect.label: why for effect in effects if (why := _why_open(claim, effect, ground))}
-    judged = [effect for effect in effects if _asked(claim, effect.label) and effect.label not in closed]
-    family = Family(len(judged), _over(claim))
-    asks: dict[str, Ask] = {}
-    turns: list[float] = []
-    for effect in (effect for effect in effects if effect.label not in closed):
-        asks[effect.label], at = rule(effect, family if effect in judged else Family(1))
-        turns += at if effect in judged else []
-
-    def row(effect: Effect, tolerance: float) -> Row:
-        ask = asks.get(effect.label)
-        state, why = ask(tolerance) if ask else ("open", closed[effect.label])
-        found = replace(effect.estimate(), unit="" if effect.ratio else effect.unit or claim.unit)
-        corrected = effect.estimate(family.equality, with_reach=True) if effect in judged and family.rows > 1 else None
-        return Row(effect.label, state, found, _remarked(why, effect), _asked(claim, effect.label), corrected)
-
-    def together(tolerance: float) -> State:
-        states = [row(effect, tolerance).state for effect in effects if _asked(claim, effect.label)]
-        return family.together(states, complete=not _absent(claim, effects))
-
-    rows = [row(effect, claim.tolerance) for effect in effects]
-    sampled = any(len(effect.values) > 1 for effect in judged)
-    notes = "; ".join(filter(None, [note, family.told() if sampled else ""]))
-    verdict = _together(claim, rows, ground, family, _head(claim, effects), notes, any_scale)
-    if not judged or verdict.kind == "not run":
-        return verdict
-    low, high = _holds(together, claim.tolerance, turns)
-    if verdict.kind == "inconclusive" and (low, high) == (0.0, math.inf):
-        return verdict
-    return replace(verdict, holds=_range(claim, low, high, any(effect.ratio for effect in effects)))
-
-
 def _why_open(claim: Claim, effect: Effect, ground: Ground) -> str:
     """Why a row cannot be judged whatever its number is; empty where it can."""
     if not effect.values:
         return effect.note or NOTHING
-    if len(effect.values) == 1 and not effect.exact:
+    if len(effect.values) == 1 and not (effect.exact or effect.share):
         return "one pair of runs: no interval" if claim.rule == "direction" else "one run: no interval"
     if effect.images is not None and effect.images < claim.least_images:
-        return _seen_too_little(claim, effect.images)
+        first = f"the paper's first data point ({claim.least_images:,})"
+        return f"its runs saw {effect.images:,} images, fewer than at {first}"
     wants_protocol = claim.rule == "value" or claim.arguments.get("protocol")
     if wants_protocol and ground.scale != "paper" and not effect.protocol:
         return "not run under the paper's whole protocol, which a published number is compared at"
     return ""
-
-
-def _seen_too_little(claim: Claim, seen: int) -> str:
-    return f"its runs saw {seen:,} images, fewer than at the paper's first data point ({claim.least_images:,})"
 
 
 def _absent(claim: Claim, rows: Sequence[Effect] | Sequence[Row]) -> list[str]:
@@ -352,9 +281,7 @@ def _remarked(why: str, effect: Effect) -> str:
     return "; ".join(filter(None, [why, note, statistics.told_lost(effect)]))
 
 
-def _together(
-    claim: Claim, rows: Sequence[Row], ground: Ground, family: Family, head: str, notes: str, any_scale: bool = False
-) -> Verdict:
+def _together(claim: Claim, rows: Sequence[Row], ground: Ground, family: Family, head: str, level: str) -> Verdict:
     """What all rows say together, as far as the ground allows."""
     asked, absent = [row for row in rows if row.judged], _absent(claim, rows)
     ground = replace(ground, missing=(*ground.missing, *absent))
@@ -362,7 +289,7 @@ def _together(
     if not ground.runs or not any(row.estimate.value is not None or row.why != NOTHING for row in asked):
         return or_stand_in(not_run(claim, ground.scale, ground.missing), ground)
     state = family.together([row.state for row in asked], complete=not absent)
-    reasons = [_reasons(asked), notes]
+    reasons = [_reasons(asked), level]
     if ground.awaited:
         state = "open"
         reasons.insert(0, f"open until all is run that was planned; not done: {some(ground.awaited)}")
@@ -371,24 +298,17 @@ def _together(
     if ground.missing:
         reasons.append(f"missing: {some(ground.missing)}")
     ours = ": ".join(filter(None, [head, _listed(asked)]))
-    return _grounded(claim, state, ours, "; ".join(filter(None, reasons)), tuple(rows), ground, any_scale)
-
-
-def _grounded(
-    claim: Claim, state: State, ours: str, why: str, rows: tuple[Row, ...], ground: Ground, any_scale: bool
-) -> Verdict:
-    """The verdict that this ground allows."""
-    kind = _KINDS[state]
+    why, kind = "; ".join(filter(None, reasons)), _KINDS[state]
     if ground.scale == "smoke":
         would = "" if kind == "inconclusive" else f" (it points to {kind})"
         kind, why = "inconclusive", f"smoke scale shows that it runs, no more{would}; {why}"
-    elif ground.scale != "paper" and not any_scale and kind != "inconclusive":
+    elif ground.scale != "paper" and claim.rule == "direction" and kind != "inconclusive":
         why = f"{why}; of the direction only, at {ground.scale} scale"
     other = ground.stands_in(claim)
     if other:
         why = f"on {other} in place of {' and '.join(claim.data)} it would be {kind}: {why}"
         kind = "stand-in data"
-    return Verdict(claim, kind, ours, why, rows)
+    return Verdict(claim, kind, ours, why, tuple(rows))
 
 
 def or_stand_in(verdict: Verdict, ground: Ground) -> Verdict:

@@ -15,7 +15,7 @@ from tests.helpers.synthetic import curve, write_run, write_sweep
 from backforward_suite.report import experiments, statistics, style
 from backforward_suite.report.claims import claims_of, published_runs
 from backforward_suite.report.experiments import _measures as measures
-from backforward_suite.report.experiments.bfp_learning_rates import STOPS, best_accuracy
+from backforward_suite.report.experiments.bfp_learning_rates import LOGGED, STOPS, best_accuracy
 from backforward_suite.report.finding import Finding, Verdict
 from backforward_suite.report.reading import Run, read_runs
 
@@ -306,14 +306,14 @@ def test_the_best_accuracy_is_taken_over_the_epochs_at_which_the_published_run_w
     write_run(tmp_path, "x", losses=[0.1] * 280, metrics={"accuracy/validation": accuracies})
     (run,) = read_runs(tmp_path)
     assert published_runs().query("arm == 'sgd' and lr == 0.5").epoch.max() == 275
-    assert best_accuracy(run, "sgd", 0.5) == pytest.approx(92.75)
+    assert best_accuracy(run, stop=275) == pytest.approx(92.75)
 
 
 def test_the_published_runs_stop_where_their_curves_end_but_for_one() -> None:
     """The curves beside the package end SGD at lr 0.005 early; its run went on to epoch 1,000."""
     ends = published_runs().groupby(["lr", "arm"]).epoch.max()
     for (lr, arm), last in ends.items():
-        assert STOPS[lr][arm] == (1000 if (lr, arm) == (0.005, "sgd") else last)
+        assert dict(zip(LOGGED, STOPS[lr], strict=True))[arm] == (1000 if (lr, arm) == (0.005, "sgd") else last)
 
 
 def test_runs_on_fewer_images_are_not_held_against_the_published_curves(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from tests.helpers.study_runs import write_parts, write_rates, write_to_loss, wr
 
 from backforward_suite.report import experiments
 from backforward_suite.report.claims import claims_of
-from backforward_suite.report.experiments.bfp_rates import best
+from backforward_suite.report.experiments.bfp_shift import best
 from backforward_suite.report.finding import Finding
 from backforward_suite.report.reading import read_runs
 

@@ -1,0 +1,615 @@
+"""NormProp 4.2-5.6: what training and its cost show, beside BatchNorm and no norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+
+import matplotlib.figure
+import pandas as pd
+
+from backforward_suite.report import statistics, style
+from backforward_suite.report.claims import claims_of
+from backforward_suite.report.experiments._experiment import (
+    Cell,
+    Compare,
+    Data,
+    Drawing,
+    Effects,
+    Experiment,
+    Part,
+    Sample,
+    layout,
+    limits,
+    setting,
+    table,
+)
+from backforward_suite.report.experiments._figures import (
+    Axes,
+    by_lr,
+    curves,
+    forest,
+    panels,
+    pointwise,
+    reached,
+    rows_of,
+)
+from backforward_suite.report.experiments._measures import (
+    GAP,
+    LARGEST,
+    PERCENT,
+    TEST,
+    VALIDATION,
+    Measure,
+    curve_of,
+    images,
+    settled,
+)
+from backforward_suite.report.finding import Table
+from backforward_suite.report.reading import Run
+from backforward_suite.report.statistics import Effect, how_often
+
+DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "mnist": "MNIST"}
+FACTORS = {"none": "no factor", "paper": "J = 1.21, as printed", "exact": "exact J"}
+ACTIVATIONS = {"relu": "ReLU", "prelu": "PReLU", "tanh": "Tanh", "sigmoid": "Sigmoid", "elu": "ELU"}
+
+
+def _whole(run: Run) -> bool:
+    """Whether a run has the images, epochs, width and validation set (the test set) of the paper's figures."""
+    whole = run.result.get("data", {}).get("train") == 45_000 and run.setting("max_epochs") >= 50
+    return bool(whole and run.setting("model.width") == 1 and run.setting("data.protocol") == "paper")
+
+
+# --- 4.2-4.4: one change at a time from the paper's recipe -----------------------------------------------------------
+
+RECIPE: Mapping[str, object] = {
+    "batch_size": 50,
+    "lr": 0.05,
+    "weight_decay": 5e-4,
+    "model.dropout": 0.0,
+    "data.shuffle": True,
+    "schedule": "halve",
+}
+CHANGES: Mapping[str, str] = {
+    "weight_decay": "weight decay {:g}",
+    "model.dropout": "dropout {}",
+    "data.shuffle": "not shuffled",
+    "schedule": "{} lr",
+}
+
+
+def _changed(run: Run) -> list[str]:
+    """The keys in which a run differs from the recipe."""
+    return [key for key, usual in RECIPE.items() if setting(run, key) not in (usual, None)]
+
+
+def _change(run: Run) -> str | None:
+    """What a run changes of the recipe, in words; None if it changes several things, or batch size or rate."""
+    keys = _changed(run)
+    if not keys:
+        return "the recipe"
+    if len(keys) > 1 or keys[0] not in CHANGES:
+        return None
+    value = setting(run, keys[0])
+    return "no weight decay" if keys == ["weight_decay"] and not value else CHANGES[keys[0]].format(value)
+
+
+def _batch_and_lr(run: Run) -> str | None:
+    """Such as `batch 100, lr 0.08`, for a run that otherwise follows the recipe."""
+    if set(_changed(run)) - {"batch_size", "lr"}:
+        return None
+    return f"batch {run.setting('batch_size')}, lr {run.setting('lr'):g}"
+
+
+def _rate_by_batch(cells: Sequence[Cell]) -> list[Effect]:
+    """At each larger batch, what a larger learning rate gains there less what it gains at the recipe's batch.
+
+    A larger rate that is better at every batch size says nothing of the batch.
+    """
+    found = {
+        (runs[0].setting("batch_size"), runs[0].setting("lr")): statistics.by_seed(runs, TEST.read)
+        for cell in cells
+        for runs in cell.arms.values()
+    }
+    small, low = RECIPE["batch_size"], RECIPE["lr"]
+    gains = {
+        at: _less(scores, found[at[0], low]) for at, scores in found.items() if (at[0], low) in found and at[1] != low
+    }
+    return [
+        statistics.paired(gain, gains[small, lr], f"lr {lr:g} - {low:g}, batch {size} - {small}", unit="points")
+        for (size, lr), gain in gains.items()
+        if size != small and (small, lr) in gains
+    ]
+
+
+def _less(
+    ours: Mapping[Hashable, float | None], theirs: Mapping[Hashable, float | None]
+) -> dict[Hashable, float | None]:
+    """Ours - theirs, by seed."""
+    return {
+        seed: None if one is None or (other := theirs.get(seed)) is None else one - other for seed, one in ours.items()
+    }
+
+
+def _normprop(run: Run) -> bool:
+    return run.choice("norm") in ("prop", "")
+
+
+# --- 5.1, Fig. 1: normalisation of the input; 5.4, Fig. 4: batch size ------------------------------------------------
+
+
+def _best_accuracy(run: Run) -> float | None:
+    """The highest validation accuracy of all epochs, percent."""
+    curve = curve_of(run, "accuracy/validation")
+    return 100 * float(curve.max()) if len(curve) else None
+
+
+def _mark_best(panel: Axes, cell: Cell) -> None:
+    """The published best, in the panel that it belongs to."""
+    if cell.row["batch_size"] == 50:
+        number = claims_of("np_data_norm")["best"].number("batch 50, mini-batch")
+        style.mark_published(panel, number, f"published: {number:g} %")
+
+
+def _neighbours(cells: Sequence[Cell]) -> list[Effect]:
+    """Each batch size against the next larger one."""
+    return [
+        TEST.compare(cell.arms[small], cell.arms[large], f"{small} - {large}")
+        for cell in cells
+        for small, large in pairwise(sorted(cell.arms, key=int))
+    ]
+
+
+BEST = Measure("best validation accuracy, %", _best_accuracy, points="points", bounds=PERCENT)
+
+# --- 5.2, Fig. 2: the mean input of a hidden unit of each layer ------------------------------------------------------
+
+UNIT, ALL = "input/unit_mean", "input/mean_distance"
+WITHIN = 0.05  # settled: a quarter of the published distance under NormProp
+
+
+def _inputs(run: Run, measure: str = UNIT) -> pd.DataFrame:
+    """A measure by epoch (index) and hidden layer (columns), from the first epoch on; the first layer sees the data."""
+    frame = run.diagnostics
+    rows = frame[(frame["measure"] == measure) & (frame["epoch"] > 0)].drop_duplicates(["epoch", "layer"], keep="last")
+    return rows.pivot(index="epoch", columns="layer", values="value")[list(dict.fromkeys(rows["layer"]))[1:]]
+
+
+def _mean(units: pd.DataFrame) -> float | None:
+    mean = float(units.to_numpy().mean()) if units.size else math.nan
+    return mean if math.isfinite(mean) else None  # a diverged run's inputs are no numbers
+
+
+def _movement(run: Run) -> float | None:
+    """How far one unit's mean input moves from epoch to epoch, mean over the lower half of the hidden layers."""
+    units = _inputs(run)
+    return _mean(units[list(units)[: max(1, units.shape[1] // 2)]].diff().iloc[1:].abs())
+
+
+def _settling(run: Run) -> float | None:
+    """Mean over hidden layers of the epoch from which a unit's mean input stays near its last value."""
+    units = _inputs(run)
+    epochs = [epoch for layer in units if (epoch := settled(units[layer], WITHIN)) is not None]
+    return sum(epochs) / len(epochs) if epochs else None
+
+
+def _draw_units(data: Data) -> matplotlib.figure.Figure:
+    """Fig. 2: one unit of each layer, the first seed of each arm."""
+    there = {arm: _inputs(runs[0]) for cell in data.cells for arm, runs in cell.arms.items()}
+    figure, axes = panels(len(there), "mean input of one unit")
+    looks = style.sequence(list(dict.fromkeys(layer for units in there.values() for layer in units)))
+    for panel, (arm, units) in zip(axes, there.items(), strict=True):
+        for layer in units:
+            of = replace(looks[layer], label=layer.removeprefix("model.").removesuffix(".conv"))
+            style.band(panel, of, pd.DataFrame(dict.fromkeys(("value", "low", "high"), units[layer])), markers=6)
+        panel.axhline(0, color="0.35", linewidth=0.8)
+        panel.set_title(style.look(arm).label)
+        style.epochs(panel)
+    return figure
+
+
+def _draw_distance(data: Data) -> matplotlib.figure.Figure:
+    """Distance from zero over all units, epoch by epoch."""
+    figure, (panel,) = panels(1, "|mean input|")
+    for cell in data.cells:
+        for arm, runs in cell.arms.items():
+            style.band(panel, style.look(arm), pointwise([_inputs(run, ALL).mean(axis="columns") for run in runs]))
+    style.epochs(panel)
+    style.log_ticks(panel)
+    return figure
+
+
+DISTANCE = Measure("distance of a unit's mean input from zero", lambda run: _mean(_inputs(run).abs()))
+ALL_UNITS = Measure("the same over all units", lambda run: _mean(_inputs(run, ALL)))
+MOVEMENT = Measure("movement of a unit's mean input from epoch to epoch, lower layers", _movement, ratio=True)
+SETTLING = Measure("epochs until a unit's mean input settles", _settling, points="epochs")
+
+# --- 5.3, Fig. 3: validation accuracy epoch by epoch -----------------------------------------------------------------
+
+POINT = 1.0  # converged once validation accuracy stays this near to where it ends
+
+
+def _accuracy(run: Run) -> tuple[pd.Series[float], int]:
+    """Validation accuracy, percent, and how many epochs are the first quarter, two at least."""
+    curve = 100 * curve_of(run, "accuracy/validation")
+    return curve, max(2, math.ceil(len(curve) / 4))
+
+
+def _early(run: Run) -> float | None:
+    """Mean validation accuracy over the first quarter of the epochs."""
+    curve, quarter = _accuracy(run)
+    return float(curve.iloc[:quarter].mean()) if len(curve) else None
+
+
+def _unrest(run: Run) -> float | None:
+    """Mean distance of validation accuracy from halfway between its neighbours, after the first quarter; points.
+
+    Steady progress, however fast, does not count.
+    """
+    curve, quarter = _accuracy(run)
+    late = (curve - (curve.shift(1) + curve.shift(-1)) / 2).abs().iloc[quarter:].dropna()
+    return float(late.mean()) if len(late) else None
+
+
+def _diverging(cells: Sequence[Cell]) -> list[Effect]:
+    """How many of the networks without norm diverge at NormProp's learning rate."""
+    plain = [run for cell in cells for run in cell.arms.get("none", []) if math.isclose(run.setting("lr"), 0.05)]
+    gone = sum(run.status == "diverged" for run in plain)
+    note = f"{gone} of {len(plain)} seeds diverge"
+    return [replace(how_often("lr 0.05", gone, len(plain)), note=note, images=images(plain))] if plain else []
+
+
+EARLY = Measure("validation accuracy in the first quarter of the epochs, %", _early, points="points", bounds=PERCENT)
+UNREST = Measure("validation accuracy off its trend, points", _unrest, ratio=True)
+CONVERGED = Measure("epochs until converged", lambda run: settled(_accuracy(run)[0], POINT))
+
+# --- 5.5, Table 1: test errors ---------------------------------------------------------------------------------------
+
+TABLE = claims_of("np_table")
+PUBLISHED = {name: claim.number(name) for word, claim in TABLE.items() if word.startswith("errors")
+             for name in claim.published}  # fmt: skip
+TABLE_EPOCHS = {"cifar10": 200, "cifar100": 200, "svhn": 25}
+
+
+def _data_set(run: Run) -> str:
+    """The row of Table 1."""
+    return DATA.get(run.data, run.data) + (" flipped" if run.setting("data.augment") == "flip" else "")
+
+
+def _test_error(run: Run) -> float | None:
+    """Percent of the test set that a run gets wrong; a diverged one guesses."""
+    accuracy = run.final("accuracy/test")
+    return None if accuracy is None else 100 * (1 - accuracy)
+
+
+def _whole_table(run: Run) -> bool:
+    """Whether a run has the table's images, epochs and width."""
+    train, epochs = run.result.get("data", {}).get("train") or 0, run.setting("max_epochs")
+    return bool(train >= 45_000 and epochs >= TABLE_EPOCHS.get(run.data, 200) and run.setting("model.width") == 1)
+
+
+def _below_listed(cells: Sequence[Cell]) -> list[Effect]:
+    """NormProp's test error less the least that Table 1 lists of other methods on that data set."""
+    rows, claim = [], TABLE["beats_listed"]
+    for cell in cells:
+        listed = [claim.number(name) for name in claim.published if name.startswith(f"{cell.label}, ")]
+        runs = cell.arms.get("prop", [])
+        found = ERROR.sample(runs, cell.label)
+        if listed and found.values:
+            values = tuple(value - min(listed) for value in found.values)
+            rows.append(replace(found, values=values, lost=0, unit="points", protocol=all(map(_whole_table, runs))))
+    return rows
+
+
+ERROR = Measure("test error, %", _test_error, points="points", bounds=PERCENT)
+
+# --- 5.6: time -------------------------------------------------------------------------------------------------------
+
+RATIOS = (("prop", "batch"), ("prop", "none"), ("batch", "none"))
+STEP = "time/step_ms"
+
+
+def _network(run: Run) -> str:
+    width = run.setting("model.width")
+    return (f"width {width:g}, " if width else "") + f"batch {run.setting('batch_size')}"
+
+
+def _times(run: Run, norm: str) -> pd.Series[float]:
+    """Milliseconds of a step by round: in each round every norm has its turn on the same machine."""
+    rows = run.study[run.study["norm"] == norm]
+    return rows.set_index("round")[STEP].astype("float64")
+
+
+def _ratios(run: Run) -> list[Effect]:
+    """Times of a step, round by round."""
+    whole = run.setting("model.width") == 1 and run.setting("batch_size") == 50
+    return [
+        replace(
+            statistics.paired(
+                dict(_times(run, ours)), dict(_times(run, theirs)),
+                f"{style.look(ours).label} / {style.look(theirs).label}", ratio=True,
+            ),
+            protocol=whole,
+        )
+        for ours, theirs in RATIOS
+    ]  # fmt: skip
+
+
+def _timed(cells: Sequence[Cell]) -> list[Run]:
+    """What was timed, the network nearest to the paper's first."""
+    runs = [run for cell in cells for members in cell.arms.values() for run in members]
+    return sorted(
+        runs, key=lambda run: (-float(run.setting("model.width") or 0), abs(run.setting("batch_size", 0) - 50))
+    )
+
+
+def _steps(cells: Sequence[Cell]) -> list[Table]:
+    rows = [
+        {"network": _network(run), "hardware": run.hardware}
+        | {f"{style.look(norm).label}, ms": f"{_times(run, norm).median():.1f}" for norm in ("none", "batch", "prop")}
+        | {effect.label: effect.estimate() for effect in _ratios(run)}
+        | {"rounds": len(_times(run, "prop"))}
+        for run in _timed(cells)
+    ]
+    note = (
+        "Median time of a training step; ratios are geometric means over rounds with 95 % intervals. An epoch is the "
+        "same number of steps for each norm, so that its ratio is the step's."
+    )
+    return [table("Time of a training step", rows, note)]
+
+
+def _draw_times(data: Data) -> matplotlib.figure.Figure:
+    effects = [replace(effect, label=f"{effect.label}, {_network(run)}")
+               for run in _timed(data.cells) for effect in _ratios(run)]  # fmt: skip
+    figure, axes = style.canvas(panel=(3.4, 0.8 + 0.3 * len(effects)))
+    looks = [style.look(ours) for ours, _ in RATIOS] * (len(effects) // len(RATIOS))
+    style.forest(axes[0, 0], rows_of(effects), looks, zero=1.0, form="{:.3f}")
+    if (claim := data.claims[0]) is not None:
+        style.published(axes[0, 0], style.look("prop"), [claim.number(name) for name in claim.published], [0.25])
+    axes[0, 0].set_xlabel("ratio of times")
+    return figure
+
+
+ACCURACY = partial(curves, "accuracy/validation", "validation accuracy, %", times=100)
+EXPERIMENTS = (
+    Experiment(
+        "np_jacobian",
+        "Does the Jacobian factor allow larger learning rates without diverging, and does NormProp work without it?",
+        Part(
+            layout("norm.jacobian_factor"),
+            Compare(LARGEST, lambda arm: arm in ("paper", "exact"), "none", "larger_lr"),
+            title="The largest learning rate that trains, against that without the factor",
+            names=FACTORS,
+            tables=partial(limits, names=FACTORS),
+            drawings=(
+                Drawing(
+                    "lr",
+                    "Where training still works, with and without the factor",
+                    "Above: validation accuracy after the last epoch, median over seeds with their whole range; a "
+                    "diverged run counts as a guess. Below: share of seeds that train (end below the loss of a guess), "
+                    "with its 95 % interval.",
+                    by_lr(VALIDATION),
+                ),
+            ),
+        ),
+        Part(
+            layout("norm.jacobian_factor", chosen="lr"),
+            Compare(TEST, ("none",), "exact", "works_without"),
+            title="Without the factor against with it, each at its best learning rate",
+            names=FACTORS,
+            means=(VALIDATION, TEST),
+        ),
+    ),
+    Experiment(
+        "np_recipe",
+        "Which parts of NormProp's recipe matter: weight decay, no dropout, shuffling, halving, lr by batch size?",
+        Part(
+            layout(_change, where=_normprop),
+            Compare(TEST, lambda _: True, "the recipe", "weight_decay dropout shuffling halving"),
+            title="Each change against the recipe",
+            note="Under 0: the change harms, so that what the recipe has in its place helps.",
+            means=(VALIDATION, TEST),
+            drawings=(
+                Drawing(
+                    "changes",
+                    "What each change does to test accuracy",
+                    "Difference to the recipe (batch 50, lr .05 halved, weight decay 5e-4, no dropout, shuffled) at "
+                    "the same seed, with 95 % intervals. Right of zero: the change helps.",
+                    forest("test accuracy, change - recipe, points"),
+                ),
+            ),
+        ),
+        Part(
+            layout(_change, where=lambda run: run.choice("norm") == "batch"),
+            Compare(TEST, lambda arm: arm.startswith("dropout"), "the recipe", "dropout_batchnorm"),
+            title="Dropout under BatchNorm, against the recipe",
+            means=(TEST,),
+        ),
+        Part(
+            layout(_batch_and_lr, where=_normprop),
+            Effects(
+                "points of test accuracy that a larger rate gains, larger - smaller batch", _rate_by_batch, "batch_lr"
+            ),
+            title="What a larger learning rate gains at the larger batch less at the smaller",
+            means=(VALIDATION, TEST),
+        ),
+    ),
+    Experiment(
+        "np_activations",
+        "Does NormProp help with PReLU, Tanh and Sigmoid as it does with ReLU?",
+        Part(
+            layout("norm", {"model.activation": ACTIVATIONS}, chosen="lr"),
+            Compare(TEST, "prop", "none", "trains"),
+            Compare(TEST, "prop", "batch"),
+            title="NormProp against no norm, by activation",
+            note="ReLU and ELU, of which the paper's section says nothing, stand beside.",
+            means=(VALIDATION, TEST),
+            drawings=(
+                Drawing(
+                    "accuracy",
+                    "Test accuracy by activation",
+                    "Means over seeds with 95 % intervals; a diverged run counts as a guess.",
+                    reached(TEST),
+                ),
+            ),
+        ),
+    ),
+    Experiment(
+        "np_data_norm",
+        "Does it matter whether the network's input is normalised by the whole training set or by the mini-batch?",
+        Part(
+            layout("data_norm", {"batch_size": "batch {}"}),
+            Compare(VALIDATION, "batch", "global", "unaffected"),
+            Compare(BEST, "batch", "global"),
+            Compare(GAP, "batch", "global", "regularises"),
+            Sample(BEST, ("batch",), "best", _whole),
+            title="Mini-batch against whole set",
+            names={"batch": "mini-batch", "global": "whole training set"},
+            means=(VALIDATION, BEST, GAP),
+            drawings=(
+                Drawing(
+                    "curves",
+                    "Validation accuracy by epoch, by normalisation of the input",
+                    "The paper's Fig. 1: mean over seeds, bands are 95 % intervals. Horizontal line: the paper's best.",
+                    ACCURACY(beside=_mark_best),
+                ),
+            ),
+        ),
+    ),
+    Experiment(
+        "np_shift",
+        "Do the inputs of hidden units stay nearer to zero, and settle earlier, under NormProp than under BatchNorm?",
+        Part(
+            layout("norm", where=lambda run: len(run.diagnostics) > 0),
+            Compare(DISTANCE, "prop", "batch", "distance"),
+            Compare(MOVEMENT, "prop", "batch", "steadier_below"),
+            Compare(SETTLING, "prop", "batch", "settles"),
+            Compare(DISTANCE, "prop", "none", "no_norm"),
+            Sample(DISTANCE, (), "distance_value no_norm_value", _whole),
+            title="NormProp against BatchNorm, and against no norm at lr 1e-4",
+            note="Means over hidden layers and epochs. Settled: from when on the unit's mean input stays within "
+            f"{WITHIN:g} of its last value, mean over layers.",
+            means=(DISTANCE, ALL_UNITS, MOVEMENT, SETTLING),
+            drawings=(
+                Drawing(
+                    "units",
+                    "Mean input of one unit of each hidden layer",
+                    "The paper's Fig. 2: the mean over the validation set of the input to one unit, drawn at random "
+                    "once, in each hidden layer; the first seed of each arm. The vertical scales differ.",
+                    _draw_units,
+                ),
+                Drawing(
+                    "distance",
+                    "Distance of mean inputs from zero, all units",
+                    "Mean over the units of all hidden layers of the absolute mean input; bands are 95 % intervals "
+                    "over seeds.",
+                    _draw_distance,
+                ),
+            ),
+        ),
+        diagnostics=(UNIT, ALL),
+    ),
+    Experiment(
+        "np_stability",
+        "Does NormProp converge faster and more steadily than BatchNorm, each at its best learning rate?",
+        Part(
+            layout("norm", {"data": {name: DATA[name] for name in ("cifar10", "cifar100", "svhn")}}, chosen="lr"),
+            Compare(EARLY, "prop", "batch", "higher_early"),
+            Compare(UNREST, "prop", "batch", "steadier other_sets"),
+            Sample(CONVERGED, ("prop",), "converges", _whole),
+            title="NormProp against BatchNorm",
+            note="Off its trend: mean distance of an epoch's validation accuracy from halfway between the epochs "
+            f"before and after, after the first quarter. Converged: from when on it stays within {POINT:g} point of "
+            "its last value.",
+            means=(EARLY, VALIDATION, UNREST, CONVERGED),
+            drawings=(
+                Drawing(
+                    "curves",
+                    "Validation accuracy by epoch",
+                    "The paper's Fig. 3: mean over seeds, bands are 95 % intervals; each norm at the learning rate of "
+                    "its highest last validation accuracy.",
+                    ACCURACY(),
+                ),
+            ),
+        ),
+        Part(layout("norm"), Effects("share of seeds that diverge", _diverging, "diverges")),
+    ),
+    Experiment(
+        "np_batch_size",
+        "Does NormProp train with batches of one, is it unaffected by the batch size, and do smaller ones do better?",
+        Part(
+            layout("batch_size", chosen="lr"),
+            Compare(TEST, "1", "50", "batch_one"),
+            Effects("test accuracy, points, smaller batch - larger batch", _neighbours, "unaffected smaller_better"),
+            title="Smaller against larger batches",
+            names={size: f"batch {size}" for size in ("1", "50", "100", "250")},
+            means=(VALIDATION, TEST),
+            drawings=(
+                Drawing(
+                    "curves",
+                    "Validation accuracy by epoch, by batch size",
+                    "The paper's Fig. 4: mean over seeds, bands are 95 % intervals; each batch size at the learning "
+                    "rate of its highest last validation accuracy. With batches of one the input is normalised by the "
+                    "statistics of the training set, else by those of the mini-batch.",
+                    ACCURACY(),
+                ),
+            ),
+        ),
+    ),
+    Experiment(
+        "np_table",
+        "Is NormProp's test error below BatchNorm's on the data sets of Table 1, and on MNIST?",
+        Part(
+            layout("norm", {"data": _data_set}, chosen="lr"),
+            Compare(ERROR, "prop", "batch", "below_batchnorm competitive"),
+            Effects(
+                "test error, points, NormProp - the least of the other methods listed", _below_listed, "beats_listed"
+            ),
+            Sample(ERROR, ("prop", "batch"), "errors_cifar10 errors_cifar100 errors_svhn", _whole_table),
+            title="NormProp against BatchNorm",
+            note="Under 0: NormProp is better.",
+            means=(ERROR,),
+            drawings=(
+                Drawing(
+                    "errors",
+                    "Test errors beside those of Table 1",
+                    "Filled: ours with 95 % intervals over seeds; hollow markers: published, on all images, at full "
+                    "width.",
+                    reached(ERROR, published=PUBLISHED),
+                ),
+                Drawing(
+                    "differences",
+                    "NormProp's test error less BatchNorm's",
+                    "95 % intervals. Left of zero NormProp is better; hollow markers: published.",
+                    forest("test error, NormProp - BatchNorm, points"),
+                ),
+            ),
+        ),
+    ),
+    Experiment(
+        "np_speed",
+        "What does an epoch cost under NormProp, against BatchNorm and no normalisation?",
+        Part(
+            layout(_network, where=lambda run: {"norm", "round", STEP} <= set(run.study)),
+            Effects(
+                "time of a training step",
+                lambda cells: [effect for run in _timed(cells)[:1] for effect in _ratios(run)],
+                "epoch_time",
+            ),
+            title="On the network nearest to the paper's",
+            tables=_steps,
+            drawings=(
+                Drawing(
+                    "ratios",
+                    "Time of a training step: ratios within a round",
+                    "Geometric means over interleaved rounds on one machine, 95 % intervals; left of 1 the first is "
+                    "faster. Hollow marker: published (84 s against 96 s an epoch on a Titan X).",
+                    _draw_times,
+                ),
+            ),
+        ),
+    ),
+)
