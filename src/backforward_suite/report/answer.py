@@ -19,23 +19,24 @@ def sentences(findings: Iterable[Finding]) -> tuple[str, ...]:
     shift = of.opening({"bfp_norm.stale": "reproduced", "bfp_norm.removes_shift": "reproduced"},
                        "The shift is there, and Backforward removes it", "The shift")  # fmt: skip
     speed = of.opening({BFP + "fewer_epochs": "reproduced", BFP + "gain_as_published": "contradicted"},
-                       "Removing it speeds up training, by little", "The speed of training without it")  # fmt: skip
+                       "Removing it speeds up training only slightly", "The speed of training without it")  # fmt: skip
     loop = of.opening({BFP + "published_loop": "reproduced", BFP + "beyond_updates": "contradicted"},
-                      "The published gain is that of a loop which updates each weight twice a batch",
+                      "The published gain comes from a loop that updates each weight twice a batch",
                       "The published loop updates each weight twice a batch")  # fmt: skip
     weights = of.opening({NORM + "larger": "reproduced", NORM + "its_cause": "contradicted"},
-                         "Weights are larger without the shift, but not because it is gone",
+                         "Weights are larger without the shift, but not because of its absence",
                          "Weights without the shift")  # fmt: skip
     moments = of.opening({"np_moments.keeps_normal": "reproduced", "np_moments.keeps_normal_factor": "contradicted"},
-                         "NormProp's layer keeps zero mean and unit variance without its Jacobian factor, not with it",
+                         "A NormProp layer keeps zero mean and unit variance, but only without its Jacobian factor",
                          "The moments of NormProp's layer")  # fmt: skip
     return (
-        f"{shift}: once the layers below have moved, a layer's step is off the gradient that it then faces by "
-        f"{of.numbers('bfp_norm.stale')} of that gradient's norm under SGD, by {of.numbers('bfp_norm.removes_shift')} "
-        f"under exact Backforward ({of.stand(stale='bfp_norm.stale', removed='bfp_norm.removes_shift')}).",
+        f"{shift}: once the layers below have moved, a layer's step differs from the gradient that it then faces by "
+        f"{of.numbers('bfp_norm.stale')} of that gradient's norm under SGD, and by "
+        f"{of.numbers('bfp_norm.removes_shift')} under exact Backforward "
+        f"({of.stand(stale='bfp_norm.stale', removed='bfp_norm.removes_shift')}).",
         f"{speed}: exact Backforward needs {of.numbers(BFP + 'fewer_epochs')} of SGD's epochs to the same training "
         f"loss, and {of.numbers(BFP + 'fewer_macs')} of its arithmetic ("
-        + of.stand(fewer_epochs=BFP + "fewer_epochs", a_gain_of_the_published_order=BFP + "gain_as_published",
+        + of.stand(fewer_epochs=BFP + "fewer_epochs", a_gain_as_large_as_published=BFP + "gain_as_published",
                    better_accuracy=BFP + "better") + ").",
         f"{loop}: rebuilt, it needs {of.numbers(BFP + 'published_loop')} of SGD's epochs and "
         f"{of.numbers(BFP + 'beyond_updates')} of its updates "

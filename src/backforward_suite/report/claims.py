@@ -45,6 +45,7 @@ class Claim(BaseModel):
         post_hoc: Whether tolerance, rows or wording were set when results were known already.
         data: Data sets the claim is about; empty: any. Runs on another one are stand-ins.
         least_images: Training images that a run must have seen before it says anything; fewer leave a row open.
+        paper_images: Training images that a run sees under the paper's whole protocol, for estimates of its price.
         arguments: Of the rule. `sign`: of the effect that is claimed (direction); 0: there is none either way. `over`:
             for which rows, `all` (the default), `most` or `any`. `rows`: labels of the rows that the paper speaks of;
             the others are shown. `negated`: the claim is that an effect of this sign is not there. `relative`: the
@@ -67,6 +68,7 @@ class Claim(BaseModel):
     post_hoc: bool = False
     data: Annotated[tuple[str, ...], Field(strict=False)] = ()
     least_images: Annotated[int, Field(ge=0)] = 0
+    paper_images: Annotated[int, Field(ge=0)] = 0
     arguments: Mapping[str, Any] = {}
 
     @property

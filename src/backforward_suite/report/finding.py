@@ -117,6 +117,7 @@ class Verdict:
         ours: What was measured, in a few words and numbers, with its scale.
         why: Why this verdict; what to do where it is `not run`.
         rows: What it rests on, and what is shown beside.
+        settle: What would settle it if it is open, and the price.
         holds: For which tolerances the verdict is the same, in words; empty where it does not depend on one.
     """
 
@@ -126,6 +127,7 @@ class Verdict:
     why: str
     rows: tuple[Row, ...] = ()
     holds: str = ""
+    settle: str = ""
 
     @property
     def word(self) -> str:

@@ -110,7 +110,7 @@ class Family:
             return ""
         widest, most = 100 * self.equality, 100 * self.level("for")
         what = {"all": "against the claim or as equal", "any": "for the claim or as equal"}.get(self.over, "as equal")
-        beside = f", at {most:.3g} % else" if self.over == "most" and most > 100 * LEVEL else ""
+        beside = f", at {most:.3g} % otherwise" if self.over == "most" and most > 100 * LEVEL else ""
         return f"read at {widest:.3g} % where a row counts {what}{beside} (Bonferroni over {self.rows} rows)"
 
 

@@ -33,16 +33,16 @@ SIGNS: Mapping[Kind, str] = {
 }
 MEANINGS: Mapping[Kind, str] = {
     "reproduced": "the 95 % interval of what was measured agrees with the claim",
-    "contradicted": "the interval excludes the claim, or lies within what counts as no effect",
+    "contradicted": "the interval excludes the claim, or lies within the tolerance that counts as no effect",
     "inconclusive": "the interval allows both, or the runs are too few or too short to say",
-    "not run": "there are no runs for it; its row says what to do",
-    "stand-in data": "measured on another data set than the claim is about, which says nothing of the claim",
+    "not run": "there are no runs for it; its entry says what to do",
+    "stand-in data": "measured on a data set that the claim is not about, which says nothing about the claim",
 }
 SCALES: Mapping[str, str] = {
-    "smoke": "minutes; shows that everything runs, and gives no verdict beyond inconclusive",
-    "small": "hours on two cores; real data, fewer images and smaller networks; verdicts speak of direction only, but "
-    "for what was run under a paper's whole protocol",
-    "medium": "all of CIFAR-10 on a NIN of width .25, hours on a CPU",
+    "smoke": "minutes; shows that everything runs; every verdict stays inconclusive",
+    "small": "hours on two cores; real data, but fewer images and smaller networks; verdicts are about direction only, "
+    "except where a paper's whole protocol was run",
+    "medium": "hours on a CPU; all of CIFAR-10 on a NIN of a quarter of its width",
     "paper": "the papers' own protocol",
 }
 PAPERS = {"bfp": "Backforward Propagation", "np": "Normalization Propagation"}  # by the start of an experiment's name
@@ -321,8 +321,8 @@ def commands(finding: Finding) -> list[str]:
 RULES: Mapping[str, str] = {
     "direction": "sign of the effect",
     "value": "published number",
-    "identity": "what mathematics says",
-    "share": "how often it happens",
+    "identity": "mathematical identity",
+    "share": "frequency",
     "curve": "published curve",
 }
 
@@ -332,9 +332,9 @@ def rule(claim: Claim) -> str:
     if claim.tolerance is None:
         asked = f", at least {claim.arguments['at_least']:.0%}" if "at_least" in claim.arguments else ""
     else:
-        share = " as a share" if claim.arguments.get("relative") else f" {claim.unit}".rstrip()
+        share = " relative" if claim.arguments.get("relative") else f" {claim.unit}".rstrip()
         asked = f", tolerance {claim.tolerance:g}{share}"
-    late = " Set when results were known (post hoc)." if claim.post_hoc else ""
+    late = " Set after results were known (post hoc)." if claim.post_hoc else ""
     return f"{RULES[claim.rule]}{asked}. {claim.tolerance_why}{late}"
 
 

@@ -101,6 +101,22 @@ class Run:
         """The choice of a group, such as `bfp` of `method`; empty where there is none."""
         return str(self.result.get("choices", {}).get(group, ""))
 
+    @property
+    def images(self) -> int:
+        """Training images that its settings ask for, each epoch counted."""
+        return int(self.result.get("data", {}).get("train") or 0) * int(self.setting("max_epochs") or 0)
+
+    @property
+    def width(self) -> float:
+        """Width of its network, 1 if it has none to choose."""
+        return float(self.setting("model.width") or 1)
+
+    @property
+    def core_seconds(self) -> float:
+        """Seconds of training times threads."""
+        timing = self.result.get("timing", {})
+        return float(timing.get("training_seconds") or 0) * float(timing.get("threads") or 1)
+
     def final(self, key: str) -> float | None:
         """A number after the last epoch, such as `accuracy/test`; None where it was not measured."""
         if self.status == "diverged" and key.startswith(("loss/", "accuracy/")):

@@ -230,7 +230,7 @@ def how_often(label: str, hits: int, n: int) -> Effect:
 def told_lost(effect: Effect) -> str:
     """How many pairs a row with values goes without, in words; empty where none is lost."""
     total = len(effect.values) + effect.lost
-    return f"{len(effect.values)} of {total} pairs, the others gave no value" if effect.values and effect.lost else ""
+    return f"{len(effect.values)} of {total} pairs; the others gave no value" if effect.values and effect.lost else ""
 
 
 def sign_test(ours: Sequence[float | None], theirs: Sequence[float | None]) -> tuple[int, int, float]:

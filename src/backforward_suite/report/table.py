@@ -35,8 +35,8 @@ COLUMNS: tuple[tuple[str, Callable[[Result], float | None], str], ...] = (
 
 
 NOTE = (
-    "Mean±standard deviation over seeds, after the last epoch: training loss, "
-    "validation and test accuracy, L2 norm of all parameters, seconds of a run."
+    "Mean±standard deviation over seeds, after the last epoch: training loss, validation and test accuracy, L2 norm of "
+    "all parameters, seconds of a run."
 )
 LEAST = 20  # characters for the settings of a row
 

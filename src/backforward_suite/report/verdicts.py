@@ -59,7 +59,7 @@ def judge(claim: Claim, effects: Sequence[Effect], ground: Ground) -> Verdict:
     """
     rule = _RULES[claim.rule]
     closed = {effect.label: why for effect in effects if (why := _why_open(claim, effect, ground))}
-    judged = [effect for effect in effects if _asked(claim, effect.label) and effect.label not in closed]
+    judged = [effect for effect in effects if asked(claim, effect.label) and effect.label not in closed]
     family = Family(len(judged), str(claim.arguments.get("over", "all")))
     asks: dict[str, Ask] = {}
     turns: list[float] = []
@@ -72,10 +72,10 @@ def judge(claim: Claim, effects: Sequence[Effect], ground: Ground) -> Verdict:
         state, why = ask(tolerance) if ask else ("open", closed[effect.label])
         found = replace(effect.estimate(), unit="" if effect.ratio else effect.unit or claim.unit)
         corrected = effect.estimate(family.equality, with_reach=True) if effect in judged and family.rows > 1 else None
-        return Row(effect.label, state, found, _remarked(why, effect), _asked(claim, effect.label), corrected)
+        return Row(effect.label, state, found, _remarked(why, effect), asked(claim, effect.label), corrected)
 
     def together(tolerance: float) -> State:
-        states = [row(effect, tolerance).state for effect in effects if _asked(claim, effect.label)]
+        states = [row(effect, tolerance).state for effect in effects if asked(claim, effect.label)]
         return family.together(states, complete=not _absent(claim, effects))
 
     tolerance = claim.tolerance or 0.0
@@ -142,14 +142,18 @@ def _claimed(read: _Read, equal: float, band: tuple[float, float], sign: int) ->
     if _beyond(read.support, equal, sign):
         return "for", "as claimed"
     reverse = _beyond(read.counter, equal, -sign)
-    return ("against", "the other way") if reverse else ("open", "not told apart from no difference")
+    return ("against", "the opposite direction") if reverse else ("open", "consistent with no difference")
 
 
 def _denied(read: _Read, equal: float, band: tuple[float, float], sign: int) -> Said:
     if _beyond(read.equal, band[sign > 0], -sign):
-        return "for", "the effect that is denied is not there, or within the tolerance"
+        return "for", "the effect is absent or within the tolerance, as claimed"
     there = _beyond(read.counter, equal, sign)
-    return ("against", "the effect that is denied") if there else ("open", "the effect may or may not be there")
+    return (
+        ("against", "the effect is there, contrary to the claim")
+        if there
+        else ("open", "the effect may or may not be there")
+    )
 
 
 def _no_difference(read: _Read, _: float, band: tuple[float, float], __: int) -> Said:
@@ -195,23 +199,23 @@ def _follows(_: Claim, effect: Effect, family: Family) -> tuple[Ask, list[float]
         if _within(found, low, high):
             return "for", "follows it"
         if _outside(found, low, high) and not _like_another_seed(effect):
-            return "against", "is off"
+            return "against", "deviates from it"
         spread = float(np.std(effect.values, ddof=1)) if len(effect.values) > 1 else 0.0
-        return "open", f"may or may not follow it, our own seeds differ by a factor of {math.exp(spread):.2f}"
+        return "open", f"may or may not follow it; our own seeds differ by a factor of {math.exp(spread):.2f}"
 
     return says, [math.expm1(abs(math.log(end))) for end in (found.low, found.high) if end]
 
 
 def _often(claim: Claim, effect: Effect, family: Family) -> tuple[Ask, list[float]]:
-    asked, hits, n = float(claim.arguments["at_least"]), round(sum(effect.values)), len(effect.values)
-    if asked == 1:  # no sample can prove it, and one counterexample refutes it
+    share, hits, n = float(claim.arguments["at_least"]), round(sum(effect.values)), len(effect.values)
+    if share == 1:  # no sample can prove it, and one counterexample refutes it
         state: State = "for" if hits == n else "against"
     else:
         support, counter = effect.estimate(family.level("for")), effect.estimate(family.level("against"))
-        state = "for" if _beyond(support, asked, 1) else "against" if _beyond(counter, asked, -1) else "open"
-    words = {"for": "over", "against": "under", "open": "not told apart from"}[state]
+        state = "for" if _beyond(support, share, 1) else "against" if _beyond(counter, share, -1) else "open"
+    words = {"for": "over", "against": "under", "open": "consistent with"}[state]
     seen = f"{hits} of {n}, " if effect.exact else ""
-    return lambda _: (state, f"{seen}{words} the share asked for, {asked:.0%}"), []
+    return lambda _: (state, f"{seen}{words} the share asked for, {share:.0%}"), []
 
 
 Rule = Callable[[Claim, Effect, Family], tuple[Ask, list[float]]]  # what a row says; the tolerances where it may turn
@@ -249,7 +253,7 @@ def _outside(found: Estimate, low: float, high: float) -> bool:
 # --- together --------------------------------------------------------------------------------------------------------
 
 
-def _asked(claim: Claim, label: str) -> bool:
+def asked(claim: Claim, label: str) -> bool:
     """Whether a claim is about a row."""
     wanted = claim.arguments.get("rows")
     return wanted is None or label in wanted
@@ -261,13 +265,23 @@ def _why_open(claim: Claim, effect: Effect, ground: Ground) -> str:
         return effect.note or NOTHING
     if len(effect.values) == 1 and not (effect.exact or effect.share):
         return "one pair of runs: no interval" if claim.rule == "direction" else "one run: no interval"
-    if effect.images is not None and effect.images < claim.least_images:
+    if lacks_images(claim, effect):
         first = f"the paper's first data point ({claim.least_images:,})"
         return f"its runs saw {effect.images:,} images, fewer than at {first}"
-    wants_protocol = claim.rule == "value" or claim.arguments.get("protocol")
-    if wants_protocol and ground.scale != "paper" and not effect.protocol:
-        return "not run under the paper's whole protocol, which a published number is compared at"
+    if lacks_protocol(claim, effect, ground):
+        return "not run under the paper's whole protocol, which the comparison with a published number needs"
     return ""
+
+
+def lacks_images(claim: Claim, effect: Effect) -> bool:
+    """Whether the runs of a row ended before the paper's first data point."""
+    return effect.images is not None and effect.images < claim.least_images
+
+
+def lacks_protocol(claim: Claim, effect: Effect, ground: Ground) -> bool:
+    """Whether a row would have to be run under the paper's whole protocol, and was not."""
+    wanted = claim.rule == "value" or claim.arguments.get("protocol")
+    return bool(wanted) and ground.scale != "paper" and not effect.protocol
 
 
 def _absent(claim: Claim, rows: Sequence[Effect] | Sequence[Row]) -> list[str]:
@@ -283,30 +297,30 @@ def _remarked(why: str, effect: Effect) -> str:
 
 def _together(claim: Claim, rows: Sequence[Row], ground: Ground, family: Family, head: str, level: str) -> Verdict:
     """What all rows say together, as far as the ground allows."""
-    asked, absent = [row for row in rows if row.judged], _absent(claim, rows)
+    judged, absent = [row for row in rows if row.judged], _absent(claim, rows)
     ground = replace(ground, missing=(*ground.missing, *absent))
     # A row without a number may still have a reason why there is none; that is an open row, not a missing run.
-    if not ground.runs or not any(row.estimate.value is not None or row.why != NOTHING for row in asked):
+    if not ground.runs or not any(row.estimate.value is not None or row.why != NOTHING for row in judged):
         return or_stand_in(not_run(claim, ground.scale, ground.missing), ground)
-    state = family.together([row.state for row in asked], complete=not absent)
-    reasons = [_reasons(asked), level]
+    state = family.together([row.state for row in judged], complete=not absent)
+    reasons = [_reasons(judged), level]
     if ground.awaited:
         state = "open"
-        reasons.insert(0, f"open until all is run that was planned; not done: {some(ground.awaited)}")
+        reasons.insert(0, f"open until all planned runs are done; not done: {some(ground.awaited)}")
     if ground.diverged:
         reasons.append(f"{ground.diverged} of {len(ground.runs)} runs diverged and count as the worst")
     if ground.missing:
         reasons.append(f"missing: {some(ground.missing)}")
-    ours = ": ".join(filter(None, [head, _listed(asked)]))
+    ours = ": ".join(filter(None, [head, _listed(judged)]))
     why, kind = "; ".join(filter(None, reasons)), _KINDS[state]
     if ground.scale == "smoke":
         would = "" if kind == "inconclusive" else f" (it points to {kind})"
-        kind, why = "inconclusive", f"smoke scale shows that it runs, no more{would}; {why}"
+        kind, why = "inconclusive", f"smoke scale only shows that it runs{would}; {why}"
     elif ground.scale != "paper" and claim.rule == "direction" and kind != "inconclusive":
-        why = f"{why}; of the direction only, at {ground.scale} scale"
+        why = f"{why}; about the direction only, at {ground.scale} scale"
     other = ground.stands_in(claim)
     if other:
-        why = f"on {other} in place of {' and '.join(claim.data)} it would be {kind}: {why}"
+        why = f"on {other} instead of {' and '.join(claim.data)} it would be {kind}: {why}"
         kind = "stand-in data"
     return Verdict(claim, kind, ours, why, tuple(rows))
 
@@ -316,7 +330,7 @@ def or_stand_in(verdict: Verdict, ground: Ground) -> Verdict:
     other = ground.stands_in(verdict.claim)
     if not other:
         return verdict
-    return replace(verdict, kind="stand-in data", why=f"on {other}, and nothing to judge: {verdict.why}")
+    return replace(verdict, kind="stand-in data", why=f"on {other}, with nothing to judge: {verdict.why}")
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -329,8 +343,8 @@ def _head(claim: Claim, effects: Sequence[Effect]) -> str:
         return what
     sign = int(claim.arguments["sign"]) * (-1 if claim.arguments.get("negated") else 1)
     equal = effects[0].equality
-    asked = "a yes" if claim.kind == "question" else "the claim"
-    return f"{what} ({'over' if sign > 0 else 'under' if sign < 0 else 'near'} {equal:g} favours {asked})"
+    side = "a yes" if claim.kind == "question" else "the claim"
+    return f"{what} ({'over' if sign > 0 else 'under' if sign < 0 else 'near'} {equal:g} favours {side})"
 
 
 def _holds(together: Callable[[float], State], tolerance: float, turns: Iterable[float]) -> tuple[float, float]:

@@ -182,7 +182,7 @@ def test_without_runs_every_claim_is_not_run_and_says_what_to_do(name: str) -> N
     found = examine(name, [])
     assert {verdict.kind for verdict in found.verdicts} == {"not run"}
     (note,) = found.notes
-    assert note.startswith(f"Nothing has been run. `make reproduce ONLY={name} SCALE=small` runs it;")
+    assert note.startswith(f"Nothing has been run. `make reproduce ONLY={name} SCALE=small` runs it.")
     assert (found.tables, found.figures, found.stand_in) == ((), (), False)
 
 
@@ -281,7 +281,7 @@ def test_a_gain_of_the_joint_pass_alone_is_told_from_one_of_the_rule(tmp_path: P
 
     assert verdict(found, "fewer_epochs").kind != "reproduced"
     assert "no effect" in row("gain_as_published")
-    assert "the other way" in row("fewer_macs")
+    assert "the opposite direction" in row("fewer_macs")
     assert "as claimed" in row("published_loop")
     assert "no effect" in row("beyond_updates")
     assert verdict(found, "gain_as_published").kind == "contradicted"
@@ -386,7 +386,7 @@ def test_the_norm_of_a_diverged_run_is_left_out_and_that_is_told(tmp_path: Path)
             write_run(tmp_path, "bfp_weight_norm", method=method, seed=seed, status=status, metrics=further)
     found = verdict(examine("bfp_weight_norm", read_runs(tmp_path)), "larger")
     assert found.rows[0].estimate.value == pytest.approx(1.05, abs=1e-3)
-    assert "3 of 4 pairs, the others gave no value" in found.why
+    assert "3 of 4 pairs; the others gave no value" in found.why
 
 
 def test_one_step_counts_infinite_losses_as_not_learnt(tmp_path: Path) -> None:
@@ -495,7 +495,7 @@ def test_pairs_that_are_lost_are_told_in_verdict_and_table(tmp_path: Path) -> No
     write_schedules(tmp_path, "bfp_schedule")
     runs = [run for run in read_runs(tmp_path) if run.name != "bfp-constant-2"]
     found = examine("bfp_schedule", runs)
-    assert "2 of 3 pairs, the others gave no value" in verdict(found, "similar").why
+    assert "2 of 3 pairs; the others gave no value" in verdict(found, "similar").why
     assert found.tables[0].frame["training loss after the last epoch, BFP / SGD"][0].endswith("(2 of 3 pairs)")
 
 
@@ -519,8 +519,8 @@ def test_an_effect_in_one_network_decides_against_there_being_none(tmp_path: Pat
     found = examine("bfp_norm", read_runs(tmp_path))
     for word in ("replaces_norm", "norm_adds_nothing"):
         assert verdict(found, word).kind == "contradicted"
-        assert "NIN: the effect that is denied" in verdict(found, word).why
-        assert "MLP: the effect that is denied is not there" in verdict(found, word).why
+        assert "NIN: the effect is there, contrary to the claim" in verdict(found, word).why
+        assert "MLP: the effect is absent" in verdict(found, word).why
 
 
 def test_nin_that_saw_too_few_images_answers_nothing(tmp_path: Path) -> None:

@@ -485,7 +485,7 @@ def test_moments(root: Path) -> None:
         "proposition_1": "contradicted",  # one of three bounds is imaginary
     }
     [trained] = [each for each in found(root, "np_moments").tables if each.title == "Trained networks"]
-    assert f"Near to orthogonal: |cosine| under {INCOHERENT:g}." in trained.note
+    assert f"Nearly orthogonal: |cosine| under {INCOHERENT:g}." in trained.note
     bound = of(found(root, "np_moments"), "proposition_1")
     assert "2 of 3" in bound.why
     assert bound.rows[0].estimate.low == bound.rows[0].estimate.high  # hand-picked: no interval

@@ -51,7 +51,7 @@ def test_a_positive_effect_is_reproduced_and_below_paper_scale_of_its_direction_
     runs = write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.5}, lrs=(0.05, 0.1))
     found = faster(runs)
     assert found.kind == "reproduced"
-    assert "of the direction only, at small scale" in found.why
+    assert "about the direction only, at small scale" in found.why
     assert "read at 97.5 % where a row counts against the claim or as equal (Bonferroni over 2 rows)" in found.why
     assert "lr 0.05: 0.7" in found.ours
     assert [row.label for row in found.rows] == ["lr 0.05", "lr 0.1"]
@@ -62,7 +62,7 @@ def test_a_positive_effect_is_reproduced_and_below_paper_scale_of_its_direction_
 def test_a_negative_effect_is_contradicted(tmp_path: Path) -> None:
     found = faster(write_sweep(tmp_path, "x", {"sgd": 1.5, "bfp": 1.0}))
     assert found.kind == "contradicted"
-    assert "the other way" in found.why
+    assert "the opposite direction" in found.why
 
 
 def test_no_effect_is_contradicted_even_where_a_tiny_one_can_be_told_from_none(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_no_effect_is_contradicted_even_where_a_tiny_one_can_be_told_from_none(t
 def test_too_noisy_runs_are_inconclusive(tmp_path: Path) -> None:
     found = faster(write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.2}, spread=0.5, epochs=30))
     assert found.kind == "inconclusive"
-    assert "not told apart" in found.why
+    assert "consistent with no difference" in found.why
 
 
 def test_one_seed_has_no_interval_and_is_inconclusive(tmp_path: Path) -> None:
@@ -135,14 +135,14 @@ def test_a_verdict_waits_until_a_sweep_is_done(tmp_path: Path) -> None:
 def test_smoke_is_inconclusive_at_most_and_says_where_it_points(tmp_path: Path) -> None:
     found = faster(write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.5}), scale="smoke")
     assert found.kind == "inconclusive"
-    assert "smoke scale shows that it runs, no more (it points to reproduced)" in found.why
+    assert "smoke scale only shows that it runs (it points to reproduced)" in found.why
 
 
 def test_other_data_is_a_stand_in_and_says_what_it_would_have_been(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.5}, data="digits")
     found = faster(runs)
     assert found.kind == "stand-in data"
-    assert found.why.startswith("on digits in place of mnist it would be reproduced:")
+    assert found.why.startswith("on digits instead of mnist it would be reproduced:")
     assert faster(runs, data=[]).kind == "reproduced"  # a claim about any data
     assert faster(runs, scale="smoke").kind == "stand-in data"
 
@@ -200,7 +200,7 @@ def test_an_open_row_leaves_a_claim_open_unless_another_decides(ground: Ground) 
     for over, kind in (("all", "inconclusive"), ("most", "inconclusive"), ("any", "reproduced")):
         found = verdicts.judge(claim(arguments={"sign": -1, "over": over}), [row("a", -1), unsure], ground)
         assert found.kind == kind
-    assert "a: as claimed; b: not told apart" in found.why
+    assert "a: as claimed; b: consistent with no difference" in found.why
 
 
 def test_rows_that_a_claim_does_not_speak_of_stand_beside(ground: Ground) -> None:
@@ -210,7 +210,7 @@ def test_rows_that_a_claim_does_not_speak_of_stand_beside(ground: Ground) -> Non
     assert "as claimed" in found.why
     beside = found.row("b")
     assert beside is not None
-    assert (beside.judged, beside.state, beside.why) == (False, "against", "the other way")
+    assert (beside.judged, beside.state, beside.why) == (False, "against", "the opposite direction")
 
 
 def test_a_number_agrees_differs_or_is_open(ground: Ground) -> None:
@@ -400,7 +400,7 @@ def test_a_grid_keeps_limits_from_counting_as_equal_and_from_nothing_else(ground
     assert verdicts.judge(claim(), [alike], ground).kind == "inconclusive"
     assert verdicts.judge(claim(), [replace(alike, reach=0.0)], ground).kind == "contradicted"
     apart = Effect("a", (0.0, 0.35, 0.35, 0.35, 0.35), ratio=True, reach=0.4)
-    assert verdicts.judge(claim(), [apart], ground).kind == "contradicted"  # the other way
+    assert verdicts.judge(claim(), [apart], ground).kind == "contradicted"  # the opposite direction
 
 
 # --- what cannot be judged -------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from typing import Any
 import matplotlib.figure
 import pandas as pd
 
-from backforward_suite.report import statistics, style, verdicts
+from backforward_suite.report import settle, statistics, style, verdicts
 from backforward_suite.report.claims import Claim
 from backforward_suite.report.experiments._measures import Measure, Runs, done, images, largest_lr
 from backforward_suite.report.finding import Figure, Finding, Table, Verdict
@@ -38,8 +38,8 @@ from backforward_suite.runs.files import natural
 
 Words = str | Mapping[Any, str] | Callable[[Run], str]
 INTERVALS = (
-    "Mean [95 % interval] over seeds: Student's t, or the BCa bootstrap where it is made (fewer than 10 values, or "
-    "heavy tails) and is wider."
+    "Mean [95 % interval] over seeds: Student's t; for fewer than 10 values or heavy tails the wider of it and the BCa "
+    "bootstrap."
 )
 
 
@@ -354,7 +354,8 @@ class Part:
             for claim in of_source:
                 number = claim.rule in ("value", "identity")
                 about = [row for row in rows if row.label in claim.published] if number else rows
-                judged.append(verdicts.judge(claim, about, ground.of_data(claim)))
+                found = verdicts.judge(claim, about, on_data := ground.of_data(claim))
+                judged.append(replace(found, settle=settle.how(claim, about, on_data, found)))
         data = Data(cells, effects, self.names, [next(iter(of_source), None) for of_source in judges])
         figures = [Figure(f"{experiment}_{drawing.name}", drawing.title, drawing.caption, partial(drawing.draw, data))
                    for drawing in self.drawings if drawing.when(data)]  # fmt: skip
@@ -420,16 +421,16 @@ class Experiment:
             made.get(word) or verdicts.or_stand_in(verdicts.not_run(claim, scale), ground.of_data(claim))
             for word, claim in of.items()
         ]
-        missing = [f"Not there: {each}." for each in ground.missing]
+        missing = [f"Missing: {each}." for each in ground.missing]
         if ground.awaited:
             missing.append(f"{len(ground.awaited)} of the planned runs are not done: {verdicts.some(ground.awaited)}.")
         trained = [run for run in ended if len(run.metrics)]  # not a study
         told = [*self.notes, *(note for part in parts for note in part.notes)]
         if not ended:
             told = [
-                f"Nothing has been run. `make reproduce ONLY={self.name} SCALE={scale}` runs it; where its data cannot "
-                "be had, that says what to do, and with `STAND_IN=1` it runs on scikit-learn's digits, marked as "
-                "stand-ins."
+                f"Nothing has been run. `make reproduce ONLY={self.name} SCALE={scale}` runs it. If its data are "
+                "missing, the command says what to do; with `STAND_IN=1` it runs on scikit-learn's digits, marked as "
+                "stand-in data."
             ]
         return Finding(
             experiment=self.name,
@@ -500,7 +501,7 @@ def limits(cells: Sequence[Cell], names: Mapping[str, str] | None = None) -> lis
         for arm, runs in cell.arms.items()
     ]
     note = (
-        "Trains: finished with a training loss below that of a guess, and so at all smaller rates of the grid. A limit "
-        "lies between that rate and the next; ratios are those of the middles, in logarithms."
+        "A rate trains if the run finishes with a training loss below that of a guess, and so do all smaller rates of "
+        "the grid. The limit lies between that rate and the next; ratios are between the geometric middles."
     )
     return [table("Where training ends", rows, note)]

@@ -71,8 +71,7 @@ class Measure:
 
 def images(runs: Iterable[Run]) -> int | None:
     """The fewest training images that the settings of one of these runs ask for; None without any training."""
-    seen = [int(run.result.get("data", {}).get("train") or 0) * int(run.setting("max_epochs") or 0) for run in runs]
-    return min(seen, default=None)
+    return min((run.images for run in runs), default=None)
 
 
 def done(runs: Iterable[Run]) -> list[Run]:
@@ -254,7 +253,7 @@ def _gap(run: Run) -> float | None:
 LOSS = Measure("training loss after the last epoch", final("loss/train"), ratio=True)
 TEST = Measure("test accuracy, %", final("accuracy/test", 100), points="points", bounds=PERCENT)
 VALIDATION = Measure("validation accuracy, %", final("accuracy/validation", 100), points="points", bounds=PERCENT)
-GAP = Measure("gap, test less training loss", finished(_gap), "nats", points="nats")
+GAP = Measure("gap, test minus training loss", finished(_gap), "nats", points="nats")
 EPOCHS, ARITHMETIC, TIME = cost("epochs", "epochs"), cost("macs", "multiply-accumulates"), cost("seconds", "seconds")
 UPDATES = cost("updates", "updates of a weight")
 SPENT = Measure("multiply-accumulates of all training", _macs, ratio=True)

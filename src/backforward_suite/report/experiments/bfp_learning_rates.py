@@ -193,7 +193,7 @@ def _costs(cells: Sequence[Cell]) -> list[Table]:
             row[f"epochs to it, {style.look(arm).label}"] = reach and reach.mean(cell.arms[arm])
         rows.append(row)
     note = (
-        "The lowest of a fixed row of levels that all runs of both arms reach; between epochs along the line of its "
+        "The lowest of a fixed series of levels that all runs of both arms reach, interpolated between epochs in its "
         f"logarithm. {INTERVALS}"
     )
     return [table("The training loss at which exact Backforward and SGD are compared", rows, note)]
@@ -231,9 +231,9 @@ def _cost_drawing(lr: float) -> Drawing:
     return Drawing(
         f"cost_{lr:g}",
         f"Training loss at lr {lr:g}: by epochs, updates, arithmetic and time",
-        "Mean over seeds (of the logarithm) with its pointwise 95 % t interval. The loss of each batch is taken before "
-        "its update, in every arm. If the gain were that of removing the shift, exact Backforward would lie below SGD "
-        "by epochs; if it is that of twice the updates, the published loop meets SGD by updates.",
+        "Mean over seeds (of the logarithm) with its pointwise 95 % t interval. In every arm the loss of a batch is "
+        "taken before its update. If removing the shift were the cause of the gain, exact Backforward would lie below "
+        "SGD by epochs; if twice the updates are the cause, the published loop lies on SGD by updates.",
         partial(_draw_costs, lr),
         lambda data: any(cell.row["lr"] == lr for cell in data.cells),
     )
@@ -277,8 +277,8 @@ TRACKS = "training loss, {} / published, mean over epochs"
 EXPERIMENTS = (
     Experiment(
         "bfp_learning_rates",
-        "Does exact Backforward converge faster than SGD, at equal epochs, updates, arithmetic and time, "
-        "or is the published gain that of the joint pass?",
+        "Does exact Backforward converge faster than SGD, at equal epochs, updates, arithmetic and time, or does the "
+        "published gain come from the joint pass?",
         Part(
             arms_by_lr,
             Compare(measures.EPOCHS, "bfp", "sgd", "fewer_epochs gain_as_published"),
@@ -289,17 +289,18 @@ EXPERIMENTS = (
             Compare(measures.EPOCHS, "bfp_poster", "sgd_2lr"),
             Compare(measures.EPOCHS, "bfp_poster", "sgd_repeat"),
             title="What a training loss costs",
-            note="Exact Backforward updates each weight once a batch, as SGD does; the published loop (single updates, "
+            note="Exact Backforward updates each weight once a batch, as SGD does. The published loop (single updates, "
             "then one of all layers), SGD at twice the learning rate and SGD with two steps a batch go twice as far. "
-            "Arithmetic: multiply-accumulates as carried out. Time: of training steps, with runs side by side.",
+            "Arithmetic: multiply-accumulates actually executed. Time: of training steps, while several runs shared "
+            "the machine.",
             tables=_costs,
             drawings=(
                 *(_cost_drawing(lr) for lr in (0.1, 0.05, 0.01)),
                 Drawing(
                     "ratios",
                     "What a training loss costs, relative to SGD",
-                    "Ratios with 95 % intervals at the paper's learning rates; the line is no difference, left of it "
-                    "Backforward (squares) or the published loop (triangles) needs less. The scales differ.",
+                    "Ratios with 95 % intervals at the paper's learning rates. The line marks no difference; left of "
+                    "it Backforward (squares) or the published loop (triangles) needs less. The scales differ.",
                     _draw_ratios,
                 ),
             ),
@@ -313,7 +314,7 @@ EXPERIMENTS = (
             Compare(TEST, "bfp_poster", "sgd"),
             title="After the last epoch",
             means=(LOSS, TEST),
-            note="Nothing was chosen by these accuracies: every learning rate is shown.",
+            note="Nothing was chosen by these accuracies; all learning rates are shown.",
         ),
         Part(
             arms_by_lr,
@@ -326,9 +327,9 @@ EXPERIMENTS = (
                 Drawing(
                     "published",
                     "The published runs and ours: training loss as logged",
-                    "Hollow markers: the published runs (one seed), lines: ours, mean over seeds with its pointwise "
-                    "95 % t interval. For the published loop this is the loss of its joint pass, after the single "
-                    "updates of each batch.",
+                    "Hollow markers: the published runs (one seed). Lines: ours, mean over seeds with its pointwise 95 "
+                    "% t interval. For the published loop this is the loss of its joint pass, after the single updates "
+                    "of each batch.",
                     by_row(_draw_logged, "training loss (nats)"),
                 ),
             ),
@@ -336,8 +337,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "bfp_weight_norm",
-        "Is the norm of the weights larger without covariate shift, and the gap between test and training loss with "
-        "it?",
+        "Are the norm of the weights and the gap between test and training loss larger without covariate shift?",
         Part(
             arms_by_lr,
             Compare(NORM, "bfp", "sgd", "larger"),
@@ -348,8 +348,8 @@ EXPERIMENTS = (
             Compare(AT_LOSS, "sgd_2lr", "sgd"),
             Compare(NORM, "bfp_poster", "sgd"),
             title="Norm of the weights",
-            note="Sum of the norms of the four tensors, but for the L2 norm of all parameters. A diverged run has "
-            "none.",
+            note="The norm is the sum of the norms of the four tensors, except in the column with the L2 norm of all "
+            "parameters. Diverged runs are left out.",
             drawings=(
                 Drawing(
                     "curves",
@@ -367,9 +367,9 @@ EXPERIMENTS = (
                 Drawing(
                     "loss",
                     "Norm of the weights against training loss",
-                    "The same norms where training stands equally far. Arms on one line differ in progress alone. Mean "
-                    "over seeds, epoch by epoch; training goes from left to right. SGD at twice the rate is left out "
-                    "at lr 0.5 and 1, where its norm is several times that of all others.",
+                    "The same norms at equal training loss. Arms on one line differ only in how far they have trained. "
+                    "Mean over seeds, epoch by epoch; training goes from left to right. SGD at twice the rate is left "
+                    "out at lr 0.5 and 1, where its norm is several times that of all others.",
                     by_row(_against_loss, "norm of the weights", "training loss (nats)"),
                 ),
             ),

@@ -122,8 +122,9 @@ def _table(cells: Sequence[Cell]) -> list[Table]:
                     }
                 )
     note = (
-        "Quantiles over fresh networks, each with four images of its own; the same for every rule. Median: 95 % "
-        "interval of order statistics; shares: Wilson's 95 % interval. First: the setting of the published runs."
+        "Quantiles over fresh networks, each with four images of its own, the same for every rule. Medians have the 95 "
+        "% interval of order statistics, shares Wilson's 95 % interval. The first setting is that of the published "
+        "runs."
     )
     return [table("Loss after one step", rows, note)]
 
@@ -145,15 +146,15 @@ def _tail(cells: Sequence[Cell]) -> list[str]:
         return []
     width = 256 if 256 in toy["bfp"].columns else toy["bfp"].columns[-1]
     told = [
-        f"{style.look(method).label} median {_plain(toy[method][width], 0.5)}, "
-        f"90th percentile {_plain(toy[method][width], 0.9)}"
+        f"{style.look(method).label} median {_plain(toy[method][width], 0.5)}, 90th percentile "
+        f"{_plain(toy[method][width], 0.9)}"
         for method in ("bfp", "sgd")
         if width in toy[method]
     ]
     return [
         f"Loss after the step at width {width}, in the published runs' setting: {'; '.join(told)}. In "
-        f"{_tied(toy).get(f'width {width}', '0 of 0')} "
-        "networks both rules end at a loss of exactly 0, which counts for neither."
+        f"{_tied(toy).get(f'width {width}', '0 of 0')} networks both rules end at a loss of exactly 0, which counts "
+        "for neither."
     ]
 
 
@@ -191,7 +192,7 @@ def _draw_distribution(data: Data) -> matplotlib.figure.Figure:
 
 LEARNT = f"share of networks whose loss after the step is under {BELOW:g}"
 LOWER = "share of networks whose loss is lower than after SGD's step"
-ABOVE = "share of networks whose loss is then above a guess's"
+ABOVE = "share of networks whose loss after the step is above that of a guess"
 EXPERIMENTS = (
     Experiment(
         "bfp_one_step",
@@ -209,15 +210,16 @@ EXPERIMENTS = (
                     "widths",
                     "Loss on four images after one step at lr 1, by hidden width",
                     "Median over fresh networks with its 95 % interval, 0 drawn at 1e-8. The first panel is the "
-                    "published runs' setting, which is judged at width 256. How far losses scatter: the next figure.",
+                    "published runs' setting, which is judged at width 256. The next figure shows how far losses "
+                    "scatter.",
                     by_row(_draw_widths, "loss after the step (nats)", "hidden width", sharey=True),
                 ),
                 Drawing(
                     "distribution",
                     "How the loss after one step is distributed",
-                    "Share of fresh networks whose loss after the step is at most so much (0 is drawn at 1e-8), in the "
-                    f"published runs' setting. Dotted line: {BELOW:g}, read as learnt; grey line: a guess among ten "
-                    "classes.",
+                    "Cumulative share of fresh networks by their loss after the step (0 is drawn at 1e-8), in the "
+                    f"published runs' setting. Dotted line: {BELOW:g}, below which a batch counts as learnt; grey "
+                    "line: a guess among ten classes.",
                     _draw_distribution,
                 ),
             ),

@@ -32,8 +32,8 @@ from backforward_suite.report.statistics import Effect
 APPLIED, INDUCED = "shift/applied_relative", "shift/induced_relative"
 NETWORKS = {"mlp": "MLP", "nin": "NIN"}
 MEANING = {
-    INDUCED: "Induced shift: what updating the layers below does to a layer's gradient.",
-    APPLIED: "Applied shift: how far the gradient that a layer steps along is from the one that it then faces.",
+    INDUCED: "Induced shift: how much updating the layers below changes a layer's gradient.",
+    APPLIED: "Applied shift: the distance between the gradient that a layer steps along and the one it then faces.",
 }
 NOTHING = 1e-3  # of a gradient's norm; single precision leaves some millionths
 
@@ -79,7 +79,7 @@ def _shift_tables(cells: Sequence[Cell]) -> list[Table]:
                 {"layer": layer} | {name: None if pd.isna(value) else f"{value:.2g}" for name, value in row.items()}
                 for layer, row in frame.iterrows()
             ]
-            note = f"{meaning} As a share of that gradient's norm; median over epochs, mean over seeds."
+            note = f"{meaning} Relative to that gradient's norm; median over epochs, mean over seeds."
             tables.append(table(f"{meaning.partition(':')[0]} of each layer, {cell.label}", rows, note))
     return tables
 
@@ -105,8 +105,8 @@ PARTS = {
     "fresh_direction": "BFP's direction, SGD's length",
     "fresh_length": "SGD's direction, BFP's length",
     "shift_noise": "SGD, noise as large as the shift",
-    "dose -1": "dose -1: the shift twice",
-    "dose 0.5": "dose .5: half of it removed",
+    "dose -1": "dose -1: shift doubled",
+    "dose 0.5": "dose 0.5: half of the shift removed",
     "dose 1.5": "dose 1.5",
     "dose 2": "dose 2: corrected twice",
     "head": "SGD, the head's rate x 3",
@@ -218,7 +218,7 @@ def _chosen_rates(cells: Sequence[Cell]) -> list[Table]:
                             "inside the grid": "yes" if chosen[1] else "no: widen it",
                         }
                     )
-    return [table("Rates that the grid chose", rows, "One seed, which judges nothing.")]
+    return [table("Rates that the grid chose", rows, "One seed, which is not used to judge.")]
 
 
 def _landscape(data: Data) -> matplotlib.figure.Figure:
@@ -261,12 +261,12 @@ def _fair(key: str, measure: Measure, word: str) -> Part:
 EXPERIMENTS = (
     Experiment(
         "bfp_norm",
-        "Does Backforward remove covariate shift, and does normalisation still help where it has?",
+        "Does Backforward remove covariate shift, and does normalisation still help without the shift?",
         Part(
             layout("method", {"model": NETWORKS}, where=lambda run: run.choice("norm") == "none"),
             Effects("largest applied shift of any layer / its gradient's norm", _removed, "removes_shift"),
             Effects("applied shift of layers above the first / their gradient's norm", _stale, "stale"),
-            title="The shift without norm: Backforward, and plain SGD by network",
+            title="The shift without normalisation: Backforward, and plain SGD by network",
         ),
         Part(
             layout(
@@ -287,16 +287,17 @@ EXPERIMENTS = (
                 Drawing(
                     "accuracy",
                     "Test accuracy by update rule and normalisation",
-                    "Each arm at the learning rate that its validation accuracy chose; mean over seeds with 95 % "
+                    "Each arm at the learning rate with its best validation accuracy; mean over seeds with 95 % "
                     "intervals. The vertical scales differ.",
                     reached(TEST, free=True),
                 ),
                 Drawing(
                     "shift",
-                    "Applied shift of each layer, as a share of its gradient",
-                    "How far the gradient that a layer steps along is from the one that it faces once the layers below "
-                    "have moved. Median over the epochs, mean over seeds; none at the first layer. What is under a "
-                    "thousandth is not drawn: under exact Backforward all of it, which the legend says.",
+                    "Applied shift of each layer, relative to its gradient",
+                    "The distance between the gradient that a layer steps along and the one that it faces once the "
+                    "layers below have moved. Median over epochs, mean over seeds; the first layer has none. Values "
+                    "under a thousandth, such as all of exact Backforward's, are not drawn; the legend shows them as "
+                    "0.",
                     by_row(_draw_shift, "applied shift / gradient norm", "layer"),
                 ),
             ),
@@ -305,14 +306,14 @@ EXPERIMENTS = (
     ),
     Experiment(
         "bfp_parts",
-        "What of Backforward's change makes the difference to SGD: its order, its direction, or its length?",
+        "Which part of Backforward makes the difference to SGD: the order, the direction or the length of its steps?",
         Part(
             layout(_part, {"lr": "lr {:g}"}),
             Compare(LOSS, lambda _: True, "sgd"),
             title="Against SGD",
             names=PARTS,
-            note="Under 1: a lower training loss. dose a: each layer steps along g + a (g' - g), g its gradient before "
-            "the batch and g' the one that it faces; SGD is dose 0, exact BFP dose 1.",
+            note="Under 1: a lower training loss. Dose a: each layer steps along g + a (g' - g), where g is its "
+            "gradient before the batch and g' the one that it faces; SGD is dose 0, exact BFP dose 1.",
             means=(LOSS,),
             drawings=(
                 Drawing(
@@ -347,15 +348,13 @@ EXPERIMENTS = (
                 Drawing(
                     "grid",
                     "Loss over the rates of hidden layers and head",
-                    "One seed. Each arm's lowest point gives the rates at which fresh seeds compare the arms.",
+                    "One seed. Fresh seeds compare the arms at the rates of each arm's lowest point.",
                     _landscape,
                 ),
             ),
         ),
         _fair("loss/train", LOSS, "fair_training"),
         _fair("loss/validation", VALIDATION_LOSS, "fair_validation"),
-        notes=(
-            "The grid, how it is widened, what judges and the tolerances were committed before the runs, in bc30810.",
-        ),
+        notes=("The grid, its widening, the measures and the tolerances were committed before the runs, in bc30810.",),
     ),
 )

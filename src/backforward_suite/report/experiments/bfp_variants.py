@@ -141,7 +141,7 @@ def _switching(name: str, question: str, form: str, word: str) -> Experiment:
             drawings=(
                 Drawing(
                     "ratio",
-                    "Training loss / that of SGD throughout, epoch by epoch",
+                    "Training loss relative to SGD throughout, epoch by epoch",
                     "Geometric mean of the pairs with its pointwise 95 % t interval; under 1 it is below SGD's. Dotted "
                     "lines: the epochs after which a rule changes.",
                     ratios("sgd", "training loss / SGD", changes="method.at_epoch"),
@@ -156,14 +156,14 @@ BY_LEAD = "BFP / SGD in training loss, "
 EXPERIMENTS = (
     Experiment(
         "bfp_batch_size",
-        "Does Backforward converge faster than SGD whatever the learning rate and the batch size?",
+        "Does Backforward converge faster than SGD at every learning rate and batch size?",
         Part(
             layout("method", {"lr": "lr {:g}", "batch_size": "batch {:g}"}),
             Compare(EPOCHS, "bfp", "sgd", "faster"),
             Compare(LOSS, "bfp", "sgd"),
             Compare(TEST, "bfp", "sgd"),
             title="Backforward against SGD, by learning rate and batch size",
-            note="The loss is the lowest of a fixed row of levels that all runs of both rules reach.",
+            note="The loss is the lowest of a fixed series of levels that all runs of both rules reach.",
             drawings=(
                 Drawing(
                     "epochs",
@@ -192,7 +192,7 @@ EXPERIMENTS = (
             drawings=(
                 Drawing(
                     "by_lr",
-                    "Where training still works, by learning rate",
+                    "Up to which learning rate training works",
                     "Above: training loss after the last epoch, median over seeds with their whole range; a diverged "
                     "run counts as a guess or worse. Below: share of seeds that train (end below the loss of a guess), "
                     "with its 95 % interval.",
@@ -203,7 +203,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "bfp_schedule",
-        "Are Backforward and SGD alike at learning rate 0.1, and does Backforward lead by more where the rate decays?",
+        "Are Backforward and SGD alike at learning rate 0.1, and does Backforward lead by more when the rate decays?",
         Part(
             layout("method", {"schedule": SCHEDULES}),
             Compare(LOSS, "bfp", "sgd", "similar"),
@@ -230,7 +230,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "bfp_depth",
-        "Does Backforward gain more on SGD the deeper the network?",
+        "Does Backforward gain more over SGD in deeper networks?",
         Part(
             BY_DEPTH,
             Compare(LOSS, "bfp", "sgd"),
@@ -242,8 +242,8 @@ EXPERIMENTS = (
                     "loss",
                     "Training loss of Backforward / SGD, by depth",
                     "After the last epoch; geometric mean of the pairs with its 95 % interval, a line for each "
-                    "learning rate. Under 1 Backforward is ahead. Above, on a scale of its own, where its runs "
-                    "diverged: they count as a guess (a loss of 2.3, imputed).",
+                    "learning rate. Under 1 Backforward is ahead. The upper panel, with its own scale, shows where "
+                    "runs diverged: they count as a guess (a loss of 2.3, imputed).",
                     over("model.depth", "hidden layers", "training loss, BFP / SGD"),
                 ),
             ),
@@ -252,8 +252,9 @@ EXPERIMENTS = (
             BY_DEPTH,
             Effects(BY_LEAD + "with four hidden layers / with one", _deeper(4, 1), "greater_impact"),
             Effects(BY_LEAD + "with eight hidden layers / with four", _deeper(8, 4), "deepest"),
-            title="How the ratio of training losses moves with depth",
-            note="Under 1: the gain grows. From one to four layers, and on to eight, since it turns between them.",
+            title="How the ratio of training losses changes with depth",
+            note="Under 1: the gain grows. One to four layers and four to eight are apart, as the trend reverses "
+            "between them.",
         ),
     ),
     _switching(
@@ -277,12 +278,13 @@ EXPERIMENTS = (
             Compare(BEFORE_UPDATES, "bfp_poster", "sgd"),
             Sample(AS_LOGGED),
             title="Epochs to a training loss of .01",
-            note="Logged is of the loop what its authors logged: the loss of the joint pass, after the single updates.",
+            note="The loop's logged loss is the one that its authors logged: that of the joint pass, after the single "
+            "updates.",
             means=(AS_LOGGED, BEFORE_UPDATES),
             drawings=(
                 Drawing(
                     "ratio",
-                    "The published loop's share of SGD's epochs",
+                    "The published loop's epochs as a fraction of SGD's",
                     "Epochs to a logged training loss of .01; geometric mean of the pairs with its 95 % interval.",
                     over("lr", "learning rate", "epochs, loop / SGD"),
                 ),

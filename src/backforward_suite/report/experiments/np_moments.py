@@ -193,8 +193,8 @@ def _layers_table(study: pd.DataFrame) -> Table:
             cells[quantity.replace("_", " ").replace("exact ", "")] = _cell(value, 3)
         rows.append(cells)
     note = (
-        f"ReLU, width {widest:.0f}, random weights. Diagonal: sampled; eigenvalues: of E[J J^T] in closed "
-        "form; singular values: of J at one input."
+        f"ReLU, width {widest:.0f}, random weights. Diagonal: sampled; eigenvalues: of E[J J^T] in closed form; "
+        "singular values: of J at one input."
     )
     return table("NormProp layers on white input", rows, note)
 
@@ -208,13 +208,13 @@ def _bounds_table(study: pd.DataFrame) -> Table:
             "matrices": len(group),
             "printed bound holds": group["kept"].sum(),
             "printed bound imaginary": group["imaginary"].sum(),
-            "mended bound holds": group["mended"].sum(),
+            "corrected bound holds": group["mended"].sum(),
         }
         for (weights, cosine, length), group in (cases.groupby(["weights", "cosine", "length"]) if len(cases) else ())
     ]
     note = (
-        "Matrices of several sizes. The proof takes ||W_i||^2 for ||W_i||^4 and multiplies by m(m-1) once too often; "
-        "mended: mu sqrt(sum over pairs of ||W_i||^2 ||W_j||^2)."
+        "Matrices of several sizes. The proof writes ||W_i||^2 instead of ||W_i||^4 and has one factor m(m-1) too "
+        "many; corrected bound: mu sqrt(sum over pairs of ||W_i||^2 ||W_j||^2)."
     )
     return table("Proposition 1", rows, note)
 
@@ -227,7 +227,7 @@ def _study_tables(cells: Sequence[Cell]) -> list[Table]:
     return [
         _spread(
             "Gaussian moments and the factor J",
-            "Of the activation of N(0, 1). Library: what layers use, in closed form where there is one; Monte Carlo: a "
+            "Of the activation of N(0, 1). Library: what layers use, a closed form if there is one; Monte Carlo: a "
             "million draws.",
             _rows(study, part="moments"), ["activation"], ["quantity", "method"], 5,
         ),
@@ -235,8 +235,8 @@ def _study_tables(cells: Sequence[Cell]) -> list[Table]:
         _bounds_table(study),
         _spread(
             "Before and after pooling",
-            "Mean and standard deviation of a NormProp layer's output, over channels, positions and images. Neighbours "
-            "in white input are independent, in images alike.",
+            "Mean and standard deviation of a NormProp layer's output, over channels, positions and images. "
+            "Neighbouring pixels are independent in white input and similar in images.",
             pooling.replace({"pooling": when}), ["input", "filter", "jacobian_factor"], ["pooling", "quantity"], 3,
         ),
     ]  # fmt: skip
@@ -244,11 +244,11 @@ def _study_tables(cells: Sequence[Cell]) -> list[Table]:
 
 def _notes(cells: Sequence[Cell]) -> list[str]:
     return [
-        "Moments and Jacobians are of untrained layers on white Gaussian input. The paper's singular value is the root "
-        "of the mean eigenvalue of E[J J^T]; those of J at one input scatter widely, since ReLU stops about half of "
-        "the units. E[J J^T] itself is known in closed form: with unit rows at cosine r its entries are "
-        "r (1/4 + asin(r) / (2 pi)) over the variance of a rectified normal, "
-        "so that orthogonal rows give a multiple of the identity.",
+        "Moments and Jacobians are those of untrained layers on white Gaussian input. The paper's singular value is "
+        "the square root of the mean eigenvalue of E[J J^T]; the singular values of J at one input scatter widely, "
+        "since ReLU switches off about half of the units. E[J J^T] has a closed form: for unit rows at cosine r its "
+        "entries are r (1/4 + asin(r) / (2 pi)) divided by the variance of a rectified normal, so that orthogonal rows "
+        "give a multiple of the identity.",
     ] if cells else []  # fmt: skip
 
 
@@ -279,7 +279,7 @@ def _incoherent(run: Run, first: bool = False) -> float | None:
 
 
 DISTANCE = Measure("distance of pre-activations from normal", _distance)
-INCOHERENT = Measure("share of pairs of filters near to orthogonal", _incoherent)
+INCOHERENT = Measure("share of pairs of filters that are nearly orthogonal", _incoherent)
 RANDOM = Measure("the same of random filters", partial(_incoherent, first=True))
 
 
@@ -303,7 +303,7 @@ def _trained_table(cells: Sequence[Cell]) -> list[Table]:
     ]
     note = (
         "After training. Distance: largest gap between the distribution functions of a unit's standardised "
-        "pre-activations and of a normal one, median over units, then over hidden layers. Near to orthogonal: |cosine| "
+        "pre-activations and of a normal one, median over units, then over hidden layers. Nearly orthogonal: |cosine| "
         f"under 0.3. {INTERVALS}"
     )
     return [table("Trained networks", rows, note)]
@@ -334,7 +334,12 @@ def _draw_bounds(data: Data) -> matplotlib.figure.Figure:
     floor = 1e-3  # orthogonal rows have a distance of zero, which a logarithmic axis cannot show
     for name, look in (("printed_bound", style.SPARE[2]), ("mended_bound", style.look("batch"))):
         bound = np.maximum(cases[name].fillna(floor), floor)
-        axes.plot(bound, np.maximum(cases["distance"], floor), label=name.replace("_", " "), **look.points)
+        axes.plot(
+            bound,
+            np.maximum(cases["distance"], floor),
+            label=name.replace("_", " ").replace("mended", "corrected"),
+            **look.points,
+        )
     top = float(max(cases["printed_bound"].max(), cases["distance"].max()))
     axes.plot([floor, top], [floor, top], color="0.35", linewidth=0.9)
     axes.set(xlabel="bound", ylabel="||Sigma - diag(alpha)||", xscale="log", yscale="log")
@@ -364,7 +369,7 @@ def _of(rows: Callable[[pd.DataFrame], list[Effect]]) -> Callable[[Sequence[Cell
 EXPERIMENTS = (
     Experiment(
         "np_moments",
-        "Do the moments, the Jacobian and the bounds hold on which NormProp rests, and the assumptions behind them?",
+        "Do the moments, the Jacobian, the bounds and the assumptions that NormProp rests on hold?",
         Part(
             _study_cells,
             Effects("by quadrature", _of(partial(_moments, "relu", "")), "remark_1"),
@@ -384,15 +389,15 @@ EXPERIMENTS = (
                 Drawing(
                     "chain",
                     "Mean and standard deviation, layer after layer",
-                    "ReLU layers on white input, over all units and inputs. Lines: what the layer is meant to keep. "
-                    "The printed factor (1.21) and the exact one (1.2112) cannot be told apart here.",
+                    "ReLU layers on white input, over all units and inputs. Lines: the values that the layer should "
+                    "keep. The curves of the printed factor (1.21) and the exact one (1.2112) coincide.",
                     _draw_chain,
                     lambda data: len(_rows(_study(data.cells), part="chain", activation="relu")) > 0,
                 ),
                 Drawing(
                     "proposition1",
-                    "Proposition 1: what is off the diagonal, against its bounds",
-                    "Above the line a bound is broken. Cases whose printed bound is imaginary stand at the left edge.",
+                    "Proposition 1: distance from the diagonal, against its bounds",
+                    "Above the line a bound is violated. Cases with an imaginary printed bound are at the left edge.",
                     _draw_bounds,
                     lambda data: len(_bounds(_study(data.cells))) > 0,
                 ),
@@ -409,7 +414,7 @@ EXPERIMENTS = (
                     "gaussian",
                     "Distance of pre-activations from a normal distribution, by layer",
                     "Median over units after training, mean over seeds with 95 % intervals. NIN pads conv8, a 1 x 1 "
-                    "convolution, so that most of what it gives is a constant.",
+                    "convolution, so that most of its output is constant.",
                     _draw_gaussian,
                 ),
             ),

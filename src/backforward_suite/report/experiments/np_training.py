@@ -355,8 +355,8 @@ def _steps(cells: Sequence[Cell]) -> list[Table]:
         for run in _timed(cells)
     ]
     note = (
-        "Median time of a training step; ratios are geometric means over rounds with 95 % intervals. An epoch is the "
-        "same number of steps for each norm, so that its ratio is the step's."
+        "Median time of a training step; ratios are geometric means over rounds with 95 % intervals. An epoch has the "
+        "same number of steps under each norm, so the ratios hold for epochs too."
     )
     return [table("Time of a training step", rows, note)]
 
@@ -381,13 +381,13 @@ EXPERIMENTS = (
         Part(
             layout("norm.jacobian_factor"),
             Compare(LARGEST, lambda arm: arm in ("paper", "exact"), "none", "larger_lr"),
-            title="The largest learning rate that trains, against that without the factor",
+            title="The largest learning rate that trains, relative to no factor",
             names=FACTORS,
             tables=partial(limits, names=FACTORS),
             drawings=(
                 Drawing(
                     "lr",
-                    "Where training still works, with and without the factor",
+                    "Up to which learning rate training works, with and without the factor",
                     "Above: validation accuracy after the last epoch, median over seeds with their whole range; a "
                     "diverged run counts as a guess. Below: share of seeds that train (end below the loss of a guess), "
                     "with its 95 % interval.",
@@ -405,12 +405,12 @@ EXPERIMENTS = (
     ),
     Experiment(
         "np_recipe",
-        "Which parts of NormProp's recipe matter: weight decay, no dropout, shuffling, halving, lr by batch size?",
+        "Which parts of NormProp's recipe matter: weight decay, no dropout, shuffling, halving, rate by batch size?",
         Part(
             layout(_change, where=_normprop),
             Compare(TEST, lambda _: True, "the recipe", "weight_decay dropout shuffling halving"),
             title="Each change against the recipe",
-            note="Under 0: the change harms, so that what the recipe has in its place helps.",
+            note="Under 0: the change harms, so the recipe's choice helps.",
             means=(VALIDATION, TEST),
             drawings=(
                 Drawing(
@@ -431,9 +431,9 @@ EXPERIMENTS = (
         Part(
             layout(_batch_and_lr, where=_normprop),
             Effects(
-                "points of test accuracy that a larger rate gains, larger - smaller batch", _rate_by_batch, "batch_lr"
+                "gain of a larger rate in points of test accuracy, larger - smaller batch", _rate_by_batch, "batch_lr"
             ),
-            title="What a larger learning rate gains at the larger batch less at the smaller",
+            title="Gain of a larger learning rate: at the larger batch minus at the smaller",
             means=(VALIDATION, TEST),
         ),
     ),
@@ -445,7 +445,7 @@ EXPERIMENTS = (
             Compare(TEST, "prop", "none", "trains"),
             Compare(TEST, "prop", "batch"),
             title="NormProp against no norm, by activation",
-            note="ReLU and ELU, of which the paper's section says nothing, stand beside.",
+            note="ReLU and ELU, which the paper's section does not mention, are shown too.",
             means=(VALIDATION, TEST),
             drawings=(
                 Drawing(
@@ -459,7 +459,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "np_data_norm",
-        "Does it matter whether the network's input is normalised by the whole training set or by the mini-batch?",
+        "Does it matter whether the input is normalised with the statistics of the training set or of the mini-batch?",
         Part(
             layout("data_norm", {"batch_size": "batch {}"}),
             Compare(VALIDATION, "batch", "global", "unaffected"),
@@ -481,7 +481,8 @@ EXPERIMENTS = (
     ),
     Experiment(
         "np_shift",
-        "Do the inputs of hidden units stay nearer to zero, and settle earlier, under NormProp than under BatchNorm?",
+        "Are the inputs of hidden units closer to zero under NormProp than under BatchNorm, and do they settle "
+        "earlier?",
         Part(
             layout("norm", where=lambda run: len(run.diagnostics) > 0),
             Compare(DISTANCE, "prop", "batch", "distance"),
@@ -490,8 +491,8 @@ EXPERIMENTS = (
             Compare(DISTANCE, "prop", "none", "no_norm"),
             Sample(DISTANCE, (), "distance_value no_norm_value", _whole),
             title="NormProp against BatchNorm, and against no norm at lr 1e-4",
-            note="Means over hidden layers and epochs. Settled: from when on the unit's mean input stays within "
-            f"{WITHIN:g} of its last value, mean over layers.",
+            note="Means over hidden layers and epochs. Settled: the first epoch from which the unit's mean input stays "
+            f"within {WITHIN:g} of its last value, mean over layers.",
             means=(DISTANCE, ALL_UNITS, MOVEMENT, SETTLING),
             drawings=(
                 Drawing(
@@ -522,15 +523,15 @@ EXPERIMENTS = (
             Sample(CONVERGED, ("prop",), "converges", _whole),
             title="NormProp against BatchNorm",
             note="Off its trend: mean distance of an epoch's validation accuracy from halfway between the epochs "
-            f"before and after, after the first quarter. Converged: from when on it stays within {POINT:g} point of "
-            "its last value.",
+            "before and after, after the first quarter. Converged: the first epoch from which it stays within "
+            f"{POINT:g} point of its last value.",
             means=(EARLY, VALIDATION, UNREST, CONVERGED),
             drawings=(
                 Drawing(
                     "curves",
                     "Validation accuracy by epoch",
-                    "The paper's Fig. 3: mean over seeds, bands are 95 % intervals; each norm at the learning rate of "
-                    "its highest last validation accuracy.",
+                    "The paper's Fig. 3: mean over seeds, bands are 95 % intervals; each norm at the learning rate "
+                    "with its highest final validation accuracy.",
                     ACCURACY(),
                 ),
             ),
@@ -539,7 +540,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "np_batch_size",
-        "Does NormProp train with batches of one, is it unaffected by the batch size, and do smaller ones do better?",
+        "Does NormProp train with batches of one, is it unaffected by the batch size, and are smaller batches better?",
         Part(
             layout("batch_size", chosen="lr"),
             Compare(TEST, "1", "50", "batch_one"),
@@ -552,8 +553,8 @@ EXPERIMENTS = (
                     "curves",
                     "Validation accuracy by epoch, by batch size",
                     "The paper's Fig. 4: mean over seeds, bands are 95 % intervals; each batch size at the learning "
-                    "rate of its highest last validation accuracy. With batches of one the input is normalised by the "
-                    "statistics of the training set, else by those of the mini-batch.",
+                    "rate with the highest final validation accuracy. For batches of one the input is normalised with "
+                    "the statistics of the training set, otherwise with those of the mini-batch.",
                     ACCURACY(),
                 ),
             ),
@@ -566,7 +567,7 @@ EXPERIMENTS = (
             layout("norm", {"data": _data_set}, chosen="lr"),
             Compare(ERROR, "prop", "batch", "below_batchnorm competitive"),
             Effects(
-                "test error, points, NormProp - the least of the other methods listed", _below_listed, "beats_listed"
+                "test error, points, NormProp - the best of the other methods listed", _below_listed, "beats_listed"
             ),
             Sample(ERROR, ("prop", "batch"), "errors_cifar10 errors_cifar100 errors_svhn", _whole_table),
             title="NormProp against BatchNorm",
@@ -575,14 +576,13 @@ EXPERIMENTS = (
             drawings=(
                 Drawing(
                     "errors",
-                    "Test errors beside those of Table 1",
-                    "Filled: ours with 95 % intervals over seeds; hollow markers: published, on all images, at full "
-                    "width.",
+                    "Test errors and those of Table 1",
+                    "Filled: ours with 95 % intervals over seeds; hollow: published, on all images, at full width.",
                     reached(ERROR, published=PUBLISHED),
                 ),
                 Drawing(
                     "differences",
-                    "NormProp's test error less BatchNorm's",
+                    "NormProp's test error minus BatchNorm's",
                     "95 % intervals. Left of zero NormProp is better; hollow markers: published.",
                     forest("test error, NormProp - BatchNorm, points"),
                 ),
@@ -591,7 +591,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "np_speed",
-        "What does an epoch cost under NormProp, against BatchNorm and no normalisation?",
+        "What does an epoch cost under NormProp, compared with BatchNorm and no normalisation?",
         Part(
             layout(_network, where=lambda run: {"norm", "round", STEP} <= set(run.study)),
             Effects(
@@ -599,7 +599,7 @@ EXPERIMENTS = (
                 lambda cells: [effect for run in _timed(cells)[:1] for effect in _ratios(run)],
                 "epoch_time",
             ),
-            title="On the network nearest to the paper's",
+            title="On the network closest to the paper's",
             tables=_steps,
             drawings=(
                 Drawing(

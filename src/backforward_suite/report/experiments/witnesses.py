@@ -64,7 +64,7 @@ def _witnesses(name: str, network: str) -> Experiment:
     """Every norm under SGD at the rate that validation accuracy chose, with its induced shift."""
     return Experiment(
         name,
-        f"Does a norm train better the less its layers' inputs shift, noisy BatchNorm among them, on {network}?",
+        f"Do norms with less shift train better on {network}, and what about BatchNorm with added noise?",
         Part(
             layout("norm", chosen="lr"),
             Compare(TEST, "noisy_batch", "batch", "noisy_as_well"),
@@ -78,7 +78,7 @@ def _witnesses(name: str, network: str) -> Experiment:
                 Drawing(
                     "shift",
                     "Test accuracy over induced shift",
-                    "Each norm at the learning rate that validation accuracy chose; 95 % intervals over seeds.",
+                    "Each norm at the learning rate with its best validation accuracy; 95 % intervals over seeds.",
                     by_row(_against, TEST.name, SHIFT.name),
                 ),
             ),
