@@ -33,22 +33,22 @@ def sentences(findings: Iterable[Finding]) -> tuple[str, ...]:
         f"{shift}: once the layers below have moved, a layer's step differs from the gradient that it then faces by "
         f"{of.numbers('bfp_norm.stale')} of that gradient's norm under SGD, and by "
         f"{of.numbers('bfp_norm.removes_shift')} under exact Backforward "
-        f"({of.stand(stale='bfp_norm.stale', removed='bfp_norm.removes_shift')}).",
-        f"{speed}: exact Backforward needs {of.numbers(BFP + 'fewer_epochs')} of SGD's epochs to the same training "
-        f"loss, and {of.numbers(BFP + 'fewer_macs')} of its arithmetic ("
+        f"({of.stand(SGD_has_it='bfp_norm.stale', BFP_removes_it='bfp_norm.removes_shift')}).",
+        f"{speed}: exact Backforward needs {of.numbers(BFP + 'fewer_epochs')} times SGD's epochs to the same training "
+        f"loss, and {of.numbers(BFP + 'fewer_macs')} times its arithmetic ("
         + of.stand(fewer_epochs=BFP + "fewer_epochs", a_gain_as_large_as_published=BFP + "gain_as_published",
                    better_accuracy=BFP + "better") + ").",
-        f"{loop}: rebuilt, it needs {of.numbers(BFP + 'published_loop')} of SGD's epochs and "
-        f"{of.numbers(BFP + 'beyond_updates')} of its updates "
+        f"{loop}: rebuilt, it needs {of.numbers(BFP + 'published_loop')} times SGD's epochs and "
+        f"{of.numbers(BFP + 'beyond_updates')} times its updates "
         f"({of.stand(more_than_its_updates_explain=BFP + 'beyond_updates')}).",
-        f"{weights}: their norm is {of.numbers(NORM + 'larger')} of SGD's, and {of.numbers(NORM + 'its_cause')} of "
-        "that of SGD with two steps a batch at equal loss; the largest learning rate that trains is "
-        f"{of.numbers('bfp_max_lr.larger')} of SGD's ("
+        f"{weights}: their norm is {of.numbers(NORM + 'larger')} times SGD's, and {of.numbers(NORM + 'its_cause')} "
+        "times that of SGD with two steps a batch at equal loss; the largest learning rate that trains is "
+        f"{of.numbers('bfp_max_lr.larger')} times SGD's ("
         + of.stand(larger_norm=NORM + "larger", because_of_the_shift=NORM + "its_cause",
                    regularisation=NORM + "regularising", larger_rates="bfp_max_lr.larger") + ").",
         f"{moments} ({of.stand(without='np_moments.keeps_normal', with_it='np_moments.keeps_normal_factor')}); a step "
-        f"takes {of.numbers('np_speed.epoch_time')} of BatchNorm's time ({of.stand(speed='np_speed.epoch_time')}), and "
-        f"{of.undecided('np_')}.",
+        f"takes {of.numbers('np_speed.epoch_time')} times BatchNorm's time "
+        f"({of.stand(speed='np_speed.epoch_time')}), and {of.undecided('np_')}.",
     )  # fmt: skip
 
 
@@ -70,12 +70,13 @@ class _Verdicts:
         return "; ".join(f"{words}: {'not run' if verdict is None else verdict.word}" for words, verdict in verdicts)
 
     def numbers(self, name: str) -> str:
-        """The judged numbers of a claim, each with its row: `0.989 (lr 0.01), 0.951 (lr 0.05)`."""
+        """The judged numbers of a claim, each with its row: `0.989 (lr 0.01) and 0.951 (lr 0.05)`."""
         verdict = self._of.get(name)
         rows = [row for row in verdict.rows if row.judged and row.estimate.value is not None] if verdict else []
         if not rows:
             return "an amount not measured yet"
-        return ", ".join(_short(row.estimate) + (f" ({row.label})" if len(rows) > 1 else "") for row in rows)
+        told = [_short(row.estimate) + (f" ({row.label})" if len(rows) > 1 else "") for row in rows]
+        return ", ".join(told[:-1]) + f" and {told[-1]}" if len(told) > 1 else told[0]
 
     def undecided(self, start: str) -> str:
         """How many claims, of those whose ids start so, are not decided."""

@@ -10,7 +10,7 @@ from backforward_suite.report.finding import Verdict
 from backforward_suite.report.ground import Ground
 from backforward_suite.report.reading import Run
 from backforward_suite.report.statistics import Effect
-from backforward_suite.report.verdicts import asked, judge, lacks_images, lacks_protocol
+from backforward_suite.report.verdicts import absent_rows, asked, judge, lacks_images, lacks_protocol
 
 TIMES = (2, 4, 8, 16, 32, 64)  # as many seeds as there are
 
@@ -27,12 +27,14 @@ def how(claim: Claim, effects: Sequence[Effect], ground: Ground, verdict: Verdic
     make, rows = f"`make reproduce ONLY={claim.experiment} SCALE=", [e for e in effects if asked(claim, e.label)]
     if verdict.kind not in ("inconclusive", "not run") or ground.scale == "smoke":
         return ""
+    also = "".join(f"runs for {label}, and " for label in absent_rows(claim, effects))
     unrun = any(not effect.values and not effect.note for effect in rows)
-    if verdict.kind == "not run" or unrun or ground.missing or ground.awaited:
+    judgeable = [effect for effect in rows if not lacks_images(claim, effect)]
+    if verdict.kind == "not run" or unrun or ground.missing or ground.awaited or (also and judgeable == rows):
         return f"the runs that are missing: {make}{ground.scale}`, which first prints an estimate of their time"
-    if any(lacks_images(claim, effect) for effect in rows):
+    if judgeable != rows:
         price = _price(ground, lambda run: claim.least_images / max(1, run.images))
-        return f"runs of at least {claim.least_images:,} images each, before which it is not judged: {price}"
+        return f"{also}runs of at least {claim.least_images:,} images each, before which it is not judged: {price}"
     reached = all(effect.values for effect in rows)
     if any(lacks_protocol(claim, effect, ground) for effect in rows) or (claim.paper_images and not reached):
         price = _price(ground, lambda run: claim.paper_images / max(1, run.images) / run.width**2)

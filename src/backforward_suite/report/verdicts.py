@@ -1,27 +1,26 @@
-"""From estimates to verdicts: five rules, one correction, and what scale, data and missing runs allow to be said.
+"""Turn estimates into verdicts: five rules, one correction, and what scale, data and missing runs allow to say.
 
 direction  An effect of a claimed sign, in each row of a table (a learning rate, a data set). A row speaks for the claim
-           if its interval excludes "no difference" on the claimed side and is not wholly within the tolerance; against
-           it if it excludes it on the other side, or lies wholly within the tolerance: no effect worth the name.
-           `negated`, the claim is that an effect of this sign is not there: for it, if the interval leaves no room for
-           one beyond the tolerance. Sign 0, there is none either way: for it, if the interval lies within the
-           tolerance; against it, if it lies outside.
-value      Published numbers: ours agrees where its interval lies within the tolerance about the number, disagrees where
-           it lies wholly outside. Only a row that was run under the paper's whole protocol is judged.
-identity   The same for what mathematics says must hold; scale does not matter but for smoke.
-share      How often something happens: Wilson's interval against the share asked. Where all of it is asked for, one
+           if its interval excludes "no difference" on the claimed side and is not wholly within the tolerance. It
+           speaks against it if the interval excludes "no difference" on the other side, or lies wholly within the
+           tolerance. `negated`: the claim is that there is no effect of this sign. A row speaks for it if the interval
+           leaves no room for an effect beyond the tolerance. Sign 0: there is no effect either way. A row speaks for it
+           if the interval is within the tolerance, and against it if the interval is outside.
+value      Published numbers: ours agrees if its interval is within the tolerance of the number, and disagrees if it is
+           wholly outside. Only rows that were run under the paper's whole protocol are judged.
+identity   The same for a mathematical identity, at any scale but smoke.
+share      How often something happens: Wilson's interval against the share asked for. If that is 100 %, one
            counterexample decides.
-curve      Runs follow a published curve: the mean ratio over epochs is within the tolerance. They are off where it is
-           wholly outside, and the published curve is not like one more seed of ours either (prediction interval): it is
-           of one seed.
+curve      Runs follow a published curve: the mean ratio over epochs is within the tolerance. They deviate from it if it
+           is wholly outside and the published curve is not like one more seed of ours either (prediction interval),
+           since it is one seed.
 
-What a claim's rows say together is decided by its `over`: all (the default), most or any.
+A claim's `over` says how its rows combine: all (the default), most or any. `backforward_suite.report.ground` explains
+the correction for several rows.
 
-Correction for several rows: `backforward_suite.report.ground`.
-
-A verdict says no more than its runs allow: below paper scale it speaks of direction only, smoke is `inconclusive` at
-most, a row whose runs saw fewer images than the claim asks for is open, runs on other data than the claim's are
-`stand-in data`, and no runs are `not run`.
+A verdict says no more than its runs allow. Below paper scale it is about direction only; at smoke scale it is always
+`inconclusive`. A row whose runs saw fewer images than the claim asks for is open. Runs on data that the claim is not
+about give `stand-in data`, and no runs give `not run`.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ from backforward_suite.report.statistics import LEVEL, Effect
 
 _KINDS: dict[State, Kind] = {"for": "reproduced", "against": "contradicted", "open": "inconclusive"}
 NOTHING = "nothing to compare"
-Said = tuple[State, str]  # what a row says, and why
-Ask = Callable[[float], Said]  # what it says, given a tolerance
+Said = tuple[State, str]  # the state of a row, and the reason
+Ask = Callable[[float], Said]  # the same, given a tolerance
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
@@ -76,7 +75,7 @@ def judge(claim: Claim, effects: Sequence[Effect], ground: Ground) -> Verdict:
 
     def together(tolerance: float) -> State:
         states = [row(effect, tolerance).state for effect in effects if asked(claim, effect.label)]
-        return family.together(states, complete=not _absent(claim, effects))
+        return family.together(states, complete=not absent_rows(claim, effects))
 
     tolerance = claim.tolerance or 0.0
     rows = [row(effect, tolerance) for effect in effects]
@@ -91,7 +90,7 @@ def judge(claim: Claim, effects: Sequence[Effect], ground: Ground) -> Verdict:
 
 
 def not_run(claim: Claim, scale: str, missing: Sequence[str] = ()) -> Verdict:
-    """Say that nothing was measured, and what to do."""
+    """A verdict without any runs, with what to do."""
     lacking = f"missing: {some(missing)}; " if missing else ""
     why = f"{lacking}run `make reproduce ONLY={claim.experiment} SCALE={scale}`"
     return Verdict(claim, "not run", "nothing", why)
@@ -102,7 +101,7 @@ def not_run(claim: Claim, scale: str, missing: Sequence[str] = ()) -> Verdict:
 
 @dataclass(frozen=True)
 class _Read:
-    """A row's intervals: as shown, and as read where it would count for the claim, against it, or as equal."""
+    """A row's intervals: as shown, and in the tests for the claim, against it, and of equality."""
 
     shown: Estimate
     support: Estimate
@@ -119,7 +118,7 @@ class _Read:
         )
 
     def ends(self) -> list[float]:
-        """All ends of intervals, at which a verdict may turn."""
+        """The ends of all intervals, where a verdict may turn."""
         return [end for each in (self.support, self.counter, self.equal) for end in (each.low, each.high)
                 if end is not None]  # fmt: skip
 
@@ -136,7 +135,7 @@ def _direction(claim: Claim, effect: Effect, family: Family) -> tuple[Ask, list[
 
 
 def _claimed(read: _Read, equal: float, band: tuple[float, float], sign: int) -> Said:
-    if _within(read.equal, *band):  # paired runs may tell even an effect from none that is too small to speak of
+    if _within(read.equal, *band):  # with paired runs even a negligible effect can be significant
         told = "an effect too small to count" if _beyond(read.shown, equal, sign) else "no effect"
         return "against", f"{told}: {_spanned(band)}"
     if _beyond(read.support, equal, sign):
@@ -165,7 +164,7 @@ def _no_difference(read: _Read, _: float, band: tuple[float, float], __: int) ->
 
 
 def _beyond(found: Estimate, bound: float, side: int) -> bool:
-    """Whether an interval lies wholly beyond a bound, on a side."""
+    """Whether an interval is wholly beyond a bound, on one side."""
     end = found.low if side > 0 else found.high
     return end is not None and (end - bound) * side > 0
 
@@ -260,7 +259,7 @@ def asked(claim: Claim, label: str) -> bool:
 
 
 def _why_open(claim: Claim, effect: Effect, ground: Ground) -> str:
-    """Why a row cannot be judged whatever its number is; empty where it can."""
+    """Why a row cannot be judged, whatever its number; empty if it can."""
     if not effect.values:
         return effect.note or NOTHING
     if len(effect.values) == 1 and not (effect.exact or effect.share):
@@ -284,22 +283,23 @@ def lacks_protocol(claim: Claim, effect: Effect, ground: Ground) -> bool:
     return bool(wanted) and ground.scale != "paper" and not effect.protocol
 
 
-def _absent(claim: Claim, rows: Sequence[Effect] | Sequence[Row]) -> list[str]:
+def absent_rows(claim: Claim, rows: Sequence[Effect] | Sequence[Row]) -> list[str]:
+    """The rows that a claim is about and that are not there."""
     labels = [row.label for row in rows]
     return [label for label in claim.arguments.get("rows") or [] if label not in labels]
 
 
 def _remarked(why: str, effect: Effect) -> str:
-    """With what a reader must know of a row that has values: its note, and what gave none."""
+    """A reason with the row's note and the number of pairs without a value."""
     note = effect.note if effect.values else ""
     return "; ".join(filter(None, [why, note, statistics.told_lost(effect)]))
 
 
 def _together(claim: Claim, rows: Sequence[Row], ground: Ground, family: Family, head: str, level: str) -> Verdict:
-    """What all rows say together, as far as the ground allows."""
-    judged, absent = [row for row in rows if row.judged], _absent(claim, rows)
+    """The verdict of all rows together, as far as scale, data and missing runs allow."""
+    judged, absent = [row for row in rows if row.judged], absent_rows(claim, rows)
     ground = replace(ground, missing=(*ground.missing, *absent))
-    # A row without a number may still have a reason why there is none; that is an open row, not a missing run.
+    # A row without a number but with a reason is open; without a reason its runs are missing.
     if not ground.runs or not any(row.estimate.value is not None or row.why != NOTHING for row in judged):
         return or_stand_in(not_run(claim, ground.scale, ground.missing), ground)
     state = family.together([row.state for row in judged], complete=not absent)
@@ -326,7 +326,7 @@ def _together(claim: Claim, rows: Sequence[Row], ground: Ground, family: Family,
 
 
 def or_stand_in(verdict: Verdict, ground: Ground) -> Verdict:
-    """A verdict for want of runs, marked where what there is stands in for other data."""
+    """Mark a verdict without runs as stand-in data if there are runs on other data."""
     other = ground.stands_in(verdict.claim)
     if not other:
         return verdict
@@ -337,7 +337,7 @@ def or_stand_in(verdict: Verdict, ground: Ground) -> Verdict:
 
 
 def _head(claim: Claim, effects: Sequence[Effect]) -> str:
-    """What the numbers are, and which side of no difference favours the claim."""
+    """The name of the numbers, and which side of no difference favours the claim."""
     what = next((effect.what for effect in effects if effect.what), "")
     if claim.rule != "direction" or not what:
         return what
@@ -348,7 +348,7 @@ def _head(claim: Claim, effects: Sequence[Effect]) -> str:
 
 
 def _holds(together: Callable[[float], State], tolerance: float, turns: Iterable[float]) -> tuple[float, float]:
-    """The widest range of tolerances about the claim's own over which its rows say the same together."""
+    """The widest range of tolerances around the claim's own over which the verdict is the same."""
     here, low, high = together(tolerance), 0.0, math.inf
     tick = 1e-9
     for turn in sorted({turn for turn in turns if turn >= tolerance}):
@@ -381,7 +381,7 @@ def _listed(rows: Sequence[Row]) -> str:
 
 
 def _reasons(rows: Sequence[Row]) -> str:
-    """Why, each reason once, with the rows it holds for."""
+    """Each reason once, with its rows."""
     labels: dict[str, list[str]] = {}
     for row in rows:
         labels.setdefault(row.why, []).append(row.label)
@@ -391,7 +391,7 @@ def _reasons(rows: Sequence[Row]) -> str:
 
 
 def some(names: Sequence[str], most: int = 6) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of the others."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 

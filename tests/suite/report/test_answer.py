@@ -29,7 +29,7 @@ def test_without_runs_nothing_is_claimed() -> None:
 def test_numbers_and_verdicts_are_those_of_the_findings() -> None:
     name = "bfp_learning_rates.fewer_epochs"
     (_, speed, *_) = answer.sentences([finding({name: "reproduced"})])
-    assert "needs 0.987 (lr 0.01), 0.5 (lr 0.05) of SGD's epochs" in speed  # rows that are judged alone
+    assert "needs 0.987 (lr 0.01) and 0.5 (lr 0.05) times SGD's epochs" in speed  # rows that are judged alone
     assert "fewer epochs: reproduced; a gain as large as published: not run" in speed
 
 

@@ -56,9 +56,6 @@ def drawing(value: float | None = 0.5) -> tuple[bytes, bytes]:
         style.points(axes[0, 1], look, [0.01, 0.1, 1], estimates)
         style.at_values(axes[0, 1], [0.01, 0.1, 1])
         style.forest(axes[1, 0], list(zip("abc", estimates, strict=True)), look, tolerance=0.1)
-        style.bars(
-            axes[1, 1], ["a", "b", "c"], {"bfp": estimates}, {"bfp": look}, published_values={"bfp": [1.0, None, 2]}
-        )
         style.mark_published(axes[1, 1], 0.5, "published")
         style.legend(figure)
         style.stamp(figure, "scale small")

@@ -52,7 +52,7 @@ def test_a_positive_effect_is_reproduced_and_below_paper_scale_of_its_direction_
     found = faster(runs)
     assert found.kind == "reproduced"
     assert "about the direction only, at small scale" in found.why
-    assert "read at 97.5 % where a row counts against the claim or as equal (Bonferroni over 2 rows)" in found.why
+    assert "a row counts against the claim or as equal by its 97.5 % interval (Bonferroni over 2 rows)" in found.why
     assert "lr 0.05: 0.7" in found.ours
     assert [row.label for row in found.rows] == ["lr 0.05", "lr 0.1"]
     paper = faster(runs, scale="paper")
@@ -306,7 +306,7 @@ def test_all_rows_for_is_not_corrected_and_one_row_against_is(ground: Ground) ->
     found = verdicts.judge(claim(), one, ground)
     assert (found.kind, found.rows[0].state) == ("inconclusive", "open")
     assert verdicts.judge(claim(), one[:1], ground).kind == "contradicted"  # alone, nothing is to be corrected
-    assert "read at 98.3 %" in found.why
+    assert "by its 98.3 % interval" in found.why
 
 
 def test_where_any_row_may_speak_for_a_claim_it_is_that_which_is_corrected(ground: Ground) -> None:

@@ -59,7 +59,7 @@ def by_row(draw: Callable[[Axes, Cell, Looks], None], ylabel: str, xlabel: str =
         figure, axes = panels(len(data.cells), ylabel, sharey=sharey)
         for panel, cell in zip(axes, data.cells, strict=True):
             draw(panel, cell, data.looks())
-            panel.set_title(cell.label if len(cell.label) < 40 else cell.label.replace(", ", ",\n"))
+            panel.set_title(cell.label if len(cell.label) < 30 else cell.label.replace(", ", ",\n"))
             if xlabel:
                 panel.set_xlabel(xlabel)
             else:
