@@ -33,7 +33,7 @@ def sentences(findings: Iterable[Finding]) -> tuple[str, ...]:
         f"{shift}: once the layers below have moved, a layer's step differs from the gradient that it then faces by "
         f"{of.numbers('bfp_norm.stale')} of that gradient's norm under SGD, and by "
         f"{of.numbers('bfp_norm.removes_shift')} under exact Backforward "
-        f"({of.stand(SGD_has_it='bfp_norm.stale', BFP_removes_it='bfp_norm.removes_shift')}).",
+        f"({of.stand(shift_under_SGD='bfp_norm.stale', none_under_BFP='bfp_norm.removes_shift')}).",
         f"{speed}: exact Backforward needs {of.numbers(BFP + 'fewer_epochs')} times SGD's epochs to the same training "
         f"loss, and {of.numbers(BFP + 'fewer_macs')} times its arithmetic ("
         + of.stand(fewer_epochs=BFP + "fewer_epochs", a_gain_as_large_as_published=BFP + "gain_as_published",

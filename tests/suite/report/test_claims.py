@@ -181,7 +181,7 @@ def test_the_tolerance_of_the_norm_is_the_share_of_the_least_published_gain_that
     claim = claims_of("bfp_weight_norm")["larger"]
     assert claim.tolerance is not None
     assert 1 / 8 < claim.tolerance / (min(claim.published.values()) - 1) < 1 / 7
-    assert "under a seventh of the least" in claim.tolerance_why
+    assert "less than a seventh of the smallest" in claim.tolerance_why
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_the_tolerance_of_the_norm_is_the_share_of_the_least_published_gain_that
         ({"toleranze": 1}, "toleranze"),
         ({"tolerance": -1.0}, "greater than or equal to 0"),
         ({"tolerance": None}, "needs a tolerance"),
-        ({"tolerance_why": ""}, "does not say why"),
+        ({"tolerance_why": ""}, "give the reason for the tolerance"),
         ({"experiment": "np_table"}, "is filed under"),
         ({"rule": "feeling"}, "rule"),
         ({"rule": "share"}, "at_least"),

@@ -77,7 +77,7 @@ def test_verdicts_are_told_by_word_and_sign(report: Path) -> None:
 
 def test_the_page_opens_with_methods_question_answer_and_tally(report: Path) -> None:
     text = (report / "index.html").read_text()
-    parts = ["<h1>", "<svg", "What was asked.", 'id="answer"', 'id="tally"', 'id="summary"', "<section"]
+    parts = ["<h1>", "<svg", "What is tested.", 'id="answer"', 'id="tally"', 'id="summary"', "<section"]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
 
