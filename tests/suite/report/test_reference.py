@@ -11,7 +11,7 @@ from tests.helpers.configs import requested
 from backforward_suite.data import load_data
 from backforward_suite.errors import BadInput
 from backforward_suite.report import experiments, reference
-from backforward_suite.report.experiments._experiment import hardware
+from backforward_suite.report.experiments._tables import hardware
 from backforward_suite.report.reading import read_runs
 from backforward_suite.results import assembled
 from backforward_suite.runs import files

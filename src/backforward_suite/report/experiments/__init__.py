@@ -22,36 +22,16 @@ if TYPE_CHECKING:
     from backforward_suite.report.experiments._experiment import Experiment
 
 MODULES = (
-    "bfp_one_step", "bfp_learning_rates", "bfp_variants", "bfp_shift", "witnesses", "np_moments", "np_training",
+    "bfp_one_step", "bfp_learning_rates", "bfp_variants", "bfp_shift", "witnesses",
+    "np_moments", "np_training", "np_table_speed",
 )  # fmt: skip
 #: In the order of the page.
 ORDER = (
-    "bfp_one_step",
-    "bfp_learning_rates",
-    "bfp_weight_norm",
-    "bfp_batch_size",
-    "bfp_max_lr",
-    "bfp_schedule",
-    "bfp_depth",
-    "bfp_warmup",
-    "bfp_finetune",
-    "bfp_norm",
-    "bfp_parts",
-    "bfp_rates",
-    "bfp_to_loss",
-    "bfp_witnesses",
-    "np_moments",
-    "np_jacobian",
-    "np_recipe",
-    "np_activations",
-    "np_data_norm",
-    "np_shift",
-    "np_stability",
-    "np_batch_size",
-    "np_table",
-    "np_speed",
-    "np_witnesses",
-)
+    "bfp_one_step", "bfp_learning_rates", "bfp_weight_norm", "bfp_batch_size", "bfp_max_lr", "bfp_schedule",
+    "bfp_depth", "bfp_warmup", "bfp_finetune", "bfp_norm", "bfp_parts", "bfp_rates", "bfp_to_loss", "bfp_witnesses",
+    "np_moments", "np_jacobian", "np_recipe", "np_activations", "np_data_norm", "np_shift", "np_stability",
+    "np_batch_size", "np_table", "np_speed", "np_witnesses",
+)  # fmt: skip
 
 
 def names() -> list[str]:

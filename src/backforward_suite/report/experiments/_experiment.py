@@ -7,8 +7,8 @@
             layout("method", {"lr": "lr {:g}", "batch_size": "batch {:g}"}),  # arms; rows and their labels
             Compare(EPOCHS, "bfp", "sgd", "faster"),                          # judges the claim `faster`
             Compare(LOSS, "bfp", "sgd"),                                      # only shown
+            Drawing("epochs", "Epochs to a loss", "Caption.", over("batch_size", "batch size", "epochs")),
             means=(LOSS, TEST),
-            drawings=(Drawing("epochs", "Epochs to a loss", "Caption.", over("batch_size", "batch size", "epochs")),),
         ),
     )
 
@@ -25,11 +25,11 @@ from functools import partial
 from typing import Any
 
 import matplotlib.figure
-import pandas as pd
 
 from backforward_suite.report import settle, statistics, style, verdicts
 from backforward_suite.report.claims import Claim
-from backforward_suite.report.experiments._measures import Measure, Runs, done, images, largest_lr
+from backforward_suite.report.experiments._measures import Measure, Runs, done, images
+from backforward_suite.report.experiments._tables import INTERVALS, hardware, setting_of, shown, table
 from backforward_suite.report.finding import Figure, Finding, Table, Verdict
 from backforward_suite.report.ground import Ground
 from backforward_suite.report.reading import Run
@@ -37,10 +37,6 @@ from backforward_suite.report.statistics import Effect
 from backforward_suite.runs.files import natural
 
 Words = str | Mapping[Any, str] | Callable[[Run], str]
-INTERVALS = (
-    "Mean [95 % interval] over seeds: Student's t; for fewer than 10 values or heavy tails the wider of it and the BCa "
-    "bootstrap."
-)
 
 
 # --- rows and arms ---------------------------------------------------------------------------------------------------
@@ -315,10 +311,9 @@ class Part:
 
     Args:
         layout: Sorts runs into rows and arms.
-        sources: The comparisons.
+        items: The comparisons and the figures.
         title: Of the table of comparisons; without a title there is no such table.
         means: The columns of the table of arms.
-        drawings: The figures.
         names: Names of arms that differ from the usual ones.
         note: Below the table of comparisons.
         tables: Makes further tables from the cells.
@@ -329,18 +324,19 @@ class Part:
     def __init__(
         self,
         layout: Layout,
-        *sources: Source,
+        *items: Source | Drawing,
         title: str = "",
         means: tuple[Measure, ...] = (),
-        drawings: tuple[Drawing, ...] = (),
         names: Mapping[str, str] | None = None,
         note: str = "",
         tables: Callable[[Sequence[Cell]], Sequence[Table]] = lambda _: (),
         notes: Callable[[Sequence[Cell]], Sequence[str]] = lambda _: (),
         where: Callable[[Run], bool] = lambda _: True,
     ) -> None:
-        self.layout, self.sources, self.title, self.means, self.note = layout, sources, title, means, note
-        self.drawings, self.names, self.tables, self.notes, self.where = drawings, names or {}, tables, notes, where
+        self.layout, self.title, self.means, self.note, self.names = layout, title, means, note, names or {}
+        self.tables, self.notes, self.where = tables, notes, where
+        self.sources = [item for item in items if not isinstance(item, Drawing)]
+        self.drawings = [item for item in items if isinstance(item, Drawing)]
 
     def found(self, experiment: str, runs: Runs, claims: Mapping[str, Claim], scale: str) -> Found:
         """Judge and tabulate, and prepare the figures."""
@@ -441,67 +437,6 @@ class Experiment:
             runs=tuple(runs),
             scale=scale,
             hardware=hardware(ended),
-            notes=(*([_setting_of(trained)] if trained else []), *told, *missing),
+            notes=(*([setting_of(trained)] if trained else []), *told, *missing),
             stand_in=any(verdict.kind == "stand-in data" for verdict in judged),
         )
-
-
-def hardware(runs: Iterable[Run]) -> str:
-    """Devices and threads that the runs used, each combination once."""
-    told = []
-    for run in runs:
-        threads = run.result.get("timing", {}).get("threads")
-        told.append(run.hardware + (f", {threads} thread{'' if threads == 1 else 's'} a run" if threads else ""))
-    return "; ".join(dict.fromkeys(told))
-
-
-def _setting_of(runs: Sequence[Run]) -> str:
-    """Data, epochs, seeds and width of the runs, in one line."""
-    origins = (run.result.get("data", {}) for run in runs)
-    data = dict.fromkeys(f"{of.get('name')} ({of.get('train'):,} training images)" for of in origins if of.get("train"))
-    epochs, seeds = sorted({int(run.setting("max_epochs", 0)) for run in runs}), {run.seed for run in runs}
-    widths = sorted({run.setting("model.width") for run in runs if run.setting("model.width")})
-    parts = [
-        ", ".join(data),
-        f"{', '.join(map(str, epochs))} {'epoch' if epochs == [1] else 'epochs'}",
-        f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}",
-        f"NIN at width {', '.join(f'{width:g}' for width in widths)}" if widths else "",
-    ]
-    return "; ".join(filter(None, parts))
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
-
-
-def table(title: str, rows: Sequence[Mapping[str, object]], note: str = "") -> Table:
-    """A table of strings; a row without a column, or with None in it, gets a dash."""
-    frame = pd.DataFrame([{key: "-" if cell is None else str(cell) for key, cell in row.items()} for row in rows])
-    return Table(title, frame.fillna("-"), note.strip())
-
-
-def shown(found: Effect) -> str | None:
-    """An effect in a table: its estimate and the number of pairs it lacks, or its note if it has no values."""
-    if not found.values:
-        return found.note or None
-    lacks = f" ({len(found.values)} of {len(found.values) + found.lost} pairs)" if found.lost else ""
-    return f"{found.estimate()}{lacks}"
-
-
-def limits(cells: Sequence[Cell], names: Mapping[str, str] | None = None) -> list[Table]:
-    """For each arm and seed, the largest learning rate up to which all of the grid train."""
-    rows = [
-        {
-            "arm": called(arm, names or {}),
-            "largest learning rate that trains, by seed": ", ".join(
-                "none" if lr is None else f"{lr:g}" for lr in largest_lr(runs).values()
-            ),
-            "diverged": f"{sum(run.status == 'diverged' for run in runs)} of {len(runs)} runs",
-        }
-        for cell in cells
-        for arm, runs in cell.arms.items()
-    ]
-    note = (
-        "A rate trains if the run finishes with a training loss below that of a guess, and so do all smaller rates of "
-        "the grid. The limit lies between that rate and the next; ratios are between the geometric middles."
-    )
-    return [table("Where training ends", rows, note)]

@@ -1,4 +1,4 @@
-"""The figures: a function for each kind, which returns what draws it from a part's `Data`.
+"""The figures: a function for each kind returns what draws it from a part's `Data`; and the table beside `by_lr`.
 
 `page.draw` adds the legend, the style and the stamp.
 """
@@ -16,9 +16,10 @@ import pandas as pd
 import scipy.stats
 
 from backforward_suite.report import statistics, style
-from backforward_suite.report.experiments._experiment import Cell, Data
-from backforward_suite.report.experiments._measures import Measure, trains
-from backforward_suite.report.finding import Estimate
+from backforward_suite.report.experiments._experiment import Cell, Data, called
+from backforward_suite.report.experiments._measures import Measure, largest_lr, trains
+from backforward_suite.report.experiments._tables import table
+from backforward_suite.report.finding import Estimate, Table
 from backforward_suite.report.reading import Run
 from backforward_suite.report.statistics import LEVEL, Currency, Effect
 from backforward_suite.report.style import Look
@@ -314,3 +315,23 @@ def _range(measure: Measure, runs: Sequence[Run]) -> Estimate:
     values = [math.inf if (value := measure.read(run)) is None else value for run in runs]
     finite = [value for value in values if math.isfinite(value)]
     return replace(statistics.quantile(values, 0.5), low=min(finite, default=None), high=max(finite, default=None))
+
+
+def limits(cells: Sequence[Cell], names: Mapping[str, str] | None = None) -> list[Table]:
+    """For each arm and seed, the largest learning rate up to which all of the grid train."""
+    rows = [
+        {
+            "arm": called(arm, names or {}),
+            "largest learning rate that trains, by seed": ", ".join(
+                "none" if lr is None else f"{lr:g}" for lr in largest_lr(runs).values()
+            ),
+            "diverged": f"{sum(run.status == 'diverged' for run in runs)} of {len(runs)} runs",
+        }
+        for cell in cells
+        for arm, runs in cell.arms.items()
+    ]
+    note = (
+        "A rate trains if the run finishes with a training loss below that of a guess, and so do all smaller rates of "
+        "the grid. The limit lies between that rate and the next; ratios are between the geometric middles."
+    )
+    return [table("Where training ends", rows, note)]

@@ -14,7 +14,6 @@ from backforward_suite.report import statistics, style
 from backforward_suite.report.claims import claims_of, published_runs
 from backforward_suite.report.experiments import _measures as measures
 from backforward_suite.report.experiments._experiment import (
-    INTERVALS,
     Cell,
     Compare,
     Data,
@@ -22,10 +21,10 @@ from backforward_suite.report.experiments._experiment import (
     Effects,
     Experiment,
     Part,
-    table,
 )
 from backforward_suite.report.experiments._figures import Axes, Looks, by_row, curve, curves, rows_of
 from backforward_suite.report.experiments._measures import GAP, LOSS, TEST, Measure, Runs, common_level, finished
+from backforward_suite.report.experiments._tables import INTERVALS, table
 from backforward_suite.report.finding import Table
 from backforward_suite.report.reading import Run
 from backforward_suite.report.statistics import Currency, Effect
@@ -288,22 +287,20 @@ EXPERIMENTS = (
             Compare(measures.UPDATES, "bfp_poster", "sgd", "beyond_updates"),
             Compare(measures.EPOCHS, "bfp_poster", "sgd_2lr"),
             Compare(measures.EPOCHS, "bfp_poster", "sgd_repeat"),
+            *(_cost_drawing(lr) for lr in (0.1, 0.05, 0.01)),
+            Drawing(
+                "ratios",
+                "What a training loss costs, relative to SGD",
+                "Ratios with 95 % intervals at the paper's learning rates. The line marks no difference; left of it "
+                "Backforward (squares) or the published loop (triangles) needs less. The scales differ.",
+                _draw_ratios,
+            ),
             title="What a training loss costs",
             note="Exact Backforward updates each weight once a batch, as SGD does. The published loop (single updates, "
             "then one of all layers), SGD at twice the learning rate and SGD with two steps a batch go twice as far. "
             "Arithmetic: multiply-accumulates actually executed. Time: of training steps, while several runs shared "
             "the machine.",
             tables=_costs,
-            drawings=(
-                *(_cost_drawing(lr) for lr in (0.1, 0.05, 0.01)),
-                Drawing(
-                    "ratios",
-                    "What a training loss costs, relative to SGD",
-                    "Ratios with 95 % intervals at the paper's learning rates. The line marks no difference; left of "
-                    "it Backforward (squares) or the published loop (triangles) needs less. The scales differ.",
-                    _draw_ratios,
-                ),
-            ),
         ),
         Part(
             arms_by_lr,
@@ -322,17 +319,15 @@ EXPERIMENTS = (
             Effects(TRACKS.format("SGD"), partial(_tracks, "sgd"), "tracks_published_sgd"),
             Effects("epochs to a logged training loss of 0.01", _epochs_to, "epochs_to_loss"),
             Effects("best test accuracy, %", _best, "best_accuracy"),
-            tables=_published_table,
-            drawings=(
-                Drawing(
-                    "published",
-                    "The published runs and ours: training loss as logged",
-                    "Hollow markers: the published runs (one seed). Lines: ours, mean over seeds with its pointwise 95 "
-                    "% t interval. For the published loop this is the loss of its joint pass, after the single updates "
-                    "of each batch.",
-                    by_row(_draw_logged, "training loss (nats)"),
-                ),
+            Drawing(
+                "published",
+                "The published runs and ours: training loss as logged",
+                "Hollow markers: the published runs (one seed). Lines: ours, mean over seeds with its pointwise 95 % t "
+                "interval. For the published loop this is the loss of its joint pass, after the single updates of each "
+                "batch.",
+                by_row(_draw_logged, "training loss (nats)"),
             ),
+            tables=_published_table,
         ),
     ),
     Experiment(
@@ -347,32 +342,30 @@ EXPERIMENTS = (
             Compare(AT_LOSS, "sgd_repeat", "sgd"),
             Compare(AT_LOSS, "sgd_2lr", "sgd"),
             Compare(NORM, "bfp_poster", "sgd"),
+            Drawing(
+                "curves",
+                "Norm of the weights, epoch by epoch",
+                "Sum of the L2 norms of the four tensors. Lines: mean over seeds with its pointwise 95 % t interval; "
+                "hollow markers: the published runs (one seed). SGD at twice the rate is left out here.",
+                curves(
+                    SUM,
+                    "norm of the weights",
+                    arms=("sgd", "bfp", "bfp_poster", "sgd_repeat"),
+                    free=True,
+                    beside=partial(_mark_published, column="weight_norm"),
+                ),
+            ),
+            Drawing(
+                "loss",
+                "Norm of the weights against training loss",
+                "The same norms at equal training loss. Arms on one line differ only in how far they have trained. "
+                "Mean over seeds, epoch by epoch; training goes from left to right. SGD at twice the rate is left out "
+                "at lr 0.5 and 1, where its norm is several times that of all others.",
+                by_row(_against_loss, "norm of the weights", "training loss (nats)"),
+            ),
             title="Norm of the weights",
             note="The norm is the sum of the norms of the four tensors, except in the column with the L2 norm of all "
             "parameters. Diverged runs are left out.",
-            drawings=(
-                Drawing(
-                    "curves",
-                    "Norm of the weights, epoch by epoch",
-                    "Sum of the L2 norms of the four tensors. Lines: mean over seeds with its pointwise 95 % t "
-                    "interval; hollow markers: the published runs (one seed). SGD at twice the rate is left out here.",
-                    curves(
-                        SUM,
-                        "norm of the weights",
-                        arms=("sgd", "bfp", "bfp_poster", "sgd_repeat"),
-                        free=True,
-                        beside=partial(_mark_published, column="weight_norm"),
-                    ),
-                ),
-                Drawing(
-                    "loss",
-                    "Norm of the weights against training loss",
-                    "The same norms at equal training loss. Arms on one line differ only in how far they have trained. "
-                    "Mean over seeds, epoch by epoch; training goes from left to right. SGD at twice the rate is left "
-                    "out at lr 0.5 and 1, where its norm is several times that of all others.",
-                    by_row(_against_loss, "norm of the weights", "training loss (nats)"),
-                ),
-            ),
         ),
         Part(
             arms_by_lr,

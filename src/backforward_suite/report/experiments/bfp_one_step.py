@@ -22,9 +22,9 @@ from backforward_suite.report.experiments._experiment import (
     Part,
     Words,
     layout,
-    table,
 )
 from backforward_suite.report.experiments._figures import Axes, Looks, by_row, panels
+from backforward_suite.report.experiments._tables import table
 from backforward_suite.report.finding import Table
 from backforward_suite.report.reading import Run
 from backforward_suite.report.statistics import Effect, how_often
@@ -203,26 +203,23 @@ EXPERIMENTS = (
             Effects(LEARNT, _ends("bfp", lambda losses: losses < BELOW), "learns_batch"),
             Effects(LOWER, lambda cells: _won(_toy(cells)), "below_sgd"),
             Effects(ABOVE, _ends("sgd", lambda losses: losses > GUESS), "sgd_fails"),
+            Drawing(
+                "widths",
+                "Loss on four images after one step at lr 1, by hidden width",
+                "Median over fresh networks with its 95 % interval, 0 drawn at 1e-8. The first panel is the published "
+                "runs' setting, which is judged at width 256. The next figure shows how far losses scatter.",
+                by_row(_draw_widths, "loss after the step (nats)", "hidden width", sharey=True),
+            ),
+            Drawing(
+                "distribution",
+                "How the loss after one step is distributed",
+                "Cumulative share of fresh networks by their loss after the step (0 is drawn at 1e-8), in the "
+                f"published runs' setting. Dotted line: {BELOW:g}, below which a batch counts as learnt; grey line: a "
+                "guess among ten classes.",
+                _draw_distribution,
+            ),
             tables=_table,
             notes=_tail,
-            drawings=(
-                Drawing(
-                    "widths",
-                    "Loss on four images after one step at lr 1, by hidden width",
-                    "Median over fresh networks with its 95 % interval, 0 drawn at 1e-8. The first panel is the "
-                    "published runs' setting, which is judged at width 256. The next figure shows how far losses "
-                    "scatter.",
-                    by_row(_draw_widths, "loss after the step (nats)", "hidden width", sharey=True),
-                ),
-                Drawing(
-                    "distribution",
-                    "How the loss after one step is distributed",
-                    "Cumulative share of fresh networks by their loss after the step (0 is drawn at 1e-8), in the "
-                    f"published runs' setting. Dotted line: {BELOW:g}, below which a batch counts as learnt; grey "
-                    "line: a guess among ten classes.",
-                    _draw_distribution,
-                ),
-            ),
         ),
     ),
 )

@@ -19,10 +19,10 @@ from backforward_suite.report.experiments._experiment import (
     Part,
     called,
     layout,
-    table,
 )
 from backforward_suite.report.experiments._figures import Axes, Looks, by_row, forest, panels, reached
 from backforward_suite.report.experiments._measures import LOSS, TEST, Measure, Read, Runs, final
+from backforward_suite.report.experiments._tables import table
 from backforward_suite.report.finding import Table
 from backforward_suite.report.reading import Run
 from backforward_suite.report.statistics import Effect
@@ -244,17 +244,15 @@ def _fair(key: str, measure: Measure, word: str) -> Part:
     return Part(
         _judged_by(key),
         Compare(measure, "bfp", "sgd", word),
+        Drawing(
+            CHOSEN_BY[key].removesuffix(" loss"),
+            f"Backforward against SGD, each at its own best rates by {CHOSEN_BY[key]}",
+            "Fresh seeds; geometric mean of the pairs with its 95 % interval. Under 1: BFP has the lower loss. Shaded: "
+            "what counts as no difference.",
+            forest(f"{measure.name}, BFP / SGD"),
+        ),
         title=f"Each at its best rates by {CHOSEN_BY[key]}",
         means=(measure,),
-        drawings=(
-            Drawing(
-                CHOSEN_BY[key].removesuffix(" loss"),
-                f"Backforward against SGD, each at its own best rates by {CHOSEN_BY[key]}",
-                "Fresh seeds; geometric mean of the pairs with its 95 % interval. Under 1: BFP has the lower loss. "
-                "Shaded: what counts as no difference.",
-                forest(f"{measure.name}, BFP / SGD"),
-            ),
-        ),
     )
 
 
@@ -280,27 +278,24 @@ EXPERIMENTS = (
             Compare(TEST, "bfp + batch", "sgd + batch"),
             Compare(TEST, "bfp + prop", "sgd + prop"),
             Compare(TEST, "sgd + batch", "sgd + none"),
+            Drawing(
+                "accuracy",
+                "Test accuracy by update rule and normalisation",
+                "Each arm at the learning rate with its best validation accuracy; mean over seeds with 95 % intervals. "
+                "The vertical scales differ.",
+                reached(TEST, free=True),
+            ),
+            Drawing(
+                "shift",
+                "Applied shift of each layer, relative to its gradient",
+                "The distance between the gradient that a layer steps along and the one that it faces once the layers "
+                "below have moved. Median over epochs, mean over seeds; the first layer has none. Values under a "
+                "thousandth, such as all of exact Backforward's, are not drawn; the legend shows them as 0.",
+                by_row(_draw_shift, "applied shift / gradient norm", "layer"),
+            ),
             title="Differences of test accuracy",
             means=(LOSS, TEST),
             tables=_shift_tables,
-            drawings=(
-                Drawing(
-                    "accuracy",
-                    "Test accuracy by update rule and normalisation",
-                    "Each arm at the learning rate with its best validation accuracy; mean over seeds with 95 % "
-                    "intervals. The vertical scales differ.",
-                    reached(TEST, free=True),
-                ),
-                Drawing(
-                    "shift",
-                    "Applied shift of each layer, relative to its gradient",
-                    "The distance between the gradient that a layer steps along and the one that it faces once the "
-                    "layers below have moved. Median over epochs, mean over seeds; the first layer has none. Values "
-                    "under a thousandth, such as all of exact Backforward's, are not drawn; the legend shows them as "
-                    "0.",
-                    by_row(_draw_shift, "applied shift / gradient norm", "layer"),
-                ),
-            ),
         ),
         diagnostics=(APPLIED, INDUCED),
     ),
@@ -310,20 +305,18 @@ EXPERIMENTS = (
         Part(
             layout(_part, {"lr": "lr {:g}"}),
             Compare(LOSS, lambda _: True, "sgd"),
+            Drawing(
+                "arms",
+                "One thing changed at a time",
+                "Training loss after the last epoch over that of SGD at the same learning rate, geometric mean of the "
+                "pairs with 95 % intervals. Left of 1: lower than SGD.",
+                _draw_parts,
+            ),
             title="Against SGD",
             names=PARTS,
             note="Under 1: a lower training loss. Dose a: each layer steps along g + a (g' - g), where g is its "
             "gradient before the batch and g' the one that it faces; SGD is dose 0, exact BFP dose 1.",
             means=(LOSS,),
-            drawings=(
-                Drawing(
-                    "arms",
-                    "One thing changed at a time",
-                    "Training loss after the last epoch over that of SGD at the same learning rate, geometric mean of "
-                    "the pairs with 95 % intervals. Left of 1: lower than SGD.",
-                    _draw_parts,
-                ),
-            ),
         ),
         Part(
             layout(_part, {"lr": "lr {:g}"}),
@@ -343,15 +336,13 @@ EXPERIMENTS = (
         "With every arm at its own best rates per layer, does removing the shift help?",
         Part(
             _grids,
-            tables=_chosen_rates,
-            drawings=(
-                Drawing(
-                    "grid",
-                    "Loss over the rates of hidden layers and head",
-                    "One seed. Fresh seeds compare the arms at the rates of each arm's lowest point.",
-                    _landscape,
-                ),
+            Drawing(
+                "grid",
+                "Loss over the rates of hidden layers and head",
+                "One seed. Fresh seeds compare the arms at the rates of each arm's lowest point.",
+                _landscape,
             ),
+            tables=_chosen_rates,
         ),
         _fair("loss/train", LOSS, "fair_training"),
         _fair("loss/validation", VALIDATION_LOSS, "fair_validation"),

@@ -15,9 +15,8 @@ from backforward_suite.report.experiments._experiment import (
     Part,
     Sample,
     layout,
-    limits,
 )
-from backforward_suite.report.experiments._figures import by_lr, curves, over, ratios
+from backforward_suite.report.experiments._figures import by_lr, curves, limits, over, ratios
 from backforward_suite.report.experiments._measures import (
     EPOCHS,
     LARGEST,
@@ -135,18 +134,16 @@ def _switching(name: str, question: str, form: str, word: str) -> Experiment:
             Compare(LOSS, lambda _: True, "sgd"),
             Compare(TEST, lambda _: True, "sgd"),
             Compare(SPENT, lambda _: True, "sgd"),
+            Drawing(
+                "ratio",
+                "Training loss relative to SGD throughout, epoch by epoch",
+                "Geometric mean of the pairs with its pointwise 95 % t interval; under 1 it is below SGD's. Dotted "
+                "lines: the epochs after which a rule changes.",
+                ratios("sgd", "training loss / SGD", changes="method.at_epoch"),
+            ),
             title="Against SGD throughout",
             names={"sgd": "SGD throughout", "bfp": "BFP throughout"},
             means=(LOSS, TEST),
-            drawings=(
-                Drawing(
-                    "ratio",
-                    "Training loss relative to SGD throughout, epoch by epoch",
-                    "Geometric mean of the pairs with its pointwise 95 % t interval; under 1 it is below SGD's. Dotted "
-                    "lines: the epochs after which a rule changes.",
-                    ratios("sgd", "training loss / SGD", changes="method.at_epoch"),
-                ),
-            ),
         ),
     )
 
@@ -162,17 +159,15 @@ EXPERIMENTS = (
             Compare(EPOCHS, "bfp", "sgd", "faster"),
             Compare(LOSS, "bfp", "sgd"),
             Compare(TEST, "bfp", "sgd"),
+            Drawing(
+                "epochs",
+                "Epochs to a training loss, Backforward / SGD",
+                "By batch size, a line for each learning rate; geometric mean of the pairs with its 95 % interval. "
+                "Under 1 Backforward is faster; the grey region counts as no difference.",
+                over("batch_size", "batch size", "epochs, BFP / SGD"),
+            ),
             title="Backforward against SGD, by learning rate and batch size",
             note="The loss is the lowest of a fixed series of levels that all runs of both rules reach.",
-            drawings=(
-                Drawing(
-                    "epochs",
-                    "Epochs to a training loss, Backforward / SGD",
-                    "By batch size, a line for each learning rate; geometric mean of the pairs with its 95 % interval. "
-                    "Under 1 Backforward is faster; the grey region counts as no difference.",
-                    over("batch_size", "batch size", "epochs, BFP / SGD"),
-                ),
-            ),
         ),
         Part(
             layout("method", chosen="lr", where=lambda run: run.setting("batch_size") == 128),
@@ -187,18 +182,16 @@ EXPERIMENTS = (
         Part(
             layout("method"),
             Compare(LARGEST, ("bfp", "bfp_poster", "sgd_repeat"), "sgd", "larger"),
+            Drawing(
+                "by_lr",
+                "Up to which learning rate training works",
+                "Above: training loss after the last epoch, median over seeds with their whole range; a diverged run "
+                "counts as a guess or worse. Below: share of seeds that train (end below the loss of a guess), with "
+                "its 95 % interval.",
+                by_lr(LOSS, logs=True),
+            ),
             title="The largest learning rate that trains, against that of SGD",
             tables=limits,
-            drawings=(
-                Drawing(
-                    "by_lr",
-                    "Up to which learning rate training works",
-                    "Above: training loss after the last epoch, median over seeds with their whole range; a diverged "
-                    "run counts as a guess or worse. Below: share of seeds that train (end below the loss of a guess), "
-                    "with its 95 % interval.",
-                    by_lr(LOSS, logs=True),
-                ),
-            ),
         ),
     ),
     Experiment(
@@ -210,22 +203,20 @@ EXPERIMENTS = (
             Effects(BY_LEAD + "last epoch / half of the epochs", _later, "plateau"),
             Effects(BY_LEAD + "under decay / at the constant rate", _under_decay, "mitigated"),
             Compare(TEST, "bfp", "sgd"),
+            Drawing(
+                "curves",
+                "Training loss at lr 0.1, by schedule",
+                "Mean over seeds (of the logarithm) with its pointwise 95 % t interval.",
+                curves("loss/train", "training loss (nats)", logs=True),
+            ),
+            Drawing(
+                "ratio",
+                "Training loss of Backforward / SGD, epoch by epoch",
+                "Geometric mean of the pairs with its pointwise 95 % t interval. Under 1 Backforward leads.",
+                ratios("sgd", "training loss, BFP / SGD"),
+            ),
             title="At lr 0.1, by schedule",
             means=(LOSS, TEST),
-            drawings=(
-                Drawing(
-                    "curves",
-                    "Training loss at lr 0.1, by schedule",
-                    "Mean over seeds (of the logarithm) with its pointwise 95 % t interval.",
-                    curves("loss/train", "training loss (nats)", logs=True),
-                ),
-                Drawing(
-                    "ratio",
-                    "Training loss of Backforward / SGD, epoch by epoch",
-                    "Geometric mean of the pairs with its pointwise 95 % t interval. Under 1 Backforward leads.",
-                    ratios("sgd", "training loss, BFP / SGD"),
-                ),
-            ),
         ),
     ),
     Experiment(
@@ -235,18 +226,16 @@ EXPERIMENTS = (
             BY_DEPTH,
             Compare(LOSS, "bfp", "sgd"),
             Compare(TEST, "bfp", "sgd"),
+            Drawing(
+                "loss",
+                "Training loss of Backforward / SGD, by depth",
+                "After the last epoch; geometric mean of the pairs with its 95 % interval, a line for each learning "
+                "rate. Under 1 Backforward is ahead. The upper panel, with its own scale, shows where runs diverged: "
+                "they count as a guess (a loss of 2.3, imputed).",
+                over("model.depth", "hidden layers", "training loss, BFP / SGD"),
+            ),
             title="Backforward against SGD, by depth",
             means=(LOSS, TEST),
-            drawings=(
-                Drawing(
-                    "loss",
-                    "Training loss of Backforward / SGD, by depth",
-                    "After the last epoch; geometric mean of the pairs with its 95 % interval, a line for each "
-                    "learning rate. Under 1 Backforward is ahead. The upper panel, with its own scale, shows where "
-                    "runs diverged: they count as a guess (a loss of 2.3, imputed).",
-                    over("model.depth", "hidden layers", "training loss, BFP / SGD"),
-                ),
-            ),
         ),
         Part(
             BY_DEPTH,
@@ -277,18 +266,16 @@ EXPERIMENTS = (
             Effects("epochs to a logged loss of .01, published loop / SGD", _published_share, "shares"),
             Compare(BEFORE_UPDATES, "bfp_poster", "sgd"),
             Sample(AS_LOGGED),
+            Drawing(
+                "ratio",
+                "The published loop's epochs as a fraction of SGD's",
+                "Epochs to a logged training loss of .01; geometric mean of the pairs with its 95 % interval.",
+                over("lr", "learning rate", "epochs, loop / SGD"),
+            ),
             title="Epochs to a training loss of .01",
             note="The loop's logged loss is the one that its authors logged: that of the joint pass, after the single "
             "updates.",
             means=(AS_LOGGED, BEFORE_UPDATES),
-            drawings=(
-                Drawing(
-                    "ratio",
-                    "The published loop's epochs as a fraction of SGD's",
-                    "Epochs to a logged training loss of .01; geometric mean of the pairs with its 95 % interval.",
-                    over("lr", "learning rate", "epochs, loop / SGD"),
-                ),
-            ),
         ),
         notes=("Settings and the tolerance were committed before the runs, in 62654bd.",),
     ),

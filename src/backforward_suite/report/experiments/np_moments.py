@@ -14,7 +14,6 @@ import pandas as pd
 
 from backforward_suite.report import statistics, style
 from backforward_suite.report.experiments._experiment import (
-    INTERVALS,
     Cell,
     Data,
     Drawing,
@@ -23,10 +22,10 @@ from backforward_suite.report.experiments._experiment import (
     Part,
     Sample,
     layout,
-    table,
 )
 from backforward_suite.report.experiments._figures import panels
 from backforward_suite.report.experiments._measures import Measure, Runs, done
+from backforward_suite.report.experiments._tables import INTERVALS, table
 from backforward_suite.report.finding import Table
 from backforward_suite.report.reading import Run
 from backforward_suite.report.statistics import Effect, how_often
@@ -374,51 +373,53 @@ EXPERIMENTS = (
             _study_cells,
             Effects("by quadrature", _of(partial(_moments, "relu", "")), "remark_1"),
             Effects("by quadrature", _of(partial(_moments, "prelu", ", a = 0.25")), "remark_2"),
-            Effects("mean over layers of 64, 256 and 1,024 units, with random and with orthogonal rows",
-                    _of(_diagonal), "jacobian"),
+            Effects(
+                "mean over layers of 64, 256 and 1,024 units, with random and with orthogonal rows",
+                _of(_diagonal),
+                "jacobian",
+            ),
             Effects("", _of(_extremes), "isometry"),
             Effects("", _of(partial(_chain, "none")), "keeps_normal"),
             Effects("", _of(partial(_chain, "paper")), "keeps_normal_factor"),
             Effects("the worst of max and average pooling and of both filter sizes, images", _of(_pooled), "pooling"),
-            Effects("share of hand-picked weight matrices whose covariance is within the bound",
-                    _of(_bound_kept), "proposition_1"),
+            Effects(
+                "share of hand-picked weight matrices whose covariance is within the bound",
+                _of(_bound_kept),
+                "proposition_1",
+            ),
+            Drawing(
+                "chain",
+                "Mean and standard deviation, layer after layer",
+                "ReLU layers on white input, over all units and inputs. Lines: the values that the layer should "
+                "keep. The curves of the printed factor (1.21) and the exact one (1.2112) coincide.",
+                _draw_chain,
+                lambda data: len(_rows(_study(data.cells), part="chain", activation="relu")) > 0,
+            ),
+            Drawing(
+                "proposition1",
+                "Proposition 1: distance from the diagonal, against its bounds",
+                "Above the line a bound is violated. Cases with an imaginary printed bound are at the left edge.",
+                _draw_bounds,
+                lambda data: len(_bounds(_study(data.cells))) > 0,
+            ),
             tables=_study_tables,
             notes=_notes,
             where=lambda run: not _trained(run),
-            drawings=(
-                Drawing(
-                    "chain",
-                    "Mean and standard deviation, layer after layer",
-                    "ReLU layers on white input, over all units and inputs. Lines: the values that the layer should "
-                    "keep. The curves of the printed factor (1.21) and the exact one (1.2112) coincide.",
-                    _draw_chain,
-                    lambda data: len(_rows(_study(data.cells), part="chain", activation="relu")) > 0,
-                ),
-                Drawing(
-                    "proposition1",
-                    "Proposition 1: distance from the diagonal, against its bounds",
-                    "Above the line a bound is violated. Cases with an imaginary printed bound are at the left edge.",
-                    _draw_bounds,
-                    lambda data: len(_bounds(_study(data.cells))) > 0,
-                ),
-            ),
         ),
         Part(
             layout("norm"),
             Sample(DISTANCE, ("prop",), "gaussian"),
             Effects(f"{INCOHERENT.name}, trained - random", _than_random, "incoherent"),
+            Drawing(
+                "gaussian",
+                "Distance of pre-activations from a normal distribution, by layer",
+                "Median over units after training, mean over seeds with 95 % intervals. NIN pads conv8, a 1 x 1 "
+                "convolution, so that most of its output is constant.",
+                _draw_gaussian,
+            ),
             tables=_trained_table,
             where=_trained,
-            drawings=(
-                Drawing(
-                    "gaussian",
-                    "Distance of pre-activations from a normal distribution, by layer",
-                    "Median over units after training, mean over seeds with 95 % intervals. NIN pads conv8, a 1 x 1 "
-                    "convolution, so that most of its output is constant.",
-                    _draw_gaussian,
-                ),
-            ),
         ),
         diagnostics=DIAGNOSTICS,
     ),
-)  # fmt: skip
+)

@@ -1,4 +1,4 @@
-"""NormProp 4.2-5.6: what training and its cost show, beside BatchNorm and no norm."""
+"""NormProp 4.2-5.4: what training shows, compared with BatchNorm and no norm."""
 
 from __future__ import annotations
 
@@ -23,19 +23,17 @@ from backforward_suite.report.experiments._experiment import (
     Part,
     Sample,
     layout,
-    limits,
     setting,
-    table,
 )
 from backforward_suite.report.experiments._figures import (
     Axes,
     by_lr,
     curves,
     forest,
+    limits,
     panels,
     pointwise,
     reached,
-    rows_of,
 )
 from backforward_suite.report.experiments._measures import (
     GAP,
@@ -48,11 +46,10 @@ from backforward_suite.report.experiments._measures import (
     images,
     settled,
 )
-from backforward_suite.report.finding import Table
 from backforward_suite.report.reading import Run
 from backforward_suite.report.statistics import Effect, how_often
 
-DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "mnist": "MNIST"}
+DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN"}
 FACTORS = {"none": "no factor", "paper": "J = 1.21, as printed", "exact": "exact J"}
 ACTIVATIONS = {"relu": "ReLU", "prelu": "PReLU", "tanh": "Tanh", "sigmoid": "Sigmoid", "elu": "ELU"}
 
@@ -266,113 +263,6 @@ EARLY = Measure("validation accuracy in the first quarter of the epochs, %", _ea
 UNREST = Measure("validation accuracy off its trend, points", _unrest, ratio=True)
 CONVERGED = Measure("epochs until converged", lambda run: settled(_accuracy(run)[0], POINT))
 
-# --- 5.5, Table 1: test errors ---------------------------------------------------------------------------------------
-
-TABLE = claims_of("np_table")
-PUBLISHED = {name: claim.number(name) for word, claim in TABLE.items() if word.startswith("errors")
-             for name in claim.published}  # fmt: skip
-TABLE_EPOCHS = {"cifar10": 200, "cifar100": 200, "svhn": 25}
-
-
-def _data_set(run: Run) -> str:
-    """The row of Table 1."""
-    return DATA.get(run.data, run.data) + (" flipped" if run.setting("data.augment") == "flip" else "")
-
-
-def _test_error(run: Run) -> float | None:
-    """Percent of the test set that a run gets wrong; a diverged one guesses."""
-    accuracy = run.final("accuracy/test")
-    return None if accuracy is None else 100 * (1 - accuracy)
-
-
-def _whole_table(run: Run) -> bool:
-    """Whether a run has the table's images, epochs and width."""
-    train, epochs = run.result.get("data", {}).get("train") or 0, run.setting("max_epochs")
-    return bool(train >= 45_000 and epochs >= TABLE_EPOCHS.get(run.data, 200) and run.setting("model.width") == 1)
-
-
-def _below_listed(cells: Sequence[Cell]) -> list[Effect]:
-    """NormProp's test error less the least that Table 1 lists of other methods on that data set."""
-    rows, claim = [], TABLE["beats_listed"]
-    for cell in cells:
-        listed = [claim.number(name) for name in claim.published if name.startswith(f"{cell.label}, ")]
-        runs = cell.arms.get("prop", [])
-        found = ERROR.sample(runs, cell.label)
-        if listed and found.values:
-            values = tuple(value - min(listed) for value in found.values)
-            rows.append(replace(found, values=values, lost=0, unit="points", protocol=all(map(_whole_table, runs))))
-    return rows
-
-
-ERROR = Measure("test error, %", _test_error, points="points", bounds=PERCENT)
-
-# --- 5.6: time -------------------------------------------------------------------------------------------------------
-
-RATIOS = (("prop", "batch"), ("prop", "none"), ("batch", "none"))
-STEP = "time/step_ms"
-
-
-def _network(run: Run) -> str:
-    width = run.setting("model.width")
-    return (f"width {width:g}, " if width else "") + f"batch {run.setting('batch_size')}"
-
-
-def _times(run: Run, norm: str) -> pd.Series[float]:
-    """Milliseconds of a step by round: in each round every norm has its turn on the same machine."""
-    rows = run.study[run.study["norm"] == norm]
-    return rows.set_index("round")[STEP].astype("float64")
-
-
-def _ratios(run: Run) -> list[Effect]:
-    """Times of a step, round by round."""
-    whole = run.setting("model.width") == 1 and run.setting("batch_size") == 50
-    return [
-        replace(
-            statistics.paired(
-                dict(_times(run, ours)), dict(_times(run, theirs)),
-                f"{style.look(ours).label} / {style.look(theirs).label}", ratio=True,
-            ),
-            protocol=whole,
-        )
-        for ours, theirs in RATIOS
-    ]  # fmt: skip
-
-
-def _timed(cells: Sequence[Cell]) -> list[Run]:
-    """What was timed, the network nearest to the paper's first."""
-    runs = [run for cell in cells for members in cell.arms.values() for run in members]
-    return sorted(
-        runs, key=lambda run: (-float(run.setting("model.width") or 0), abs(run.setting("batch_size", 0) - 50))
-    )
-
-
-def _steps(cells: Sequence[Cell]) -> list[Table]:
-    rows = [
-        {"network": _network(run), "hardware": run.hardware}
-        | {f"{style.look(norm).label}, ms": f"{_times(run, norm).median():.1f}" for norm in ("none", "batch", "prop")}
-        | {effect.label: effect.estimate() for effect in _ratios(run)}
-        | {"rounds": len(_times(run, "prop"))}
-        for run in _timed(cells)
-    ]
-    note = (
-        "Median time of a training step; ratios are geometric means over rounds with 95 % intervals. An epoch has the "
-        "same number of steps under each norm, so the ratios hold for epochs too."
-    )
-    return [table("Time of a training step", rows, note)]
-
-
-def _draw_times(data: Data) -> matplotlib.figure.Figure:
-    effects = [replace(effect, label=f"{effect.label}, {_network(run)}")
-               for run in _timed(data.cells) for effect in _ratios(run)]  # fmt: skip
-    figure, axes = style.canvas(panel=(3.4, 0.8 + 0.3 * len(effects)))
-    looks = [style.look(ours) for ours, _ in RATIOS] * (len(effects) // len(RATIOS))
-    style.forest(axes[0, 0], rows_of(effects), looks, zero=1.0, form="{:.3f}")
-    if (claim := data.claims[0]) is not None:
-        style.published(axes[0, 0], style.look("prop"), [claim.number(name) for name in claim.published], [0.25])
-    axes[0, 0].set_xlabel("ratio of times")
-    return figure
-
-
 ACCURACY = partial(curves, "accuracy/validation", "validation accuracy, %", times=100)
 EXPERIMENTS = (
     Experiment(
@@ -381,19 +271,17 @@ EXPERIMENTS = (
         Part(
             layout("norm.jacobian_factor"),
             Compare(LARGEST, lambda arm: arm in ("paper", "exact"), "none", "larger_lr"),
+            Drawing(
+                "lr",
+                "Up to which learning rate training works, with and without the factor",
+                "Above: validation accuracy after the last epoch, median over seeds with their whole range; a diverged "
+                "run counts as a guess. Below: share of seeds that train (end below the loss of a guess), with its 95 "
+                "% interval.",
+                by_lr(VALIDATION),
+            ),
             title="The largest learning rate that trains, relative to no factor",
             names=FACTORS,
             tables=partial(limits, names=FACTORS),
-            drawings=(
-                Drawing(
-                    "lr",
-                    "Up to which learning rate training works, with and without the factor",
-                    "Above: validation accuracy after the last epoch, median over seeds with their whole range; a "
-                    "diverged run counts as a guess. Below: share of seeds that train (end below the loss of a guess), "
-                    "with its 95 % interval.",
-                    by_lr(VALIDATION),
-                ),
-            ),
         ),
         Part(
             layout("norm.jacobian_factor", chosen="lr"),
@@ -409,18 +297,16 @@ EXPERIMENTS = (
         Part(
             layout(_change, where=_normprop),
             Compare(TEST, lambda _: True, "the recipe", "weight_decay dropout shuffling halving"),
+            Drawing(
+                "changes",
+                "What each change does to test accuracy",
+                "Difference to the recipe (batch 50, lr .05 halved, weight decay 5e-4, no dropout, shuffled) at the "
+                "same seed, with 95 % intervals. Right of zero: the change helps.",
+                forest("test accuracy, change - recipe, points"),
+            ),
             title="Each change against the recipe",
             note="Under 0: the change harms, so the recipe's choice helps.",
             means=(VALIDATION, TEST),
-            drawings=(
-                Drawing(
-                    "changes",
-                    "What each change does to test accuracy",
-                    "Difference to the recipe (batch 50, lr .05 halved, weight decay 5e-4, no dropout, shuffled) at "
-                    "the same seed, with 95 % intervals. Right of zero: the change helps.",
-                    forest("test accuracy, change - recipe, points"),
-                ),
-            ),
         ),
         Part(
             layout(_change, where=lambda run: run.choice("norm") == "batch"),
@@ -444,17 +330,15 @@ EXPERIMENTS = (
             layout("norm", {"model.activation": ACTIVATIONS}, chosen="lr"),
             Compare(TEST, "prop", "none", "trains"),
             Compare(TEST, "prop", "batch"),
+            Drawing(
+                "accuracy",
+                "Test accuracy by activation",
+                "Means over seeds with 95 % intervals; a diverged run counts as a guess.",
+                reached(TEST),
+            ),
             title="NormProp against no norm, by activation",
             note="ReLU and ELU, which the paper's section does not mention, are shown too.",
             means=(VALIDATION, TEST),
-            drawings=(
-                Drawing(
-                    "accuracy",
-                    "Test accuracy by activation",
-                    "Means over seeds with 95 % intervals; a diverged run counts as a guess.",
-                    reached(TEST),
-                ),
-            ),
         ),
     ),
     Experiment(
@@ -466,17 +350,15 @@ EXPERIMENTS = (
             Compare(BEST, "batch", "global"),
             Compare(GAP, "batch", "global", "regularises"),
             Sample(BEST, ("batch",), "best", _whole),
+            Drawing(
+                "curves",
+                "Validation accuracy by epoch, by normalisation of the input",
+                "The paper's Fig. 1: mean over seeds, bands are 95 % intervals. Horizontal line: the paper's best.",
+                ACCURACY(beside=_mark_best),
+            ),
             title="Mini-batch against whole set",
             names={"batch": "mini-batch", "global": "whole training set"},
             means=(VALIDATION, BEST, GAP),
-            drawings=(
-                Drawing(
-                    "curves",
-                    "Validation accuracy by epoch, by normalisation of the input",
-                    "The paper's Fig. 1: mean over seeds, bands are 95 % intervals. Horizontal line: the paper's best.",
-                    ACCURACY(beside=_mark_best),
-                ),
-            ),
         ),
     ),
     Experiment(
@@ -490,26 +372,24 @@ EXPERIMENTS = (
             Compare(SETTLING, "prop", "batch", "settles"),
             Compare(DISTANCE, "prop", "none", "no_norm"),
             Sample(DISTANCE, (), "distance_value no_norm_value", _whole),
+            Drawing(
+                "units",
+                "Mean input of one unit of each hidden layer",
+                "The paper's Fig. 2: the mean over the validation set of the input to one unit, drawn at random once, "
+                "in each hidden layer; the first seed of each arm. The vertical scales differ.",
+                _draw_units,
+            ),
+            Drawing(
+                "distance",
+                "Distance of mean inputs from zero, all units",
+                "Mean over the units of all hidden layers of the absolute mean input; bands are 95 % intervals over "
+                "seeds.",
+                _draw_distance,
+            ),
             title="NormProp against BatchNorm, and against no norm at lr 1e-4",
             note="Means over hidden layers and epochs. Settled: the first epoch from which the unit's mean input stays "
             f"within {WITHIN:g} of its last value, mean over layers.",
             means=(DISTANCE, ALL_UNITS, MOVEMENT, SETTLING),
-            drawings=(
-                Drawing(
-                    "units",
-                    "Mean input of one unit of each hidden layer",
-                    "The paper's Fig. 2: the mean over the validation set of the input to one unit, drawn at random "
-                    "once, in each hidden layer; the first seed of each arm. The vertical scales differ.",
-                    _draw_units,
-                ),
-                Drawing(
-                    "distance",
-                    "Distance of mean inputs from zero, all units",
-                    "Mean over the units of all hidden layers of the absolute mean input; bands are 95 % intervals "
-                    "over seeds.",
-                    _draw_distance,
-                ),
-            ),
         ),
         diagnostics=(UNIT, ALL),
     ),
@@ -517,24 +397,22 @@ EXPERIMENTS = (
         "np_stability",
         "Does NormProp converge faster and more steadily than BatchNorm, each at its best learning rate?",
         Part(
-            layout("norm", {"data": {name: DATA[name] for name in ("cifar10", "cifar100", "svhn")}}, chosen="lr"),
+            layout("norm", {"data": DATA}, chosen="lr"),
             Compare(EARLY, "prop", "batch", "higher_early"),
             Compare(UNREST, "prop", "batch", "steadier other_sets"),
             Sample(CONVERGED, ("prop",), "converges", _whole),
+            Drawing(
+                "curves",
+                "Validation accuracy by epoch",
+                "The paper's Fig. 3: mean over seeds, bands are 95 % intervals; each norm at the learning rate with "
+                "its highest final validation accuracy.",
+                ACCURACY(),
+            ),
             title="NormProp against BatchNorm",
             note="Off its trend: mean distance of an epoch's validation accuracy from halfway between the epochs "
             "before and after, after the first quarter. Converged: the first epoch from which it stays within "
             f"{POINT:g} point of its last value.",
             means=(EARLY, VALIDATION, UNREST, CONVERGED),
-            drawings=(
-                Drawing(
-                    "curves",
-                    "Validation accuracy by epoch",
-                    "The paper's Fig. 3: mean over seeds, bands are 95 % intervals; each norm at the learning rate "
-                    "with its highest final validation accuracy.",
-                    ACCURACY(),
-                ),
-            ),
         ),
         Part(layout("norm"), Effects("share of seeds that diverge", _diverging, "diverges")),
     ),
@@ -545,71 +423,17 @@ EXPERIMENTS = (
             layout("batch_size", chosen="lr"),
             Compare(TEST, "1", "50", "batch_one"),
             Effects("test accuracy, points, smaller batch - larger batch", _neighbours, "unaffected smaller_better"),
+            Drawing(
+                "curves",
+                "Validation accuracy by epoch, by batch size",
+                "The paper's Fig. 4: mean over seeds, bands are 95 % intervals; each batch size at the learning rate "
+                "with the highest final validation accuracy. For batches of one the input is normalised with the "
+                "statistics of the training set, otherwise with those of the mini-batch.",
+                ACCURACY(),
+            ),
             title="Smaller against larger batches",
             names={size: f"batch {size}" for size in ("1", "50", "100", "250")},
             means=(VALIDATION, TEST),
-            drawings=(
-                Drawing(
-                    "curves",
-                    "Validation accuracy by epoch, by batch size",
-                    "The paper's Fig. 4: mean over seeds, bands are 95 % intervals; each batch size at the learning "
-                    "rate with the highest final validation accuracy. For batches of one the input is normalised with "
-                    "the statistics of the training set, otherwise with those of the mini-batch.",
-                    ACCURACY(),
-                ),
-            ),
-        ),
-    ),
-    Experiment(
-        "np_table",
-        "Is NormProp's test error below BatchNorm's on the data sets of Table 1, and on MNIST?",
-        Part(
-            layout("norm", {"data": _data_set}, chosen="lr"),
-            Compare(ERROR, "prop", "batch", "below_batchnorm competitive"),
-            Effects(
-                "test error, points, NormProp - the best of the other methods listed", _below_listed, "beats_listed"
-            ),
-            Sample(ERROR, ("prop", "batch"), "errors_cifar10 errors_cifar100 errors_svhn", _whole_table),
-            title="NormProp against BatchNorm",
-            note="Under 0: NormProp is better.",
-            means=(ERROR,),
-            drawings=(
-                Drawing(
-                    "errors",
-                    "Test errors and those of Table 1",
-                    "Filled: ours with 95 % intervals over seeds; hollow: published, on all images, at full width.",
-                    reached(ERROR, published=PUBLISHED),
-                ),
-                Drawing(
-                    "differences",
-                    "NormProp's test error minus BatchNorm's",
-                    "95 % intervals. Left of zero NormProp is better; hollow markers: published.",
-                    forest("test error, NormProp - BatchNorm, points"),
-                ),
-            ),
-        ),
-    ),
-    Experiment(
-        "np_speed",
-        "What does an epoch cost under NormProp, compared with BatchNorm and no normalisation?",
-        Part(
-            layout(_network, where=lambda run: {"norm", "round", STEP} <= set(run.study)),
-            Effects(
-                "time of a training step",
-                lambda cells: [effect for run in _timed(cells)[:1] for effect in _ratios(run)],
-                "epoch_time",
-            ),
-            title="On the network closest to the paper's",
-            tables=_steps,
-            drawings=(
-                Drawing(
-                    "ratios",
-                    "Time of a training step: ratios within a round",
-                    "Geometric means over interleaved rounds on one machine, 95 % intervals; left of 1 the first is "
-                    "faster. Hollow marker: published (84 s against 96 s an epoch on a Titan X).",
-                    _draw_times,
-                ),
-            ),
         ),
     ),
 )

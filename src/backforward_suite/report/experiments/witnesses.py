@@ -71,17 +71,15 @@ def _witnesses(name: str, network: str) -> Experiment:
             Compare(SHIFT, "noisy_batch", "batch", "noisy_shifts_more"),
             Effects("Spearman's correlation of shift and accuracy over norms, + .5", _correlation, "explains"),
             Compare(TEST, lambda _: True, "none"),
+            Drawing(
+                "shift",
+                "Test accuracy over induced shift",
+                "Each norm at the learning rate with its best validation accuracy; 95 % intervals over seeds.",
+                by_row(_against, TEST.name, SHIFT.name),
+            ),
             title="Noisy BatchNorm against BatchNorm, and all norms",
             names=NAMES,
             means=(TEST, SHIFT),
-            drawings=(
-                Drawing(
-                    "shift",
-                    "Test accuracy over induced shift",
-                    "Each norm at the learning rate with its best validation accuracy; 95 % intervals over seeds.",
-                    by_row(_against, TEST.name, SHIFT.name),
-                ),
-            ),
         ),
         diagnostics=(INDUCED,),
         notes=("Norms, settings and tolerances were committed before the runs, in 62654bd.",),
