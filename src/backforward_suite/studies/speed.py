@@ -53,7 +53,7 @@ class Speed:
         """
         steps_per_epoch, rest = divmod(len(setting.data.train), setting.batch_size)
         if not steps_per_epoch:
-            raise BadInput(f"batch_size={setting.batch_size} must be <= {rest}, the number of training images")
+            raise BadInput(f"batch_size={setting.batch_size}: must be <= {rest}, the number of training images")
         arms = {norm: _step(setting, norm) for norm in NORMS}
         times = interleaved(arms, self.rounds, self.seconds_a_turn, setting.device)
         rows: list[Row] = [
