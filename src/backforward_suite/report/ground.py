@@ -51,9 +51,9 @@ class Ground:
         if not claim.data:
             return self
         theirs = {data for other in claims_of(claim.experiment).values() for data in other.data}
-        beside = any(run.data in theirs for run in self.runs)
+        of_others = any(run.data in theirs for run in self.runs)
         own = tuple(run for run in self.runs if run.data in claim.data)
-        return replace(self, runs=own if own or beside else self.runs)
+        return replace(self, runs=own if own or of_others else self.runs)
 
     def stands_in(self, claim: Claim) -> str:
         """Name of the data set that stands in for the claim's own; empty if none does."""
@@ -110,8 +110,8 @@ class Family:
             return ""
         widest, most = 100 * self.equality, 100 * self.level("for")
         what = {"all": "against the claim or as equal", "any": "for the claim or as equal"}.get(self.over, "as equal")
-        beside = f", and otherwise by its {most:.3g} % interval" if self.over == "most" and most > 100 * LEVEL else ""
-        return f"a row counts {what} by its {widest:.3g} % interval{beside} (Bonferroni over {self.rows} rows)"
+        rest = f", and otherwise by its {most:.3g} % interval" if self.over == "most" and most > 100 * LEVEL else ""
+        return f"a row counts {what} by its {widest:.3g} % interval{rest} (Bonferroni over {self.rows} rows)"
 
 
 def _needed(over: str, rows: int, state: State) -> int:

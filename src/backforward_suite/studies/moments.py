@@ -45,7 +45,7 @@ class Moments:
     part         content
     ============ ===================================================================================================
     moments      ``mean``, ``std``, ``jacobian`` (the exact J) of each ``activation`` under N(0, 1), by ``method``:
-                 ``library`` (what layers use: a closed form where there is one), ``quadrature``, ``monte_carlo``, the
+                 ``library`` (what layers use: a closed form if there is one), ``quadrature``, ``monte_carlo``, the
                  last with its standard ``error``
     chain        ``mean``, ``std`` of the output after ``layer`` layers on white input, over all units and inputs
                  together, and ``unit_std``, the mean over units of each one's own std; by ``activation``,
@@ -276,7 +276,7 @@ class Moments:
         for quantity, of_channels in values.items():
             yield _row("gaussianity", quantity, of_channels.nanmedian().item(), **where)
 
-    # --- what is said first ------------------------------------------------------------------------------------------
+    # --- headline numbers --------------------------------------------------------------------------------------------
 
     def _headlines(self, rows: Sequence[Row]) -> dict[str, float]:
         widest, first = max(self.widths), self.activations[0]

@@ -271,7 +271,7 @@ def central(root: Path) -> Finding:
     return examine("bfp_learning_rates", runs)
 
 
-def test_a_gain_of_the_joint_pass_alone_is_told_from_one_of_the_rule(tmp_path: Path) -> None:
+def test_a_gain_of_the_joint_pass_is_distinguished_from_a_gain_of_the_rule(tmp_path: Path) -> None:
     write_central(tmp_path)
     found = central(tmp_path)
 
@@ -316,14 +316,14 @@ def test_the_published_runs_stop_where_their_curves_end_but_for_one() -> None:
         assert dict(zip(LOGGED, STOPS[lr], strict=True))[arm] == (1000 if (lr, arm) == (0.005, "sgd") else last)
 
 
-def test_runs_on_fewer_images_are_not_held_against_the_published_curves(tmp_path: Path) -> None:
+def test_runs_on_fewer_images_are_not_compared_with_the_published_curves(tmp_path: Path) -> None:
     write_central(tmp_path)
     found = examine("bfp_learning_rates", read_runs(tmp_path))
     assert verdict(found, "tracks_published").kind == "inconclusive"
     assert "trained on 55,000 images, the published runs on 60,000" in verdict(found, "tracks_published").why
 
 
-def test_where_an_arm_never_arrives_the_sign_test_tells_who_was_first(tmp_path: Path) -> None:
+def test_if_an_arm_never_reaches_the_level_a_sign_test_compares_who_was_first(tmp_path: Path) -> None:
     for seed in range(6):
         write_run(tmp_path, "x", method="sgd", seed=seed, losses=[0.9, 0.45, 0.25])
         write_run(tmp_path, "x", method="bfp", seed=seed, losses=[0.9, 0.95, 0.97])
@@ -334,7 +334,7 @@ def test_where_an_arm_never_arrives_the_sign_test_tells_who_was_first(tmp_path: 
     assert found.note == "no level that all runs reach; at 0.3 first in 0 of 6 pairs, sign test p = 0.031"
 
 
-def test_only_runs_that_were_timed_alike_are_compared_in_time(tmp_path: Path) -> None:
+def test_times_are_compared_only_between_runs_timed_under_equal_conditions(tmp_path: Path) -> None:
     arms = by_method(write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.0}))
     assert len(measures.cost_effect(arms["bfp"], arms["sgd"], "", "seconds").values) == 5
     for run, key, other in zip(arms["bfp"], ("threads", "stacked", ""), (2, 30, ""), strict=False):
@@ -345,7 +345,7 @@ def test_only_runs_that_were_timed_alike_are_compared_in_time(tmp_path: Path) ->
     assert len(measures.cost_effect(arms["bfp"], arms["sgd"], "", "epochs").values) == 5
 
 
-def test_norms_at_equal_loss_are_free_of_progress(tmp_path: Path) -> None:
+def test_norms_at_equal_loss_do_not_depend_on_progress(tmp_path: Path) -> None:
     """An arm that is only faster has the same norm at the same loss, and a larger one at the same epoch."""
     for seed in range(4):
         for method, pace in (("sgd", 1.0), ("bfp", 1.5)):
@@ -361,7 +361,7 @@ def test_norms_at_equal_loss_are_free_of_progress(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("extra", "state"), [(0.0, "against"), (0.5, "for")])
-def test_a_norm_that_controls_with_the_shift_have_too_is_not_larger_for_want_of_it(
+def test_a_norm_that_is_as_large_in_a_control_with_shift_is_not_caused_by_its_absence(
     tmp_path: Path, extra: float, state: str
 ) -> None:
     """Two steps a batch give the same path at twice the pace; Backforward alone may add to it."""
@@ -376,7 +376,7 @@ def test_a_norm_that_controls_with_the_shift_have_too_is_not_larger_for_want_of_
     assert verdict(found, "its_cause").rows[0].state == state
 
 
-def test_the_norm_of_a_diverged_run_is_left_out_and_that_is_told(tmp_path: Path) -> None:
+def test_the_norm_of_a_diverged_run_is_left_out_and_reported(tmp_path: Path) -> None:
     for seed in range(4):
         for method, size in (("sgd", 20.0), ("bfp", 21.0)):
             diverged = (method, seed) == ("bfp", 3)
@@ -449,7 +449,7 @@ def test_a_gain_that_grows_with_depth_is_found(tmp_path: Path, gain: float, kind
     assert verdict(examine("bfp_depth", read_runs(tmp_path)), "greater_impact").kind == kind
 
 
-def test_growth_up_to_four_layers_and_a_turn_at_eight_are_told_apart(tmp_path: Path) -> None:
+def test_growth_up_to_four_layers_and_a_reversal_at_eight_are_judged_separately(tmp_path: Path) -> None:
     write_depths(tmp_path, 0.1)
     for seed in range(4):
         for method, factor in (("sgd", 1.0), ("bfp", 1.3)):
@@ -484,14 +484,14 @@ def test_similar_at_a_constant_rate_and_mitigated_by_decay(tmp_path: Path) -> No
     }
 
 
-def test_a_lead_that_is_large_everywhere_is_neither_similar_nor_mitigated(tmp_path: Path) -> None:
+def test_an_equally_large_lead_everywhere_is_neither_similar_nor_mitigated(tmp_path: Path) -> None:
     write_leads(tmp_path, {"constant": 0.4, "halve": 0.4, "cosine": 0.4})
     found = examine("bfp_schedule", read_runs(tmp_path))
     for word in ("similar", "plateau", "mitigated"):
         assert verdict(found, word).kind == "contradicted", word
 
 
-def test_pairs_that_are_lost_are_told_in_verdict_and_table(tmp_path: Path) -> None:
+def test_lost_pairs_are_reported_in_verdict_and_table(tmp_path: Path) -> None:
     write_schedules(tmp_path, "bfp_schedule")
     runs = [run for run in read_runs(tmp_path) if run.name != "bfp-constant-2"]
     found = examine("bfp_schedule", runs)
@@ -534,7 +534,7 @@ def test_nin_that_saw_too_few_images_answers_nothing(tmp_path: Path) -> None:
     assert "NIN: its runs saw 6,000 images" in found.why
 
 
-def test_a_shift_that_stays_is_held_against_the_rule(tmp_path: Path) -> None:
+def test_a_remaining_shift_contradicts_the_claim(tmp_path: Path) -> None:
     write_norms(tmp_path)
     runs = [run for run in read_runs(tmp_path) if run.choice("norm") == "none"]
     for run in runs:
@@ -544,7 +544,7 @@ def test_a_shift_that_stays_is_held_against_the_rule(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("far", "panels"), [(1.0, 1), (20.0, 2)])
-def test_one_ratio_far_off_does_not_press_the_others_flat(tmp_path: Path, far: float, panels: int) -> None:
+def test_an_outlying_ratio_gets_a_panel_of_its_own(tmp_path: Path, far: float, panels: int) -> None:
     write_depths(tmp_path, 0.05)
     for seed in range(4):
         for method, factor in (("sgd", 1.0), ("bfp", far)):

@@ -1,4 +1,4 @@
-"""The committed report, written anew from the committed results."""
+"""The committed report is what the committed results give."""
 
 from __future__ import annotations
 

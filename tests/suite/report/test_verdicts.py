@@ -101,7 +101,7 @@ def test_a_missing_row_keeps_a_claim_about_all_rows_open_and_is_named(tmp_path: 
     assert faster(runs, arguments={"sign": -1, "rows": ["lr 0.1"]}).kind == "reproduced"
 
 
-def test_diverged_runs_count_as_the_worst_and_are_told(tmp_path: Path) -> None:
+def test_diverged_runs_count_as_the_worst_and_are_reported(tmp_path: Path) -> None:
     for seed in range(5):
         height = 1 + 0.01 * seed
         write_run(tmp_path, "x", method="sgd", seed=seed, losses=[0.2 * height, 0.1 * height])
@@ -203,7 +203,7 @@ def test_an_open_row_leaves_a_claim_open_unless_another_decides(ground: Ground) 
     assert "a: as claimed; b: consistent with no difference" in found.why
 
 
-def test_rows_that_a_claim_does_not_speak_of_stand_beside(ground: Ground) -> None:
+def test_rows_that_a_claim_is_not_about_are_only_shown(ground: Ground) -> None:
     asked = claim(arguments={"sign": -1, "rows": ["a"]})
     found = verdicts.judge(asked, [row("a", -1), row("b", 1)], ground)
     assert found.kind == "reproduced"
@@ -333,7 +333,7 @@ def test_equality_is_read_at_the_corrected_level(ground: Ground) -> None:
     assert verdicts.judge(value, three, ground).kind == "inconclusive"
 
 
-def test_rows_that_the_claim_does_not_speak_of_do_not_count_into_the_family(ground: Ground) -> None:
+def test_rows_that_a_claim_is_not_about_do_not_count_in_the_family(ground: Ground) -> None:
     weak = row("a", 0.5, spread=0.4)
     asked = claim(arguments={"sign": -1, "rows": ["a"]})
     others = [row(name, -0.3, spread=1.0) for name in "bc"]

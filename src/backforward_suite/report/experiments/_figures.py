@@ -1,4 +1,4 @@
-"""The figures: a function for each kind returns what draws it from a part's `Data`; and the table beside `by_lr`.
+"""The figures: a function for each kind returns what draws it from a part's `Data`, and the table of limits.
 
 `page.draw` adds the legend, the style and the stamp.
 """
@@ -127,7 +127,7 @@ def curves(
     logs: bool = False,
     arms: Sequence[str] = (),
     free: bool = False,
-    beside: Callable[[Axes, Cell], None] = lambda *_: None,
+    extra: Callable[[Axes, Cell], None] = lambda *_: None,
 ) -> Draw:
     """A curve epoch by epoch: a panel for each row, a line for each arm.
 
@@ -138,14 +138,14 @@ def curves(
         logs: Use a logarithmic axis, and means of logarithms.
         arms: Draw only these.
         free: Give each panel a vertical scale of its own.
-        beside: Draws further things into a panel.
+        extra: Draws further things into a panel.
     """
 
     def draw(panel: Axes, cell: Cell, looks: Looks) -> None:
         for arm, runs in cell.arms.items():
             if not arms or arm in arms:
                 style.band(panel, looks[arm], curve(runs, key, logs=logs, times=times))
-        beside(panel, cell)
+        extra(panel, cell)
         if logs:
             panel.set_yscale("log")
 

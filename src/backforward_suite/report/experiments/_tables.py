@@ -1,4 +1,4 @@
-"""Tables of strings, and what is said about the runs behind an experiment."""
+"""Tables of strings, and the description of the runs behind an experiment."""
 
 from __future__ import annotations
 

@@ -257,7 +257,7 @@ def _at_equal_loss(ours: Runs, theirs: Runs, label: str) -> Effect:
 
 
 def _against_loss(panel: Axes, cell: Cell, looks: Looks) -> None:
-    """Norm over training loss; a mean over an epoch stands beside the norm in the epoch's middle."""
+    """Norm over training loss; a mean over an epoch is paired with the norm in the epoch's middle."""
     for arm, runs in cell.arms.items():
         losses, norms = curve(runs, "loss/train", logs=True), curve(runs, SUM)
         # At large rates the norms of SGD at twice the rate, 100 to 1,000, would press the others flat.
@@ -352,7 +352,7 @@ EXPERIMENTS = (
                     "norm of the weights",
                     arms=("sgd", "bfp", "bfp_poster", "sgd_repeat"),
                     free=True,
-                    beside=partial(_mark_published, column="weight_norm"),
+                    extra=partial(_mark_published, column="weight_norm"),
                 ),
             ),
             Drawing(

@@ -354,7 +354,7 @@ EXPERIMENTS = (
                 "curves",
                 "Validation accuracy by epoch, by normalisation of the input",
                 "The paper's Fig. 1: mean over seeds, bands are 95 % intervals. Horizontal line: the paper's best.",
-                ACCURACY(beside=_mark_best),
+                ACCURACY(extra=_mark_best),
             ),
             title="Mini-batch against whole set",
             names={"batch": "mini-batch", "global": "whole training set"},
