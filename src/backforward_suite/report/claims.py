@@ -131,11 +131,6 @@ def claims_of(experiment: str) -> dict[str, Claim]:
     return {claim.word: claim for claim in read_claims() if claim.experiment == experiment}
 
 
-def experiments() -> tuple[str, ...]:
-    """The experiments that judge a claim, in the order of the file."""
-    return tuple(dict.fromkeys(claim.experiment for claim in read_claims()))
-
-
 @cache
 def published_runs() -> pd.DataFrame:
     """The published runs of Backforward Propagation; see the head of the file.

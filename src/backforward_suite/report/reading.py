@@ -42,17 +42,6 @@ class Run:
         return self.folder.name
 
     @property
-    def experiment(self) -> str:
-        """The experiment whose folder contains it."""
-        return self.folder.parent.name
-
-    @property
-    def scale(self) -> str:
-        """The scale whose folder contains it; empty outside of experiments."""
-        scale = self.folder.parent.parent.name
-        return scale if scale in SCALES else ""
-
-    @property
     def status(self) -> str:
         """`finished`, `diverged` or `failed`."""
         return str(self.result["status"])
