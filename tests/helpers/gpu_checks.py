@@ -35,7 +35,8 @@ from backforward.models.blocks import NORMS
 from backforward.moments import ACTIVATIONS
 from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
 from backforward.rules import Backforward, Backprop, Rule
-from backforward_suite.bench.gpu import RULES, Conditions, Row, attempt, precise
+from backforward_suite.bench.common import Row
+from backforward_suite.bench.gpu import RULES, Conditions, attempt, precise
 from backforward_suite.data import DataSplits, EpochLoader, Images
 from backforward_suite.train.capture import WARM_UP, Captured, Record, record_cuda, set_capturable
 from backforward_suite.train.readings import Readings
