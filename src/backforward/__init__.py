@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from backforward.rules import Backforward, Backprop
 from backforward.switch import Switch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Backforward": "rules",

@@ -63,9 +63,9 @@ def refuse_unread(cfg: DictConfig, values: Mapping[str, Any], given: Set[str]) -
     factors = {"norm.jacobian_factor", "model.jacobian_factor"} & given
     if factors and norm["kind"] != "prop":
         raise BadInput(f"{min(factors)} is of norm=prop; with norm={norm['kind']} it changes nothing")
-    schedule = values["schedule"]
-    if schedule.get("_target_") is None and (more := schedule.keys() - {"_target_"}):
-        raise BadInput(f"schedule.{min(more)} changes nothing with a constant learning rate; give schedule=halve, say")
+    scheduled = {key for key in given if key.startswith("schedule.")}
+    if values["schedule"].get("_target_") is None and scheduled:
+        raise BadInput(f"{min(scheduled)} changes nothing with a constant learning rate; give schedule=halve, say")
 
 
 def _is_read(node: DictConfig, key: str) -> bool:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -141,6 +142,8 @@ def _run(arguments: Sequence[str]) -> bool:
 
 def _announce(sweeps: Sequence[ExperimentSweep], lacking: Mapping[str, str], scale: str, outputs: Path) -> None:
     """Say what will be run and how long that may take, by the times of the committed results."""
+    from backforward_suite.sweep import estimate
+
     slots = gpu_count() or cpu_count()
     table = Table("experiment", "runs done", "of", "minutes left", box=SIMPLE_HEAD)
     estimates: list[float | None] = []
@@ -151,7 +154,8 @@ def _announce(sweeps: Sequence[ExperimentSweep], lacking: Mapping[str, str], sca
         there = len(files.done_below(outputs / scale / name))
         kept = reference.seconds(REFERENCE, scale, name)
         most = None if kept else _at_most(parts, scale)
-        left = sum(seconds for key, seconds in kept.items() if key not in done) / 60 / slots if kept else None
+        planned = sum(len(estimate.planned(CONF, part.name, scale)) for part in parts)
+        left = _left(kept, done, planned) / 60 / slots if kept else None
         done |= kept.keys()
         if all(set(sweep.needs) & lacking.keys() for sweep in parts):
             shown = f"not run: no {', '.join(missing)}"
@@ -160,7 +164,7 @@ def _announce(sweeps: Sequence[ExperimentSweep], lacking: Mapping[str, str], sca
             shown = "not known" if left is None else f"{left:.0f}"
             shown = f"{most / 60 / slots:.0f} at most" if most is not None else shown
             shown += f", no {', '.join(missing)}" if missing else ""
-        table.add_row(name, str(there), str(len(kept)) if kept else "", shown)
+        table.add_row(name, str(there), str(planned), shown)
     CONSOLE.print(table)
     minutes = sum(left for left in estimates if left is not None)
     time = f"{minutes:.0f} minutes" if minutes < 300 else f"{minutes / 60:.0f} hours"
@@ -173,15 +177,21 @@ def _announce(sweeps: Sequence[ExperimentSweep], lacking: Mapping[str, str], sca
         CONSOLE.print(f"No {name}: {why}; --stand-in trains on digits instead.", highlight=False, soft_wrap=True)
 
 
+def _left(kept: Mapping[str, float], done: Container[str], planned: int) -> float:
+    """Seconds that the remaining runs take; a run without a committed time counts as the mean of the others."""
+    known = sum(seconds for key, seconds in kept.items() if key not in done)
+    return known + mean(kept.values()) * max(0, planned - len(kept))
+
+
 def _at_most(parts: Sequence[ExperimentSweep], scale: str) -> float | None:
     """Seconds of an MLP's experiment at paper scale, by the committed results of the same network at scale small.
 
     None where none are known, or the network is another at that scale.
     """
-    if scale != "paper" or not parts[0].name.startswith("bfp_") or gpu_count():
-        return None
     from backforward_suite.sweep import estimate
 
+    if scale != "paper" or not parts[0].name.startswith("bfp_") or gpu_count():
+        return None
     paces = estimate.seconds_an_epoch(estimate.kept_results(REFERENCE / "small" / f"{parts[0].experiment}.jsonl"))
     return estimate.at_most(estimate.planned(CONF, parts[0].name, scale), paces)
 

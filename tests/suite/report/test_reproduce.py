@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from tests.helpers.commands import REPOSITORY, environment
 
+from backforward_suite.commands.reproduce import _left
+
 SCRIPT = str(REPOSITORY / "src" / "reproduce.py")
 ONE = ("--scale", "smoke", "--only", "bfp_max_lr")
 
@@ -87,3 +89,10 @@ def test_bad_input_costs_a_line(tmp_path: Path, given: tuple[str, ...], line: st
     assert line in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert not (tmp_path / "outputs").exists()
+
+
+def test_the_estimate_counts_the_runs_that_have_no_committed_time() -> None:
+    kept = {"a": 10.0, "b": 20.0, "c": 60.0}
+    assert _left(kept, {"b"}, planned=3) == 70
+    assert _left(kept, {"b"}, planned=5) == 70 + 2 * 30
+    assert _left(kept, set(kept), planned=3) == 0
