@@ -1,7 +1,9 @@
-"""A run's row in TensorBoard's HParams: the settings it was given, beside its final metrics.
+"""A run's row in TensorBoard's HParams: its settings and its final metrics.
 
-TensorBoard takes the columns of its table from one run, whichever it finds first, and shows those marked as differing
-first. So every run of a sweep declares the same columns.
+TensorBoard reads the columns of its table from one run, an arbitrary one (`Context._find_experiment_tag` in
+`tensorboard/plugins/hparams/backend_context.py`), so every run of a sweep declares the same columns. It ignores their
+order and sorts them: those marked as differing first, then by name (`_sort_and_reduce_to_hparams_limit` there, version
+2.21). The table shows a column's display name. So method, lr and seed have names that sort first.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ METRICS = (
     *("loss/train", "accuracy/train", "loss/validation", "accuracy/validation", "loss/test", "accuracy/test"),
     "weight_norm/total",
 )
-FIRST = ("method", "lr", "seed")  # marked as differing even where they do not
+FIRST = {"method": "0 method", "lr": "1 lr", "seed": "2 seed"}  # by display name, the name to sort by
 OPEN = ("method", "model", "norm", "optimizer", "schedule")  # groups whose choices have keys of their own
 
 Value = bool | float | str
@@ -48,16 +50,17 @@ def log(logger: TensorBoardLogger, folder: Path, request: Request, final: Mappin
     values, columns = readable(request), columns_of(request, differing)
     start = SessionStartInfo()
     for key, value in values.items():
-        kind = columns.setdefault(key, _kind(value))
+        kind, cell = columns.setdefault(key, _kind(value)), start.hparams[FIRST.get(key, key)]
         if kind == api_pb2.DATA_TYPE_BOOL and isinstance(value, bool):
-            start.hparams[key].bool_value = value
+            cell.bool_value = value
         elif kind == api_pb2.DATA_TYPE_FLOAT64 and not isinstance(value, str):
-            start.hparams[key].number_value = value
+            cell.number_value = value
         else:
-            start.hparams[key].string_value = str(value)
+            cell.string_value = str(value)
+    first = {*FIRST, *differing}
     experiment = api_pb2.Experiment(
         hparam_infos=[
-            api_pb2.HParamInfo(name=key, type=kind, differs=key in (*FIRST, *differing))
+            api_pb2.HParamInfo(name=FIRST.get(key, key), display_name=key, type=kind, differs=key in first)
             for key, kind in columns.items()
         ],
         metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=key)) for key in METRICS],
