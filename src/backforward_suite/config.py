@@ -216,8 +216,8 @@ class Settings(_Model):
             raise BadInput(_first_fault(error)) from None
         if here:
             settings._check_machine()
-        if settings.go_on_from is not None:
-            settings._check_going_on()
+        if settings.go_on_from is not None and (reason := settings.why_not_go_on()):
+            raise BadInput(reason)
         settings._check_combination()
         return settings
 
@@ -299,13 +299,15 @@ class Settings(_Model):
         """`trainer.capture`, as far as diagnostics and method leave the choice."""
         return "off" if self._looks_into_steps() or self.draws_anew else self.trainer.capture
 
-    def _check_going_on(self) -> None:
+    def why_not_go_on(self) -> str | None:
+        """Why these settings leave no room for `go_on_from`; None if they do."""
         if self.study is not None:
-            raise BadInput("go_on_from is of trainings, and a study has none; leave it out")
+            return "go_on_from continues a training, and this is a study; leave it out"
         if self.trainer.devices > 1:
-            raise BadInput(f"go_on_from works on one device, not {self.trainer.devices}; give trainer.devices=1")
+            return f"go_on_from works on one device, not {self.trainer.devices}; give trainer.devices=1"
         if self.stop_loss is not None or self.patience is not None:
-            raise BadInput("go_on_from needs a run that ends at max_epochs alone; leave out stop_loss and patience")
+            return "go_on_from needs a run that ends at max_epochs only; leave out stop_loss and patience"
+        return None
 
     def _check_study(self) -> None:
         if self.trainer.devices > 1:

@@ -357,7 +357,7 @@ def _trained(setting: Conditions, method: str, captured: bool) -> Row:
     import lightning as L
     from lightning.pytorch.loggers import CSVLogger
 
-    from backforward_suite.train.module import Classification, InMemoryData, quiet_lightning
+    from backforward_suite.train.module import Classification, EachBatch, InMemoryData, quiet_lightning
 
     size, steps, epochs = 8, 12 if setting.dry_run else 60, 2
     generator = torch.Generator().manual_seed(0)
@@ -370,7 +370,7 @@ def _trained(setting: Conditions, method: str, captured: bool) -> Row:
     def optimizer(network: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
 
-    class NoWaiting(L.Callback):
+    class NoWaiting(EachBatch):
         """Lets whatever makes the host wait for the GPU raise an error, once steps may be recorded in an epoch."""
 
         watched = 0

@@ -215,7 +215,7 @@ def test_numbers_of_a_run(tmp_path: Path) -> None:
     assert values(rows, "proposition1/coherence", step=2, layer="model.head") == pytest.approx([mu], rel=1e-5)
     assert values(rows, "proposition1/distance", step=2, layer="model.head") == pytest.approx([distance], rel=1e-5)
     assert values(rows, "proposition1/mended_bound", step=2, layer="model.head") == pytest.approx([mended], rel=1e-5)
-    cosines = shift.cosines_of_pairs(network.model.head.weight)
+    cosines = probes.cosines_of_pairs(network.model.head.weight)
     assert values(rows, "proposition1/pairs", step=2, layer="model.head") == [len(cosines)]
     incoherent = [int((cosines < 0.3).sum())]
     assert values(rows, "proposition1/incoherent_pairs", step=2, layer="model.head") == incoherent
