@@ -194,14 +194,14 @@ DAMAGED = "is damaged or no npz file"
     [
         ("truncated", DAMAGED),
         ("empty", DAMAGED),
-        ("text", "is damaged or no npz file (File is not a zip file); write it anew with numpy.savez"),
+        ("text", "is damaged or no npz file (File is not a zip file); write it again with numpy.savez"),
         ("flipped bit", "(bad checksum for x_test.npy)"),
         ("flipped bit, compressed", DAMAGED),
         ("npy instead", DAMAGED),
         ("header", DAMAGED),
-        ("short", "x_train.npy holds 397 bytes, not [20, 4, 5] of uint8"),
+        ("short", "x_train.npy has 397 bytes, not [20, 4, 5] of uint8"),
         ("missing", "has no y_test: it needs x_train, y_train, x_test, y_test, it has x_train, y_train, x_test"),
-        ("pickled", "y_train.npy holds pickled objects, which are never loaded; store plain numbers"),
+        ("pickled", "y_train.npy has pickled objects, which are never loaded; store plain numbers"),
         ("flat", "x_train has shape [20, 20]; images are [N, H, W] or [N, H, W, C]"),
         ("channels first", "x_train has shape [20, 3, 32, 32]; images are [N, H, W] or [N, H, W, C], and here"),
     ],
@@ -248,10 +248,10 @@ def test_the_npz_comes_before_torchvisions_files_and_a_damaged_one_is_not_passed
         ("imagenet", "imagenet.npz; there are digits, mnist, cifar10, cifar100, svhn, and any <root>/<name>.npz"),
         (
             "../secret",
-            "'../secret' is no name of a data set; there are digits, mnist, cifar10, cifar100, svhn, and any",
+            "'../secret' cannot be the name of a data set; there are digits, mnist, cifar10, cifar100, svhn, and any",
         ),
-        ("", "'' is no name of a data set"),
-        (None, "None is no name of a data set"),
+        ("", "'' cannot be the name of a data set"),
+        (None, "None cannot be the name of a data set"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path, name: Any, said: str) -> None:

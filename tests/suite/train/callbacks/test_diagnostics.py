@@ -23,7 +23,7 @@ from tests.helpers.ranks import two_ranks
 from tests.helpers.training import METHODS, CutOff, cut_off_at, same, weights
 from tests.oracles import shift as oracle
 
-from backforward import shift
+from backforward import probes
 from backforward.data_norm import DataNorm
 from backforward.models import MLP
 from backforward_suite.config import Request, fingerprint, plain
@@ -370,7 +370,7 @@ def test_bad_settings(override: str, message: str) -> None:
 
 def test_the_shortcut_engine_has_no_gradients_to_look_at() -> None:
     Request.of(composed("method=bfp", "method.engine=shortcut"))
-    with pytest.raises(BadInput, match=r"engine=shortcut makes none; give method.engine=replay, or diagnostics=off"):
+    with pytest.raises(BadInput, match=r"engine=shortcut computes none; give method.engine=replay, or diagnostics=off"):
         Request.of(composed("method=bfp", "method.engine=shortcut", "diagnostics=cheap"))
 
 
