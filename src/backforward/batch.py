@@ -12,7 +12,7 @@ import re
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from operator import is_
 from typing import Any, NamedTuple, TypeAlias
 
@@ -41,6 +41,50 @@ class Inputs(NamedTuple):
             return model(*self.args, **self.kwargs)
         with torch.compiler.set_stance("force_eager"):
             return model(*self.args, **self.kwargs)
+
+
+class Part(NamedTuple):
+    """A micro-batch: inputs and target."""
+
+    inputs: Inputs
+    target: Any
+
+
+def split(x: Any, y: Any, count: int) -> list[Part]:
+    """Split a batch into micro-batches of equal size, along the first dimension of every tensor.
+
+    Raises:
+        ValueError: A tensor has another first dimension, or one that `count` does not divide; or the batch contains
+            something that cannot be split.
+    """
+    if count == 1:
+        return [Part(Inputs.of(x), y)]
+    sizes = set()
+    for leaf in _leaves((x, y)):
+        if isinstance(leaf, Tensor):
+            sizes.add(len(leaf) if leaf.dim() else 0)
+        elif leaf is not None and not isinstance(leaf, bool):
+            raise ValueError(f"micro_batches={count}: cannot split a {type(leaf).__name__}; give tensors")
+    size = max(sizes, default=0)
+    if len(sizes) != 1 or not size or size % count:
+        shown = ", ".join(map(str, sorted(sizes))) or "none"
+        raise ValueError(
+            f"micro_batches={count}: give tensors with one first dimension that is a multiple of {count}, not {shown}"
+        )
+    one = size // count
+    found = []
+    for start in range(0, size, one):
+        part, target = _map(lambda tensor, start=start: tensor[start : start + one], (x, y))  # type: ignore[misc]
+        found.append(Part(Inputs.of(part), target))
+    return found
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+    else:
+        yield value
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -95,9 +139,7 @@ def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # noqa: PLR091
     return value
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Chance
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Chance -----------------------------------------------------------------------------------------------------------
 
 
 class Generators:
@@ -136,6 +178,7 @@ class Generators:
         self._set.append(put)
 
     @classmethod
+    @cache
     def none(cls) -> Generators:
         """Those of a network that draws nothing."""
         generators = cls(())
@@ -171,12 +214,7 @@ _DRAWS = re.compile(r"drop|noisy|rrelu|fractional|attention|transformer|lstm|gru
 
 
 def changes_only_buffers(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> bool:
-    """Whether every module is one of torch.nn or of this library, without hooks: it changes nothing but its buffers.
-
-    Args:
-        model: The network.
-        modules: All its modules, where they are known.
-    """
+    """Whether every module is one of torch.nn or of this library, without hooks: it changes nothing but its buffers."""
     shared = nn.modules.module
     if shared._global_forward_hooks or shared._global_forward_pre_hooks or shared._global_backward_hooks:
         return False
@@ -233,9 +271,7 @@ def may_draw(called: Any) -> bool:
     return not known or _DRAWS.search(getattr(called, "__name__", "")) is not None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What a forward changes besides its result
-# ---------------------------------------------------------------------------------------------------------------------
+# --- What a forward changes besides its result ------------------------------------------------------------------------
 
 _EVERY_MODULE = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 _FORWARD_HOOKS = (
@@ -437,8 +473,7 @@ class Batch(NamedTuple):
 
     model: nn.Module
     loss_fn: LossFunction
-    inputs: Inputs
-    target: Any
+    parts: Sequence[Part]  # one, or the micro-batches
     world: World
     chance: Generators
     start: list[Any]
@@ -446,13 +481,17 @@ class Batch(NamedTuple):
     eager: bool
     network: Any  # what `network.Network` knows
 
-    def forward(self) -> tuple[Any, Tensor]:
-        """Run the network and the loss."""
-        output = self.inputs.given_to(self.model, eager=self.eager)
-        return output, self.loss_fn(output, self.target)
+    def forward(self, part: int = 0) -> tuple[Any, Tensor]:
+        """Run the network and the loss on a micro-batch, whose share of the batch's loss this is."""
+        inputs, target = self.parts[part]
+        output = inputs.given_to(self.model, eager=self.eager)
+        loss = self.loss_fn(output, target)
+        return output, loss if len(self.parts) == 1 else loss / len(self.parts)
 
-    def again(self) -> tuple[Any, Tensor]:
-        """A forward in full, from the start of the batch."""
+    def again(self, part: int = 0) -> tuple[Any, Tensor]:
+        """A forward of a micro-batch in full, after all before it: from the start of the batch."""
         self.world.restore()
         self.chance.restore(self.start)
-        return self.forward()
+        for earlier in range(part):
+            self.forward(earlier)
+        return self.forward(part)

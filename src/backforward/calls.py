@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CALL, PLAIN, ESCAPE, GRAPH = range(4)
+CALL, SHAPE, PLAIN, ESCAPE, GRAPH = range(5)
 # What gives access to a tensor's memory, after which it may change unseen; what looks at the graph behind a tensor.
 ESCAPES = {
     *("numpy", "__array__", "__array_wrap__", "data_ptr", "untyped_storage", "storage", "_typed_storage", "set_"),
@@ -46,18 +46,27 @@ READERS = frozenset(
 )
 
 VIEWS = {"T", "mT", "H", "mH", "data", "real", "imag"}
+# Calls that read no values, and calls in place that change what these return.
+SHAPES = {
+    *("size", "dim", "ndimension", "numel", "nelement", "stride", "is_floating_point", "is_complex", "__len__"),
+    *("shape", "ndim", "dtype", "device", "is_contiguous", "element_size", "get_device", "storage_offset"),
+}
+RESHAPES = {
+    *("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "as_strided_", "resize_as_", "rename_"),
+}
 # Calls that give no tensor: they run in every pass.
 NO_TENSOR = {
-    *("size", "dim", "ndimension", "numel", "nelement", "stride", "item", "tolist", "is_floating_point", "is_complex"),
-    *("__bool__", "__float__", "__int__", "__len__", "__index__", "__contains__", "is_contiguous", "element_size"),
-    *("get_device", "storage_offset", "equal", "allclose", "register_hook", "__repr__", "__format__", "__hash__"),
-    *("is_tensor", "is_storage", "is_nonzero", "type", "has_names", "is_same_size", "result_type", "can_cast"),
+    *("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__contains__", "equal", "allclose"),
+    *("register_hook", "__repr__", "__format__", "__hash__", "is_tensor", "is_storage", "is_nonzero", "type"),
+    *("has_names", "is_same_size", "result_type", "can_cast"),
 }
 
 
 def kind_of(func: Any, name: Any) -> int:
-    """Whether a call makes values, runs in every pass, gives access to memory, or looks at the graph."""
+    """Whether a call makes values, reads a shape, reads values, gives access to memory, or looks at the graph."""
     label = getattr(name, "__name__", "")
+    if label in SHAPES:
+        return SHAPE
     if label in ESCAPES:
         return ESCAPE
     if label in GRAPHS and label != "requires_grad_":

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from backforward.batch import (
     Batch,
     Generators,
-    Inputs,
     LossFunction,
+    Part,
     World,
+    detached,
     equal_states,
     may_draw,
     tensors_in,
@@ -43,6 +44,30 @@ class Pass(NamedTuple):
     last: bool
 
 
+class _Sum:
+    """What a pass shows: of its one part as it is, of micro-batches added up."""
+
+    def __init__(self, several: bool) -> None:
+        self._several = several
+        self._outputs: list[Any] = []
+        self._loss: Any = None
+        self.gradients: Sequence[Tensor | None] = ()
+
+    def add(self, output: Any, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        if not self._several:
+            self._loss, self.gradients = loss, gradients
+        elif not self._outputs:
+            self._loss, self.gradients = loss.detach(), gradients
+        else:
+            self._loss = self._loss + loss.detach()
+            pairs = zip(self.gradients, gradients, strict=True)
+            self.gradients = [new if old is None else old if new is None else old + new for old, new in pairs]
+        self._outputs.append(detached(output) if self._several else output)
+
+    def of(self, group: Group, *, last: bool) -> Pass:
+        return Pass(group, self._outputs if self._several else self._outputs[0], self._loss, self.gradients, last)
+
+
 class Naive:
     """Each pass is one forward of the whole network: the definition, and the oracle of the other engines.
 
@@ -57,30 +82,35 @@ class Naive:
         self.model = model
         self.loss_fn = loss_fn
         self.reason = ""  # why passes of the last batch ran in full, where the engine should have spared work
+        # A function's name and module stay as they are; a module may change.
+        self._loss_draws = None if isinstance(loss_fn, nn.Module) else may_draw(loss_fn)
         self._by_backward = False  # reentrant checkpointing knows no other way to gradients
 
-    def plain(self, inputs: Inputs, target: Any, group: Group) -> Generator[Pass, None, None]:
+    def plain(self, network: Network, parts: Sequence[Part], group: Group) -> Generator[Pass, None, None]:
         """One ordinary forward and backward, with nothing around it.
 
         Raises:
             ValueError: The loss depends on no parameter of the group.
         """
-        for _ in range(2):
+        seen = _Sum(len(parts) > 1)
+        for inputs, target in parts:
             output = self.model(*inputs.args, **inputs.kwargs)
             loss = self.loss_fn(output, target)
+            loss = loss if len(parts) == 1 else loss / len(parts)
+            if not network.quiet:  # a forward cannot run twice here, so look for reentrant checkpointing beforehand
+                self._by_backward = self._by_backward or reached(loss)[1]
             gradients = self._gradients(loss, group.parameters, group.parameters)
-            if gradients is not None:
-                break
-        assert gradients is not None
-        if all(gradient is None for gradient in gradients):
+            if gradients is None:
+                raise ValueError("reentrant checkpointing of this kind needs two forwards: give use_reentrant=False")
+            seen.add(output, loss, gradients)
+        if all(gradient is None for gradient in seen.gradients):
             raise ValueError(NO_GRADIENT)
-        yield Pass(group, output, loss, gradients, True)
+        yield seen.of(group, last=True)
 
-    def run(  # noqa: PLR0915  (the life of a batch, from top to bottom)
+    def run(  # noqa: PLR0912, PLR0915  (the life of a batch, from top to bottom)
         self,
         network: Network,
-        inputs: Inputs,
-        target: Any,
+        parts: Sequence[Part],
         trained: Sequence[nn.Parameter],
         arrange: Arrange,
         joint: int = 0,
@@ -89,8 +119,7 @@ class Naive:
 
         Args:
             network: What is known of the network.
-            inputs: The arguments of the forward.
-            target: The second argument of the loss.
+            parts: The batch, as one or several micro-batches.
             trained: All parameters that may be updated.
             arrange: Makes groups of the layers in order of first use.
             joint: Number of passes of all groups at the end.
@@ -98,28 +127,40 @@ class Naive:
         Raises:
             ValueError: The loss depends on no group, or the network changes its input.
         """
-        draws = network.draws or may_draw(self.loss_fn)
+        loss_draws = may_draw(self.loss_fn) if self._loss_draws is None else self._loss_draws
+        draws = network.draws or loss_draws
         world = World(self.model, set(map(id, trained)), network.modules, network.quiet)
         devices = (tensor.device for tensor in chain(self.model.parameters(), self.model.buffers()))
         chance = Generators(devices, world.private) if draws else Generators.none()
         start = chance.save()
-        given = list(tensors_in([inputs.args, inputs.kwargs]))
+        given = list(tensors_in([part.inputs for part in parts]))
         versions = [tensor._version for tensor in given]
         batch = Batch(
-            *(self.model, self.loss_fn, inputs, target, world, chance, start, trained),
+            *(self.model, self.loss_fn, parts, world, chance, start, trained),
             *(network.compiled, network),
         )
         self._begin(batch)
         try:
-            output, loss, watch = self._first(batch)
-            leaves, reentrant = reached(loss)
-            self._by_backward |= reentrant
-            at_once = None  # gradients of the first pass, where they can only be had all together
-            if self._by_backward:
-                at_once = dict(zip(map(id, trained), self._gradients(loss, trained, trained) or (), strict=True))
-                leaves = {key for key, gradient in at_once.items() if gradient is not None}
+            several = len(parts) > 1
+            weights = [*map(id, trained)]
+            constant = network.order is not None and not loss_draws
+            seen = _Sum(several)
+            order: list[str] = []
+            for part in range(len(parts)):
+                output, loss, watch = self._first(batch, part)
+                if constant and network.leaves and network.leaves[0] == weights and loss.requires_grad:
+                    leaves = network.leaves[1]
+                else:
+                    leaves, reentrant = reached(loss)
+                    self._by_backward |= reentrant
+                    network.leaves = (weights, leaves) if constant and loss.requires_grad else None
+                if several or self._by_backward:  # all gradients, before the groups are known
+                    seen.add(*self._taken(batch, part, output, loss, trained, trained))
+                    leaves = {id(p) for p, g in zip(trained, seen.gradients, strict=True) if g is not None}
+                order += watch.layers(leaves)
+            at_once = dict(zip(map(id, trained), seen.gradients, strict=False))
             seed = torch.initial_seed()
-            found = arrange(watch.layers(leaves))
+            found = arrange(list(dict.fromkeys(order)))
             everything = [p for group in found.groups for p in group.parameters]
             _refuse_hidden(self.model, trained, leaves, found)
             active = [not leaves.isdisjoint(map(id, group.parameters)) for group in found.groups]
@@ -134,17 +175,16 @@ class Naive:
                 if k:
                     world.restore()
                     chance.restore(start)
-                    output, loss = self._forward(batch, k)
+                    seen = _Sum(several)
+                    for part in range(len(parts)):
+                        output, loss = self._forward(batch, k, part)
+                        seen.add(*self._taken(batch, part, output, loss, group.parameters, trained))
                     if draws and torch.initial_seed() != seed:
                         raise ValueError("the forward seeds torch from chance: no two passes of a batch can draw alike")
-                if at_once is not None and not k:
-                    gradients: Sequence[Tensor | None] | None = [at_once[id(p)] for p in group.parameters]
+                elif at_once:
+                    seen.gradients = [at_once[id(p)] for p in group.parameters]
                 else:
-                    gradients = self._gradients(loss, group.parameters, trained)
-                if gradients is None:  # it has learned how to take them: once more
-                    output, loss = batch.again()
-                    gradients = self._gradients(loss, group.parameters, trained)
-                    assert gradients is not None
+                    seen.add(*self._taken(batch, 0, output, loss, group.parameters, trained))
                 if [tensor._version for tensor in given] != versions and len(passes) > 1:
                     raise ValueError("the network changes its input in place: a second pass would see another batch")
                 self._passed(k)
@@ -152,8 +192,9 @@ class Naive:
                     world.keep(index for index, pass_ in enumerate(home) if pass_ == k)
                 if k:
                     chance.restore(now)
-                yield Pass(group, output, loss, gradients, last=k == len(passes) - 1)
-                del output, loss, gradients
+                yield seen.of(group, last=k == len(passes) - 1)
+                del seen, output, loss
+                at_once = {}
         finally:
             self._end()
             world.end()
@@ -161,24 +202,41 @@ class Naive:
     def _begin(self, batch: Batch) -> None:
         batch.world.unseen = True  # copy everything back, whether it looks changed or not
 
-    def _first(self, batch: Batch) -> tuple[Any, Tensor, Order]:
-        """The first pass, and the layers in the order in which it uses them."""
+    def _first(self, batch: Batch, part: int) -> tuple[Any, Tensor, Order]:
+        """The first forward, and the layers in the order in which it uses them."""
         with Survey(self.model) as watch:
-            output, loss = batch.forward()
+            output, loss = batch.forward(part)
         return output, loss, watch.order
 
     def _arranged(self, batch: Batch, passes: Sequence[Group]) -> None:
         """The groups of the batch are known."""
 
-    def _forward(self, batch: Batch, k: int) -> tuple[Any, Tensor]:
+    def _forward(self, batch: Batch, k: int, part: int) -> tuple[Any, Tensor]:
         """The forward of pass k > 0."""
-        return batch.forward()
+        return batch.forward(part)
 
     def _passed(self, k: int) -> None:
         """The gradients of pass k are taken."""
 
     def _end(self) -> None:
         """The batch is over."""
+
+    def _taken(
+        self,
+        batch: Batch,
+        part: int,
+        output: Any,
+        loss: Tensor,
+        parameters: Sequence[nn.Parameter],
+        trained: Sequence[nn.Parameter],
+    ) -> tuple[Any, Tensor, Sequence[Tensor | None]]:
+        """Output, loss and the gradient of each parameter."""
+        gradients = self._gradients(loss, parameters, trained)
+        if gradients is None:  # it has learned how to take them: once more
+            output, loss = batch.again(part)
+            gradients = self._gradients(loss, parameters, trained)
+            assert gradients is not None
+        return output, loss, gradients
 
     def _gradients(
         self, loss: Tensor, parameters: Sequence[nn.Parameter], trained: Sequence[nn.Parameter]
@@ -249,19 +307,21 @@ class Tape(Naive):
     def _begin(self, batch: Batch) -> None:
         self.reason = ""
 
-    def _first(self, batch: Batch) -> tuple[Any, Tensor, Order]:
+    def _first(self, batch: Batch, part: int) -> tuple[Any, Tensor, Order]:
         # Almost all of a first pass depends on the first group and cannot serve another pass. So it is recorded only to
         # learn the order of the layers, or where it holds more than torch's own and this library's code.
         known = batch.network.order
         if known is not None:
             batch.world.unseen = True
-            output, loss = batch.forward()
+            output, loss = batch.forward(part)
             return output, loss, known
-        self._tape = Recording(batch, self._guess, self._brackets)
+        if not part:
+            self._tape = Recording(batch, self._guess, self._brackets)
+        assert self._tape is not None
         with self._tape as tape:
-            output, loss = batch.forward()
-        self._check_draws(batch, batch.start)
-        if batch.network.quiet and not batch.start:
+            output, loss = batch.forward(part)
+        self._check_draws(batch, part)
+        if batch.network.quiet and not batch.start and part == len(batch.parts) - 1:
             batch.network.order = tape.order
         return output, loss, tape.order
 
@@ -276,30 +336,31 @@ class Tape(Naive):
         self._passes = len(passes)
         tape._bit = self._masks[0]
 
-    def _forward(self, batch: Batch, k: int) -> tuple[Any, Tensor]:
+    def _forward(self, batch: Batch, k: int, part: int) -> tuple[Any, Tensor]:
         tape = self._tape
         if k == 1 and batch.network.order is not None and self._passes:
             batch.world.unseen = False  # from here on the tape sees what changes
         if tape is None or self._by_backward:
-            return batch.forward()
-        tape.begin(self._masks[k] | self._masks[k - 1], self._masks[k])
+            return batch.forward(part)
+        if not part:
+            tape.begin(self._masks[k] | self._masks[k - 1], self._masks[k])
         try:
             with tape:
-                found = batch.forward()
+                found = batch.forward(part)
             if tape.sound():
-                self._check_draws(batch, batch.start)
+                self._check_draws(batch, part)
                 return found
         except (Redo, Exception):
             if not tape.hits:
                 raise
             tape.broken = tape.broken or "a pass failed with results of earlier ones"
         self._give_up(tape.broken)
-        return batch.again()
+        return batch.again(part)
 
-    def _check_draws(self, batch: Batch, start: list[Any]) -> None:
-        """In a network found to draw nothing look whether that still holds."""
-        tape = self._tape
-        if tape is None or not start or tape.brackets:
+    def _check_draws(self, batch: Batch, part: int) -> None:
+        """At the end of a pass, look whether a network that drew nothing so far has drawn."""
+        tape, start = self._tape, batch.start
+        if tape is None or not start or tape.brackets or part < len(batch.parts) - 1:
             return
         if not equal_states(batch.chance.of_torch(), start[: len(batch.chance.of_torch())]):
             tape.brackets = self._brackets = True

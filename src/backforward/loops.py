@@ -101,8 +101,8 @@ def in_accelerate(accelerator: Any, optimizer: torch.optim.Optimizer) -> dict[st
         )
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
-            f"gradient_accumulation_steps={accelerator.gradient_accumulation_steps}: an update rule takes its steps "
-            "in each batch; give 1"
+            f"gradient_accumulation_steps={accelerator.gradient_accumulation_steps}: an update rule steps once per "
+            "batch; give 1, and micro_batches= to the rule"
         )
     _refuse_sharded(str(accelerator.distributed_type))
     hooks: dict[str, Any] = {"optimizer": getattr(optimizer, "optimizer", optimizer)}

@@ -31,6 +31,8 @@ class Network:
         scripted: Name of a scripted module, or None.
         order: The layers in the order of their use, for a quiet network in which they have been seen: no code but
             torch's and this library's runs in it, so the order is the same in each batch.
+        leaves: Ids of the trained parameters, and of the leaf tensors that a loss of torch's depends on: with `order`
+            known they are the same in each batch.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -43,25 +45,26 @@ class Network:
         self.compiled = is_compiled(model)
         self.scripted = next((n for n, m in self.modules.items() if isinstance(m, torch.jit.ScriptModule)), None)
         self.order: Order | None = None
-        self._parts: list[tuple[dict[str, Any], list[Any], list[int], bool]] = []
+        self.leaves: tuple[list[int], set[int]] | None = None
+        self._parts: list[tuple[dict[str, Any], list[int], bool]] = []
         if self.scripted is None:
             for module in self.modules.values():
                 own = module.__dict__
-                self._parts.append((own, *_held(own), module._compiled_call_impl is not None))
+                self._parts.append((own, _contents(own), module._compiled_call_impl is not None))
 
     def fits(self) -> bool:
         """Whether modules, weights and buffers are the same objects as when this was made."""
         if self.scripted is not None or self.quiet is not changes_only_buffers(self.model, self.modules.values()):
             return False
-        return all(
-            _held(own) == (children, tensors) and (own.get("_compiled_call_impl") is not None) is compiled
-            for own, children, tensors, compiled in self._parts
-        )
+        for own, contents, compiled in self._parts:
+            if _contents(own) != contents or (own.get("_compiled_call_impl") is not None) is not compiled:
+                return False
+        return True
 
 
-def _held(own: dict[str, Any]) -> tuple[list[Any], list[int]]:
-    """The modules that a module holds, and the ids of its parameters and buffers."""
-    return [*own["_modules"].values()], [*map(id, own["_parameters"].values()), *map(id, own["_buffers"].values())]
+def _contents(own: dict[str, Any]) -> list[int]:
+    """Ids of a module's children, parameters and buffers."""
+    return [*map(id, [*own["_modules"].values(), 0, *own["_parameters"].values(), 0, *own["_buffers"].values()])]
 
 
 def now(model: nn.Module, known: Network | None) -> Network:

@@ -12,10 +12,8 @@ redoes forward and backward after each update, so that every layer steps along t
         gradient = d loss / d group
         one optimizer step of this group alone
 
-`UpdateRule.step` is this loop; an engine computes its passes. A rule wraps any `torch.optim.Optimizer` that needs no
-closure; it is no optimizer itself.
-
-An engine of `engines` computes the passes; `batch` sees to it that all passes of a batch are one function.
+`UpdateRule.step` is this loop. A rule wraps any `torch.optim.Optimizer` that needs no closure. `engines` computes the
+passes; `batch` makes all passes of a batch one function.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from backforward.batch import Inputs, LossFunction, detached
+from backforward.batch import Inputs, LossFunction, Part, detached, split
 from backforward.engines import Naive, Pass, Tape
 from backforward.groups import (
     Group,
@@ -81,9 +79,7 @@ class Rule(Protocol):
         ...
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The rules
-# ---------------------------------------------------------------------------------------------------------------------
+# --- The rules --------------------------------------------------------------------------------------------------------
 
 
 class UpdateRule:
@@ -95,6 +91,8 @@ class UpdateRule:
             as one optimizer for each group (see `optimizers`).
         loss_fn: Maps (output, target) to a scalar loss.
         max_grad_norm: Clips the gradient of every update to this L2 norm.
+        micro_batches: Gradient accumulation: each pass runs forward and backward on k equal parts of the batch in turn
+            and takes the mean of their gradients. `output` is then a list.
         reduce: Averages a flat gradient over ranks; called once per update. Without it ranks would part in silence.
             Weights then stay bitwise equal on all ranks. BatchNorm normalises by each rank's own part of the batch,
             so its running statistics differ between ranks (unless it is `SyncBatchNorm`), and a run differs from one
@@ -123,6 +121,7 @@ class UpdateRule:
         reduce: Reduce | None = None,
         step: TakeStep | None = None,
         after_update: AfterUpdate | None = None,
+        micro_batches: int = 1,
     ) -> None:
         name = type(self).__name__
         if not isinstance(model, nn.Module):
@@ -133,6 +132,8 @@ class UpdateRule:
             raise TypeError(f"{name}: loss_fn is a {type(loss_fn).__name__}; give a function of (output, target)")
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"{name}: max_grad_norm={max_grad_norm}; give a positive number or None")
+        if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
+            raise ValueError(f"{name}: micro_batches={micro_batches!r}; give an integer >= 1")
         self._optimizers = one_per_group(model, optimizer, name, alone=self._of_all)
         if step is not None and len(self._optimizers) > 1:
             raise ValueError(f"{name}: step= takes the step of one optimizer; leave it out with several")
@@ -140,6 +141,7 @@ class UpdateRule:
         self.optimizer = optimizer
         self.loss_fn = loss_fn
         self.max_grad_norm = max_grad_norm
+        self.micro_batches = micro_batches
         self._reduce = reduce
         self._step = step
         self._after_update = after_update
@@ -185,20 +187,20 @@ class UpdateRule:
         Raises:
             ValueError: The loss does not depend on a group, float16 autocast, a network that changes its input.
         """
-        inputs = Inputs.of(x)
+        parts = split(x, y, self.micro_batches)
         trained = self._trainable()
         autocast = _autocast(trained[0].device.type)
         for parameter in parameters_of(self.optimizer):
             parameter.grad = None
         result: StepResult | None = None
-        with closing(self._passes(inputs, y, trained)) as passes:
+        with closing(self._passes(parts, trained)) as passes:
             for group, output, loss, gradients, last in passes:  # groups before this one are updated
                 if result is None:
                     result = StepResult(loss.detach(), detached(output))
                 if last and self.joint_pass:
                     result = result._replace(joint_loss=loss.detach())
-                parts = self.groups if last and self.joint_pass else [group]
-                self._update(group.parameters, gradients, [part.parameters for part in parts], last=last)
+                owners = self.groups if last and self.joint_pass else [group]
+                self._update(group.parameters, gradients, [owner.parameters for owner in owners], last=last)
                 del output, loss, gradients  # the next pass needs nothing of this one
                 if autocast:
                     torch.clear_autocast_cache()  # it holds casts of the weights as they were
@@ -206,7 +208,7 @@ class UpdateRule:
         self._batches += 1
         return result
 
-    def _passes(self, inputs: Inputs, target: Any, trained: list[nn.Parameter]) -> Generator[Pass, None, None]:
+    def _passes(self, parts: list[Part], trained: list[nn.Parameter]) -> Generator[Pass, None, None]:
         """The passes of a batch: for each a group and its gradient, at the weights as they are by then."""
         raise NotImplementedError
 
@@ -249,7 +251,7 @@ class Backprop(UpdateRule):
     """Backpropagation: one forward and backward, one step of all parameters (`sgd`).
 
     Args:
-        model, optimizer, loss_fn, max_grad_norm, reduce, step, after_update: See `UpdateRule`.
+        model, optimizer, loss_fn, max_grad_norm, reduce, step, after_update, micro_batches: See `UpdateRule`.
         repeats: Number of such updates on each batch (the control of equal cost). All of them see the same dropout
             draws, and running statistics move in the first.
     """
@@ -266,6 +268,7 @@ class Backprop(UpdateRule):
         reduce: Reduce | None = None,
         step: TakeStep | None = None,
         after_update: AfterUpdate | None = None,
+        micro_batches: int = 1,
     ) -> None:
         super().__init__(
             model,
@@ -275,6 +278,7 @@ class Backprop(UpdateRule):
             reduce=reduce,
             step=step,
             after_update=after_update,
+            micro_batches=micro_batches,
         )
         if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
             raise ValueError(f"Backprop: repeats={repeats!r}; give a whole number of at least 1")
@@ -290,19 +294,19 @@ class Backprop(UpdateRule):
     def prepare(self, x: Any) -> None:
         """Nothing has to be found."""
 
-    def _passes(self, inputs: Inputs, target: Any, trained: list[nn.Parameter]) -> Generator[Pass, None, None]:
-        if self.repeats == 1:
-            return self._engine.plain(inputs, target, _all(trained))
-        whole = Groups([_all(trained)], {}, [])
+    def _passes(self, parts: list[Part], trained: list[nn.Parameter]) -> Generator[Pass, None, None]:
         assert self._network is not None
-        return self._engine.run(self._network, inputs, target, trained, lambda _: whole, joint=self.repeats - 1)
+        if self.repeats == 1:
+            return self._engine.plain(self._network, parts, _all(trained))
+        whole = Groups([_all(trained)], {}, [])
+        return self._engine.run(self._network, parts, trained, lambda _: whole, joint=self.repeats - 1)
 
 
 class Backforward(UpdateRule):
     """Backforward Propagation: for each group in turn a pass at the current weights and a step of that group alone.
 
     Args:
-        model, optimizer, loss_fn, max_grad_norm, reduce, step, after_update: See `UpdateRule`.
+        model, optimizer, loss_fn, max_grad_norm, reduce, step, after_update, micro_batches: See `UpdateRule`.
         groups: "layer": one group for each module that directly holds parameters, a normalisation layer joining the
             layer before it; an integer k: k groups of neighbouring layers of near-equal multiply-accumulates (1 is
             ordinary backpropagation); or a list of lists of module names, updated in the order given.
@@ -332,6 +336,7 @@ class Backforward(UpdateRule):
         after_update: AfterUpdate | None = None,
         order: str = "forward",
         seed: int = 0,
+        micro_batches: int = 1,
     ) -> None:
         super().__init__(
             model,
@@ -341,6 +346,7 @@ class Backforward(UpdateRule):
             reduce=reduce,
             step=step,
             after_update=after_update,
+            micro_batches=micro_batches,
         )
         check_spec(model, groups)
         if order not in {"forward", "reverse", "random"}:
@@ -353,6 +359,7 @@ class Backforward(UpdateRule):
                 "no joint_pass": not joint_pass,
                 "order='forward'": order == "forward",
                 "no max_grad_norm": max_grad_norm is None,
+                "micro_batches=1": micro_batches == 1,
                 "no reduce: one device": reduce is None,
                 "no after_update: no projection": after_update is None,
             }
@@ -383,30 +390,29 @@ class Backforward(UpdateRule):
         if self._is_plain():
             self._groups = [_all(trained)]
             return
-        watch = survey(self.model, Inputs.of(x), count=isinstance(self._spec, int))
+        watch = survey(self.model, split(x, None, self.micro_batches)[0].inputs, count=isinstance(self._spec, int))
         self._macs = watch.macs
         self._arrange(watch.order.used, trained)
 
     def _is_plain(self) -> bool:
         return self._spec == 1 and not self.joint_pass
 
-    def _passes(self, inputs: Inputs, target: Any, trained: list[nn.Parameter]) -> Generator[Pass, None, None]:
+    def _passes(self, parts: list[Part], trained: list[nn.Parameter]) -> Generator[Pass, None, None]:
+        assert self._network is not None
         if self._is_plain():
             self._groups = [_all(trained)]
-            return self._engine.plain(inputs, target, self._groups[0])
-        assert self._network is not None
+            return self._engine.plain(self._network, parts, self._groups[0])
         if self._network.scripted is not None:
             refuse_scripted(self.model)
         if self._network.compiled:
             self._warn("compiled", "Backforward: runs the network uncompiled, since it has to see each call of torch")
         if self.engine == "shortcut":
-            return self._by_shortcut(inputs, target, trained)
+            return self._by_shortcut(*parts[0], trained)
         if isinstance(self._spec, int) and self._macs is None:
-            self._macs = survey(self.model, inputs, count=True).macs
+            self._macs = survey(self.model, parts[0].inputs, count=True).macs
         return self._engine.run(
             self._network,
-            inputs,
-            target,
+            parts,
             trained,
             lambda order: self._arrange(order, trained),
             joint=int(self.joint_pass),
@@ -466,9 +472,7 @@ class Backforward(UpdateRule):
             warnings.warn(message, stacklevel=6)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Details
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Details ----------------------------------------------------------------------------------------------------------
 
 
 def _all(trained: Sequence[nn.Parameter]) -> Group:

@@ -2,8 +2,7 @@
 
 A `Recording` stands between the forward and torch. A call whose arguments are those of an earlier pass, and on which
 neither the last update nor this pass's gradient bears, returns its earlier result; all others run. Nothing is
-predicted: where the forward goes another way than before, all calls run from there on, and a tensor that nobody saw
-being made counts as depending on everything.
+predicted: where the forward goes another way, all calls run; a tensor of unknown origin depends on everything.
 """
 
 from __future__ import annotations
@@ -18,13 +17,34 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from backforward.batch import Batch, equal_states, storage_of, tensors_in
-from backforward.calls import ATOMS, ESCAPE, GRAPH, PLAIN, QUIET, READERS, TENSORS, can_keep, kind_of, outs, version
+from backforward.calls import (
+    ATOMS,
+    ESCAPE,
+    GRAPH,
+    PLAIN,
+    QUIET,
+    READERS,
+    RESHAPES,
+    SHAPE,
+    TENSORS,
+    can_keep,
+    kind_of,
+    outs,
+    version,
+)
 from backforward.groups import Group, Order
 
 _MARK = "_backforward_tape"
 EVERY = -1  # the set of all groups
 
 _kinds: dict[Any, int] = {}
+_autocast = torch._C._is_any_autocast_enabled
+
+
+def _casts(tensors: Sequence[Tensor]) -> list[Any]:
+    """The state of autocast on the devices of some tensors."""
+    devices = {t.device.type for t in tensors} or {"cpu"}
+    return [(d, torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d)) for d in sorted(devices)]
 
 
 class Redo(BaseException):
@@ -32,14 +52,9 @@ class Redo(BaseException):
 
 
 class _Mark(NamedTuple):
-    """What the tape knows of a tensor.
+    """What the tape knows of a tensor: the parameters that it depends on, as bits, and its memory and value.
 
-    Attributes:
-        token: Of the batch.
-        deps: The parameters that it depends on, as a set of bits.
-        storage: Whose memory it is.
-        serial: Stands for this very value.
-        requires_grad: As it was when it was made.
+    `token` stands for the batch, `serial` for this very value.
     """
 
     token: object
@@ -54,18 +69,11 @@ _new_mark = tuple.__new__  # half the time of calling the class
 
 
 class _Entry:
-    """One call of torch.
+    """One call of torch: its function, arguments (`key`, `read`) and result; `before`, `after` are generator states.
 
-    Attributes:
-        func, key: The function, and what stands for its arguments.
-        born: The pass in which it ran.
-        read: Marks of the tensors among its arguments.
-        deps: The parameters that its result depends on, or that make it run together with others.
-        kept: Whether `out` may be returned again.
-        marks, versions: Of the tensors in `out`.
-        effects: Tensors from outside that it changed, with their new values.
-        before, after: Of torch's generators, where it drew.
-        until: Index of the last call that changes its result in place.
+    `deps` are the parameters that its result depends on, `born` is the pass in which it ran, `kept` says whether `out`
+    may be returned again, `effects` are changed tensors from outside, with their new values, and `until` is the index
+    of the last call that changes its result in place.
     """
 
     __slots__ = ("__dict__", "born", "deps", "func", "kept", "key", "marks", "out", "read", "versions")
@@ -109,7 +117,7 @@ class Recording(TorchFunctionMode):
             self._params.add(self._leaf(p, 1 << i, owner.get(id(p))))
         for tensor in batch.world.tensors:
             self.outside.add(self._leaf(tensor, 0, owner.get(id(tensor))))
-        for tensor in tensors_in([batch.inputs.args, batch.inputs.kwargs, batch.target]):
+        for tensor in tensors_in(batch.parts):
             self._leaf(tensor, 0, None)
         for p in batch.network.parameters:
             self._leaf(p, 0, owner.get(id(p)))
@@ -160,8 +168,10 @@ class Recording(TorchFunctionMode):
         if kind is None:
             kind = _kinds[name] = kind_of(func, name)
         if kind:
-            if kind == PLAIN and not self._pass and args and type(args[0]) is nn.Parameter:
+            if kind <= PLAIN and not self._pass and args and type(args[0]) is nn.Parameter:
                 self.order.look(id(args[0]))
+            if kind == SHAPE:
+                return func(*args, **kwargs) if kwargs else func(*args)
             return self._aside(kind, func, args, kwargs)
         i = self._i
         self._i = i + 1
@@ -169,6 +179,8 @@ class Recording(TorchFunctionMode):
         tensors: list[Tensor] = []
         marks: list[_Mark] = []
         clear = self._scan(args, key, tensors, marks)
+        if _autocast():
+            key.append(_casts(tensors))
         if kwargs:
             key.append(tuple(kwargs))
             clear &= self._scan(kwargs.values(), key, tensors, marks)
@@ -366,7 +378,8 @@ class Recording(TorchFunctionMode):
             if en is not e:
                 made = made or any(m.storage == storage for m in en.marks)
                 alone = alone or (en.kept and en.born != self._pass)
-        if alone or not made:
+        reshapes = getattr(e.func, "__name__", "") in RESHAPES or any(type(k) is tuple and "out" in k for k in e.key)
+        if alone or not made or reshapes:
             deps = EVERY
         for en in [*touching, e]:
             en.deps = deps
@@ -419,7 +432,11 @@ class Recording(TorchFunctionMode):
         """Make the changes that calls whose results were returned again would have made."""
         with torch._C.DisableTorchFunction(), torch.no_grad():
             for tensor, value in self._pending.pop(storage):
-                tensor.copy_(value)
+                try:
+                    tensor.copy_(value)
+                except RuntimeError:  # an expanded tensor; it was only suspected to have changed
+                    if not torch.equal(tensor, value):
+                        raise
 
     def _cut_short(self, i: int) -> None:
         """The forward goes another way than before."""
@@ -434,7 +451,7 @@ class Recording(TorchFunctionMode):
     # --- the end of a pass -------------------------------------------------------------------------------------------
 
     def sound(self) -> bool:
-        """Whether the forward that has just ended may be believed. Makes the changes that are still to be made."""
+        """Whether the result of the forward can be used. Makes pending changes."""
         if any(until >= self._i for until in self._open.values()):
             return False
         for storage in list(self._pending):

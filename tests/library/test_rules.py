@@ -22,6 +22,7 @@ from tests.oracles.naive_rules import backforward_batch, sgd_loop
 from tests.oracles.random_networks import RandomNetwork, networks
 from tests.oracles.ranks import train_as_rank
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from backforward.batch import tensors_in
 from backforward.rules import Backforward, Backprop, StepResult, UpdateRule
@@ -208,6 +209,34 @@ def test_one_group_is_sgd_bitwise(problem: Problem, engine: str) -> None:
     assert_same_state(bfp, sgd)
     assert_same_results(results, expected)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Checkpointed(nn.Module):
+    """Reentrant checkpointing of statistics and draws, and a counter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.three = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.two = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.three(checkpoint(self.two, self.one(x), use_reentrant=True))
+
+
+@pytest.mark.parametrize("rule", [Backprop, partial(Backforward, groups=1)])
+def test_one_group_with_reentrant_checkpointing_runs_one_forward(rule: Callable[..., UpdateRule]) -> None:
+    batches = [(torch.randn(6, 4), torch.randint(2, (6,))) for _ in range(3)]
+    ours = Checkpointed()
+    theirs = copy.deepcopy(ours)
+    torch.manual_seed(5)
+    step = rule(ours, torch.optim.SGD(ours.parameters(), lr=0.1), F.cross_entropy).step
+    losses = [step(*batch).loss.item() for batch in batches]
+    torch.manual_seed(5)
+    assert losses == sgd_loop(theirs, torch.optim.SGD(theirs.parameters(), lr=0.1), F.cross_entropy, batches)
+    assert_same_state(ours, theirs)
+    assert ours.calls == theirs.calls == 3
 
 
 @pytest.mark.parametrize("engine", ["replay", "naive"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from backforward import Backforward
 
@@ -48,3 +49,105 @@ def test_nothing_of_a_batch_outlives_it() -> None:
     assert out.output.grad_fn is None
     assert not vars(x)
     assert all(not vars(p) for p in model.parameters())
+
+
+class Trunk(nn.Module):
+    """Two branches, one after the other: in the passes of the last groups all of the first can be replayed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.register_buffer("steps", torch.zeros(1, 4, dtype=torch.long))
+        self.start = 0.0  # the sum of the first weights before the batch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.two(self.between(self.one(x))).tanh())
+
+    def between(self, h: Tensor) -> Tensor:
+        return h
+
+
+class ReadsShape(Trunk):
+    """Reads the shape of a copy, then changes the copy in place."""
+
+    def between(self, h: Tensor) -> Tensor:
+        h = h.clone()
+        h[: len(h) // 2, : h.shape[1] // 2].zero_()
+        return h * h.size(0) / h.numel()
+
+
+class Transposes(Trunk):
+    """Transposes in place between two reads of the shape."""
+
+    def between(self, h: Tensor) -> Tensor:
+        y = h[:2].clone()
+        rows = y.shape[0]
+        y.t_()
+        return h * (10 * rows + y.shape[0]) / 64
+
+
+class WritesOut(Trunk):
+    """`out=` gives an empty tensor another shape."""
+
+    def between(self, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = torch.empty(0)
+            before = y.numel()
+            torch.add(h, 1, out=y)
+        return h * (1 + before) + y.numel() * y / 16
+
+
+class GathersExpanded(Trunk):
+    """A call that the tape does not know as a reader, on an expanded buffer."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return h + torch.gather(self.steps.expand(len(h), 4), 1, torch.zeros(len(h), 4, dtype=torch.long))
+
+
+class CastsByValue(Trunk):
+    """The weights of the first branch, which change from pass to pass, switch autocast on for the second branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side = nn.Linear(4, 2)
+
+    def moved(self) -> bool:
+        return self.one.weight.sum().item() != self.start
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.moved()):
+            side = self.side(x)
+        return self.last(self.two(h)).tanh() + side
+
+
+class CastsToAnotherType(CastsByValue):
+    """The same, with autocast on in each pass, to another type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        with torch.autocast("cpu", torch.float16 if self.moved() else torch.bfloat16):
+            side = self.side(x)
+        return self.last(self.two(h)).tanh() + side
+
+
+@pytest.mark.parametrize(
+    "network",
+    [ReadsShape, Transposes, WritesOut, GathersExpanded, CastsByValue, CastsToAnotherType],
+    ids=lambda network: network.__name__,
+)
+def test_is_the_naive_engine_to_the_bit_and_replays(network: type[Trunk]) -> None:
+    ends = []
+    for engine in ("auto", "naive"):
+        torch.manual_seed(0)
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        layers = [name for name in ("one", "two", "last", "side") if hasattr(model, name)]
+        rule = Backforward(model, optimizer, F.cross_entropy, engine=engine, groups=layers)
+        shown = []
+        for _ in range(3):
+            model.start = model.one.weight.sum().item()
+            shown.append(rule.step(torch.randn(4, 4), torch.tensor([0, 1, 0, 1])))
+        assert not rule.engine_reason
+        ends.append([*model.state_dict().values(), *(out.loss for out in shown), *(out.output for out in shown)])
+    assert all(map(torch.equal, *ends))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.oracles import definition
+from tests.zoo.__main__ import code_of
 from tests.zoo.cases import CASES
 from tests.zoo.check import check, is_refusal, train
 from tests.zoo.entry import Entry
@@ -30,3 +31,9 @@ def test_naive_engine_is_the_definition(case: Entry) -> None:
         assert is_refusal(error) and case.refused and case.refused in str(error)
         return
     assert definition.compare(case, case.optimizers[0], trace) == []
+
+
+def test_rows_outlive_new_comments_but_not_new_code() -> None:
+    code = 'class A:\n    """Old."""\n\n    def f(self):\n        """Old."""\n        return 1  # old\n'
+    assert code_of(code) == code_of('"""New."""\n\n' + code.replace("ld.", "ther.").replace("# old", "# new"))
+    assert code_of(code) != code_of(code.replace("return 1", "return 2"))

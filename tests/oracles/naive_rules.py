@@ -36,6 +36,7 @@ def backforward_batch(
     statistics: dict[str, int],
     max_grad_norm: float | None = None,
     after_update: Callable[[list[nn.Parameter]], None] | None = None,
+    micro_batches: int = 1,
 ) -> Tensor:
     """One batch of Backforward Propagation.
 
@@ -55,9 +56,14 @@ def backforward_batch(
         torch.set_rng_state(draws)
         model.load_state_dict(before, strict=False)
         model.zero_grad()
-        loss = loss_fn(model(*x) if isinstance(x, tuple) else model(x), y)
-        loss.backward()
-        first = loss.detach() if first is None else first
+        losses = []
+        for i in range(micro_batches):
+            part = slice(i * len(y) // micro_batches, (i + 1) * len(y) // micro_batches)
+            loss = loss_fn(model(*(each[part] for each in x)) if isinstance(x, tuple) else model(x[part]), y[part])
+            loss = loss / micro_batches
+            loss.backward()
+            losses.append(loss.detach())
+        first = sum(losses[1:], losses[0]) if first is None else first
         for name, buffer in model.named_buffers():
             if statistics[name.rpartition(".")[0]] == k:
                 after[name] = buffer.clone()

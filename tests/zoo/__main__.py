@@ -10,10 +10,10 @@ are exact, one after the other: leave the machine alone meanwhile.
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -44,12 +44,28 @@ def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+# Modules of the library that no network of the zoo uses.
+_APART = {"__init__", "loops", "probes", "shift"}
+
+
 @functools.cache
 def engine_mark() -> str:
     """Names what a row depends on whatever the network: the engine's code, the check's, the packages' versions."""
-    modules = sorted(name for name in sys.modules if name.split(".")[0] == "backforward")
-    files = [str(sys.modules[name].__file__) for name in modules] + [str(check.__file__)]
-    return _digest([Path(file).read_text() for file in files] + [f"{name} {version(name)}" for name in PACKAGES])
+    files = [path for path in sorted((ROOT / "src" / "backforward").glob("*.py")) if path.stem not in _APART]
+    return _digest([code_of(path.read_text()) for path in [*files, Path(check.__file__)]] + [*map(_version, PACKAGES)])
+
+
+def code_of(text: str) -> str:
+    """What a module does: its syntax tree, without comments, docstrings and line numbers."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def _version(package: str) -> str:
+    return f"{package} {version(package)}"
 
 
 @functools.cache
