@@ -237,7 +237,7 @@ class Settings(_Model):
             raise BadInput(f"trainer.devices={devices}: this machine has {have} {kinds}; give at most {have}")
 
     def _check_combination(self) -> None:
-        devices, batch = self.trainer.devices, self.batch_size
+        devices = self.trainer.devices
         if self.study is not None:
             self._check_study()
         self._check_norm()
@@ -248,6 +248,16 @@ class Settings(_Model):
                 raise BadInput(f"engine=shortcut works on one device, not {devices}; give method.engine=replay")
             if self.trainer.precision == "bf16-mixed":
                 raise BadInput("engine=shortcut needs full precision; give trainer.precision=32-true")
+        if "shortcut" in _values(self.method.model_extra) and (self.diagnostics.shift or self.diagnostics.update):
+            raise BadInput(
+                "diagnostics.shift and diagnostics.update need gradients, and engine=shortcut computes none;"
+                " give method.engine=replay, or diagnostics=off"
+            )
+        self._check_capture()
+        self._check_batch()
+
+    def _check_batch(self) -> None:
+        devices, batch = self.trainer.devices, self.batch_size
         if batch % devices:
             raise BadInput(f"batch_size={batch} cannot be shared by {devices} devices; give a multiple of {devices}")
         if batch % (least := devices * self.micro_batches):
@@ -255,11 +265,17 @@ class Settings(_Model):
             raise BadInput(f"batch_size={batch} cannot be split into {parts}; give a multiple of {least}")
         if self.micro_batches > 1 and "shortcut" in _values(self.method.model_extra):
             raise BadInput("engine=shortcut computes a batch as a whole; give method.engine=replay, or micro_batches=1")
-        if "shortcut" in _values(self.method.model_extra) and (self.diagnostics.shift or self.diagnostics.update):
+        each = "" if devices == 1 else " on each device"
+        what = "batch" if self.micro_batches == 1 else "micro-batch"
+        if batch == least and self.norm.kind in ("batch", "noisy_batch"):
             raise BadInput(
-                "diagnostics.shift and diagnostics.update need gradients, and engine=shortcut computes none;"
-                " give method.engine=replay, or diagnostics=off"
+                f"norm={self.norm.kind} needs at least two samples per {what}{each}; "
+                f"give batch_size={2 * least} or more, or norm=prop"
             )
+        if batch == least and self.data_norm == "batch":
+            raise BadInput(f"data_norm=batch needs at least two samples per {what}{each}; give data_norm=global")
+
+    def _check_capture(self) -> None:
         if self.trainer.capture == "on" and self._looks_into_steps():
             raise BadInput(
                 "diagnostics.shift and diagnostics.update look into a step, and trainer.capture=on replays it whole;"
@@ -270,17 +286,10 @@ class Settings(_Model):
                 "this method draws anew for each batch, and trainer.capture=on replays one step;"
                 " give trainer.capture=auto or off"
             )
-        if self.trainer.capture == "on" and devices > 1:
-            raise BadInput(f"trainer.capture=on works on one device, not {devices}; give trainer.capture=auto or off")
-        each = "" if devices == 1 else " on each device"
-        what = "batch" if self.micro_batches == 1 else "micro-batch"
-        if batch == least and self.norm.kind in ("batch", "noisy_batch"):
+        if self.trainer.capture == "on" and self.trainer.devices > 1:
             raise BadInput(
-                f"norm={self.norm.kind} needs at least two samples per {what}{each}; "
-                f"give batch_size={2 * least} or more, or norm=prop"
+                f"trainer.capture=on works on one device, not {self.trainer.devices}; give trainer.capture=auto or off"
             )
-        if batch == least and self.data_norm == "batch":
-            raise BadInput(f"data_norm=batch needs at least two samples per {what}{each}; give data_norm=global")
 
     def _check_norm(self) -> None:
         kind, model = self.norm.kind, self.model

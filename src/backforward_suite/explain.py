@@ -194,7 +194,7 @@ def _keys(conf: Path, group: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _file_of(conf: Path, group: str, overrides: Sequence[str]) -> Path | None:
-    """Return the file of a group's choice on the command line, else by default, else of any; None without such a group."""
+    """Return the file of a group's choice on the command line, else by default, else any; None without such a group."""
     chosen = [text.partition("=")[2].split(",")[0] for text in overrides if text.startswith(f"{group}=")]
     defaults = OmegaConf.load(conf / "train.yaml").defaults
     by_default = [entry[group] for entry in defaults if isinstance(entry, DictConfig) and group in entry]

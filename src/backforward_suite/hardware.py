@@ -41,7 +41,7 @@ def cpu_model() -> str:
 
 
 def emulates_bf16() -> bool:
-    """Return whether the processor lacks bfloat16 products; False where the system does not tell (Linux on x86 does)."""
+    """Return whether the processor lacks bfloat16 products; False where the system does not tell (Linux does)."""
     try:
         flags = set(re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0].split())
     except (OSError, IndexError):

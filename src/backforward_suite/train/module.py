@@ -234,7 +234,8 @@ class Classification(L.LightningModule):
         self._counted._on_before_step()
         out = self.rule.step(x, y)
         self._counted._on_after_step()
-        _add(self.train_sums, out.loss, out.output, y)
+        # With micro-batches the output is a list.
+        _add(self.train_sums, out.loss, torch.cat(out.output) if isinstance(out.output, list) else out.output, y)
         if out.joint_loss is not None:
             self.joint_sums[0] += out.joint_loss * len(y)
             self.joint_sums[2] += len(y)
