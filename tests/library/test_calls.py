@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from backforward.calls import CALL, ESCAPE, GRAPH, PLAIN, QUIET, READERS, kind_of
+from backforward.calls import CALL, ESCAPE, GRAPH, PLAIN, QUIET, READERS, SHAPE, kind_of
 
 
 class Seen(TorchFunctionMode):
@@ -29,20 +29,22 @@ class Seen(TorchFunctionMode):
     [
         (lambda x: x + 1, CALL),
         (lambda x: x.T, CALL),
-        (lambda x: x.shape, PLAIN),
-        (lambda x: x.size(), PLAIN),
+        (lambda x: x.shape, SHAPE),
+        (lambda x: x.size(), SHAPE),
+        (lambda x: x.requires_grad, PLAIN),
+        (lambda x: x.sum().item(), [CALL, PLAIN]),
         (lambda x: x.numpy(), ESCAPE),
         (lambda x: x.data_ptr(), ESCAPE),
         (lambda x: x.grad_fn, GRAPH),
         (lambda x: x.requires_grad_(), CALL),
     ],
-    ids=["add", "T", "shape", "size", "numpy", "data_ptr", "grad_fn", "requires_grad_"],
+    ids=["add", "T", "shape", "size", "requires_grad", "item", "numpy", "data_ptr", "grad_fn", "requires_grad_"],
 )
-def test_kinds(call: Any, kind: int) -> None:
+def test_kinds(call: Any, kind: int | list[int]) -> None:
     x = torch.ones(2, 2)
     with Seen() as seen:
         call(x)
-    assert seen.kinds == [kind]
+    assert seen.kinds == (kind if isinstance(kind, list) else [kind])
 
 
 def test_quiet_calls_draw_nothing() -> None:

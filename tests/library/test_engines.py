@@ -76,3 +76,23 @@ def test_any_order_of_the_groups_is_exact(order: str) -> None:
         assert ends[0][0][0] == ["9", "6", "3", "0"]
     else:
         assert len({tuple(each) for each in ends[0][0]}) > 1
+
+
+def test_freezing_and_other_grad_modes_between_batches_are_seen() -> None:
+    ends = []
+    for engine in ("auto", "naive"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        rule = Backforward(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), nn.functional.cross_entropy, engine=engine
+        )
+        names = []
+        for frozen in (True, True, False, False, True, False):
+            model[2].requires_grad_(not frozen)
+            rule.step(torch.randn(6, 4), torch.arange(6) % 2)
+            names.append([group.name for group in rule.groups])
+            with torch.no_grad(), pytest.raises(ValueError, match="depends on no trainable parameter"):
+                rule.step(torch.randn(6, 4), torch.arange(6) % 2)
+        assert names == [["0", "4"], ["0", "4"], ["0", "2", "4"], ["0", "2", "4"], ["0", "4"], ["0", "2", "4"]]
+        ends.append(model.state_dict())
+    assert all(torch.equal(ends[0][name], value) for name, value in ends[1].items())
