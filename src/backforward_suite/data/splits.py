@@ -98,20 +98,20 @@ def load_data(
     parts, classes = _checked(source, found, known)
     trained_on = {part: y for part, (_, y) in parts.items() if part != "test"}
     if "val" in parts:
-        held = {part: np.full(len(y), part == "val") for part, y in trained_on.items()}
+        validated = {part: np.full(len(y), part == "val") for part, y in trained_on.items()}
     else:
-        held = {part: _hold_out(source, part, y, classes, known) for part, y in trained_on.items()}
-    used = {part: np.ones_like(mask) if protocol == "poster" else ~mask for part, mask in held.items()}
+        validated = {part: _hold_out(source, part, y, classes, known) for part, y in trained_on.items()}
+    used = {part: np.ones_like(mask) if protocol == "poster" else ~mask for part, mask in validated.items()}
     if train_images is not None:
         _keep_first(source, parts, used, "train_images", train_images, classes)
     tested = {"test": np.ones(len(parts["test"][1]), bool)}
     if evaluation_images is not None:
         _keep_first(source, parts, tested, "evaluation_images", evaluation_images, classes)
-        _keep_first(source, parts, held, "evaluation_images", evaluation_images, classes)
+        _keep_first(source, parts, validated, "evaluation_images", evaluation_images, classes)
 
     train = _gather(parts, used, size)
     test = _gather(parts, tested, size)
-    validation = _gather(parts, held, size) if protocol == "holdout" else test
+    validation = _gather(parts, validated, size) if protocol == "holdout" else test
     channels, height, width = test.x.shape[1:]
     return DataSplits(
         name=name,

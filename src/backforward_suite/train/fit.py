@@ -112,7 +112,7 @@ def fit(
         The content of `result.json`.
 
     Raises:
-        BadInput: The folder holds a damaged checkpoint, or one of other settings, data or source.
+        BadInput: The folder has a damaged checkpoint, or one of other settings, data or source.
     """
     settings = request.settings
     _set_up(settings, module)
@@ -161,7 +161,7 @@ def fit(
 
 
 def _set_up(settings: Settings, module: Classification) -> None:
-    """Set what holds for the whole process; say in a line what the settings cannot have."""
+    """Set global options of the process; print in one line which settings have no effect here."""
     quiet_lightning()
     set_matmul_precision(settings.trainer.matmul_precision)
     if settings.trainer.precision == "64-true":

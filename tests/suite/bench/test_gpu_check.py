@@ -26,13 +26,13 @@ WHOLE = ("training", "run")  # parts that need all that runs need
 
 
 def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code and what was said, in this process."""
+    """Return exit code, stdout and stderr, in this process."""
     try:
         code = gpu_check.main(arguments)
     except SystemExit as end:
         code = int(end.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
 def test_a_dry_run_takes_every_part_where_little_is_installed(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_part_that_fails_is_recorded_and_the_others_run(
     monkeypatch.setattr(gpu_checks, "memory", lacking)
     monkeypatch.setattr(gpu, "epoch", fine)
     out = tmp_path / "new" / "found.json"
-    code, said, _ = checked(capsys, "--dry-run", "--only", "epoch", "memory", "rules", "--out", str(out))
+    code, printed, _ = checked(capsys, "--dry-run", "--only", "epoch", "memory", "rules", "--out", str(out))
     assert code == 1
     parts = json.loads(out.read_text())["parts"]
     assert list(parts) == ["rules", "memory", "epoch"]  # in the order of PARTS
@@ -114,7 +114,7 @@ def test_a_part_that_fails_is_recorded_and_the_others_run(
     assert parts["rules"]["rows"] == [{"status": "passed"}]
     assert (parts["memory"]["status"], parts["memory"]["reason"]) == ("skipped", "scipy is not installed")
     assert (parts["epoch"]["status"], parts["epoch"]["summary"]) == ("measured", None)
-    assert "out of luck [4]" in said
+    assert "out of luck [4]" in printed
 
 
 def test_a_part_that_ends_its_process_or_never_ends_is_recorded(
@@ -162,12 +162,12 @@ def test_the_status_of_a_part_is_that_of_its_rows(check: bool, statuses: list[st
 
 
 def test_what_time_does_not_allow_is_listed_as_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, said, _ = checked(capsys, "--dry-run", "--minutes", "1e-9", "--out", str(tmp_path / "o.json"))
+    code, printed, _ = checked(capsys, "--dry-run", "--minutes", "1e-9", "--out", str(tmp_path / "o.json"))
     assert code == 0
     parts = json.loads((tmp_path / "o.json").read_text())["parts"]
     assert {part["status"] for part in parts.values()} == {"not run"}
     assert list(parts) == list(gpu_check.PARTS)
-    assert said.count("not run") == len(parts)
+    assert printed.count("not run") == len(parts)
 
 
 def test_a_row_that_fails_or_comes_too_late_says_so() -> None:
@@ -216,10 +216,10 @@ def test_bad_input_is_one_line(
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    code, _, said = checked(capsys, *arguments)
+    code, _, printed = checked(capsys, *arguments)
     assert code == 2
-    assert said.startswith(f"error: {line}")
-    assert said.count("\n") == 1
+    assert printed.startswith(f"error: {line}")
+    assert printed.count("\n") == 1
 
 
 def test_results_go_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

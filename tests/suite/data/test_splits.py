@@ -155,10 +155,10 @@ def test_svhn_trains_on_train_and_extra_less_the_held_out(tmp_path: Path, monkey
         start += count
     np.savez(tmp_path / "svhn.npz", **arrays)
     data = load_data("svhn", tmp_path)
-    held = np.array(numbers(data.validation))
-    assert np.bincount(labels[held[held < 200]]).tolist() == [3] * 10
-    assert np.bincount(labels[held[held >= 200]]).tolist() == [2] * 10
-    assert numbers(data.train) == sorted(set(range(600)) - set(held.tolist()))
+    chosen = np.array(numbers(data.validation))
+    assert np.bincount(labels[chosen[chosen < 200]]).tolist() == [3] * 10
+    assert np.bincount(labels[chosen[chosen >= 200]]).tolist() == [2] * 10
+    assert numbers(data.train) == sorted(set(range(600)) - set(chosen.tolist()))
     assert numbers(data.test) == list(range(600, 650))
     assert data.train.y.tolist() == labels[numbers(data.train)].tolist()
     assert numbers(load_data("svhn", tmp_path, protocol="poster").train) == list(range(600))
@@ -199,7 +199,7 @@ def test_the_fingerprint_follows_the_arrays_not_the_file(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "fault"),
     [
         ({"x_train": unique(100).astype(np.float32)}, "x_train is float32; images must be uint8, 0 to 255"),
         ({"y_train": np.zeros(100)}, "y_train is float64; labels must be integers >= 0 (uint8)"),
@@ -222,10 +222,10 @@ def test_the_fingerprint_follows_the_arrays_not_the_file(tmp_path: Path) -> None
         ),
     ],
 )
-def test_arrays_that_do_not_fit(tmp_path: Path, changes: Arrays, said: str) -> None:
+def test_arrays_that_do_not_fit(tmp_path: Path, changes: Arrays, fault: str) -> None:
     write(tmp_path, **changes)
     message = refusal(tmp_path)
-    assert message.startswith(f"{tmp_path}/mine.npz: {said}")
+    assert message.startswith(f"{tmp_path}/mine.npz: {fault}")
 
 
 def test_another_set_under_a_known_name(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_known_set_without_one_of_its_classes(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "fault"),
     [
         ({"protocol": "papre"}, "no data protocol 'papre': did you mean 'paper'? there are holdout, paper, poster"),
         ({"protocol": None}, "no data protocol None: there are holdout, paper, poster"),
@@ -262,9 +262,9 @@ def test_a_known_set_without_one_of_its_classes(tmp_path: Path, monkeypatch: pyt
         ({"train_images": 91}, "has 90 training images of 4 classes; must be 4 to 90"),
     ],
 )
-def test_settings_that_do_not_fit(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+def test_settings_that_do_not_fit(tmp_path: Path, options: dict[str, Any], fault: str) -> None:
     write(tmp_path)
-    assert said in refusal(tmp_path, **options)
+    assert fault in refusal(tmp_path, **options)
 
 
 # -------------------------------------------------------------------------------------------------- the real sets

@@ -1,7 +1,7 @@
 """TensorBoard on the quick start's output: what it serves, and what a browser shows of it.
 
-The browser is Chromium with its driver (on Debian: `apt-get install chromium chromium-driver`) and selenium; where one
-of them is missing, that test says so and is skipped. `BACKFORWARD_SCREENSHOT=docs/tensorboard.png` keeps what it saw.
+The browser is Chromium with its driver (on Debian: `apt-get install chromium chromium-driver`) and selenium; if
+one of them is missing, that test is skipped. `BACKFORWARD_SCREENSHOT=docs/tensorboard.png` saves a screenshot.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def run(folder: Path, *asked: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", [str(TRAIN), *asked])
-        patch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets both: have them put back
+        patch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets both; restore them
         patch.setenv("BACKFORWARD_TRACEBACKS", "0")
         assert command() == 0
 

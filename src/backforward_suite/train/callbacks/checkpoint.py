@@ -24,6 +24,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from backforward.batch import tensors_in
 from backforward.rules import StepResult
 from backforward_suite.atomic import whole
 from backforward_suite.config import Request, differing, fingerprint
@@ -147,16 +148,8 @@ def _bytes_of(values: object) -> Iterator[bytes | memoryview]:
 
 def _is_finite(checkpoint: Mapping[str, Any]) -> bool:
     """Whether all weights, buffers and optimizer states are."""
-    states = _tensors([checkpoint["state_dict"], checkpoint["optimizer_states"]])
+    states = tensors_in([checkpoint["state_dict"], checkpoint["optimizer_states"]])
     return all(bool(tensor.isfinite().all()) for tensor in states if tensor.is_floating_point())
-
-
-def _tensors(values: object) -> Iterator[torch.Tensor]:
-    if isinstance(values, torch.Tensor):
-        yield values
-    elif isinstance(values, Mapping | list | tuple):
-        for value in values.values() if isinstance(values, Mapping) else values:
-            yield from _tensors(value)
 
 
 class Checkpoints(EachBatch, Checkpoint):
@@ -306,7 +299,7 @@ class Checkpoints(EachBatch, Checkpoint):
         other = "its data have changed" if there.get("data", self.stands_on["data"]) != self.stands_on["data"] else ""
         if other := other or changed_sources(self.request, there.get("own")):
             raise Refused(
-                f"{self.path} cannot be gone on from: {other} since it was written; "
+                f"{self.path} cannot be resumed: {other} since it was written; "
                 "give another name=... to keep it, or delete it to start this run again"
             )
         if misfit := _misfit(checkpoint["state_dict"], module.state_dict()):

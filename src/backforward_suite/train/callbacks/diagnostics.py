@@ -130,7 +130,7 @@ class Diagnostics(EachBatch):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Copy the network; measure before the first batch of the run."""
         assert isinstance(module, Classification)
-        with self._priced(trainer, "start"):
+        with self._timed(trainer, "start"):
             self._prepare(trainer, module)
         if trainer.global_step == 0:
             self._plan(trainer, 0)
@@ -158,7 +158,7 @@ class Diagnostics(EachBatch):
         """Watch the batch, if a diagnostic that needs it is due after it."""
         if step + 1 == self._next and self._of_batch():
             assert self._watch is not None
-            with self._priced(trainer, self._occasion(trainer)):
+            with self._timed(trainer, self._occasion(trainer)):
                 self._batch = batch
                 self._watch.begin()
 
@@ -173,7 +173,7 @@ class Diagnostics(EachBatch):
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write `diagnostics.csv`."""
         if trainer.is_global_zero:
-            with self._priced(trainer, "epoch"):
+            with self._timed(trainer, "epoch"):
                 self.write()
 
     def write(self) -> None:
@@ -215,7 +215,7 @@ class Diagnostics(EachBatch):
         return "batch" if self._next % int(trainer.num_training_batches) else "epoch" if self._next else "start"
 
     @contextmanager
-    def _priced(self, trainer: L.Trainer, occasion: str) -> Iterator[None]:
+    def _timed(self, trainer: L.Trainer, occasion: str) -> Iterator[None]:
         """Add the time of the body to `seconds`."""
         device = trainer.strategy.root_device
         wait_for(device)
@@ -230,7 +230,7 @@ class Diagnostics(EachBatch):
         assert watch is not None
         measured: list[Measure] = []
         self.times[occasion] += 1
-        with self._priced(trainer, occasion), undisturbed(module.network):
+        with self._timed(trainer, occasion), undisturbed(module.network):
             if of_batch:
                 assert loss is not None
                 scene = self._scene(self._watched(trainer, watch.end(), loss))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -166,7 +165,7 @@ class Scene:
         }
 
 
-class Diagnostic(ABC):
+class Diagnostic:
     """One diagnostic.
 
     Attributes:
@@ -177,18 +176,18 @@ class Diagnostic(ABC):
     needs: ClassVar[frozenset[Need]] = frozenset()
     charts: ClassVar[Mapping[str, str]] = {}
 
-    @abstractmethod
     def measure(self, scene: Scene) -> Iterator[Measure]:
-        """Yield what is measured."""
+        """Yield the numbers, if it has any."""
+        yield from ()
 
-    def show(self, scene: Scene, writer: Any, step: int) -> None:  # noqa: B027 (optional)
+    def show(self, scene: Scene, writer: Any, step: int) -> None:
         """Write figures and histograms to TensorBoard."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what it needs at the next measurement."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (optional)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
 
 
@@ -328,10 +327,6 @@ class Histograms(Diagnostic):
 
     needs = frozenset({"images"})
 
-    def measure(self, scene: Scene) -> Iterator[Measure]:
-        """Yield nothing: a histogram is no number."""
-        yield from ()
-
     def show(self, scene: Scene, writer: Any, step: int) -> None:
         """Write the histograms."""
         values = {f"input/{name}": seen for name, seen in scene.inputs[1].items()}
@@ -418,10 +413,6 @@ class Pictures(Diagnostic):
     """Figures of all layers at once."""
 
     needs = frozenset({"images"})
-
-    def measure(self, scene: Scene) -> Iterator[Measure]:
-        """Yield nothing."""
-        yield from ()
 
     def show(self, scene: Scene, writer: Any, step: int) -> None:
         """Write the figures."""

@@ -71,7 +71,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Classification]]:
 
 
 def with_bundle(cfg: DictConfig, bundle: str) -> DictConfig:
-    """The config with another choice of diagnostics; composing it anew would take most of this test's time."""
+    """The config with another choice of diagnostics; composing it again would take most of this test's time."""
     given = OmegaConf.to_container(OmegaConf.load(CONF / "diagnostics" / f"{bundle}.yaml"))
     assert isinstance(given, dict)
     del given["defaults"]
