@@ -14,7 +14,7 @@ from backforward.batch import tensors_in
 
 
 def trained(problem: Problem, engine: str, optimizer: str) -> tuple[dict[str, Tensor], list[Tensor], Backforward]:
-    """Weights and buffers after three batches, what the rule showed, and the rule."""
+    """Return weights and buffers after three batches, the results, and the rule."""
     torch.manual_seed(0)
     model = problem.model()
     rule = Backforward(model, OPTIMIZERS[optimizer](list(model.parameters())), problem.loss, engine=engine)
@@ -27,7 +27,7 @@ def trained(problem: Problem, engine: str, optimizer: str) -> tuple[dict[str, Te
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.id)
-def test_the_tape_is_the_naive_engine_to_the_bit(problem: Problem, optimizer: str) -> None:
+def test_the_tape_equals_the_naive_engine_bitwise(problem: Problem, optimizer: str) -> None:
     ours, shown, rule = trained(problem, "auto", optimizer)
     theirs, expected, _ = trained(problem, "naive", optimizer)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -37,7 +37,7 @@ def test_the_tape_is_the_naive_engine_to_the_bit(problem: Problem, optimizer: st
 
 
 class Graph(nn.Module):
-    """Differentiates within its forward."""
+    """Differentiates in its forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Graph(nn.Module):
         return self.two(h * slope)
 
 
-def test_what_cannot_be_replayed_runs_in_full_and_says_why() -> None:
+def test_a_forward_that_cannot_be_replayed_runs_in_full_and_says_why() -> None:
     model = Graph()
     rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.functional.cross_entropy)
     rule.step(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
