@@ -1,26 +1,26 @@
-"""What is shown to a user as a line instead of a traceback."""
+"""Errors that a user sees as one line instead of a traceback."""
 
 from __future__ import annotations
 
 
 class BadInput(ValueError):
-    """What was given cannot be used. The message is one line: what is wrong, and what would be right."""
+    """The input cannot be used. The message is one line: what is wrong, and what would be right."""
 
 
 class Busy(BadInput):
-    """Another process has the run's folder; it may be had later."""
+    """Another process has the run's folder; try again later."""
 
 
 class Refused(BadInput):
-    """A folder holds a run that is another than the one asked for; the same command is refused again."""
+    """A folder has another run than the requested one; the same command will be refused again."""
 
 
 class Stopped(BaseException):
-    """The process was asked to end (SIGTERM). No `Exception`: nothing failed, and nobody should go on."""
+    """The process was told to end (SIGTERM). Not an `Exception`: nothing failed, and no handler should continue."""
 
 
 def cause_of(error: BaseException) -> str:
-    """Why a run failed, in one line."""
+    """Return in one line why a run failed."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     kind = type(error).__name__
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in text:

@@ -1,4 +1,4 @@
-"""What to tell a user about an error, in one line: what is wrong, and what would be right."""
+"""Explain an error to a user in one line: what is wrong, and what would be right."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ from omegaconf.errors import OmegaConfBaseException
 from backforward_suite.errors import BadInput
 from backforward_suite.targets import parameters
 
+# Keys that users of Lightning look for, and what to give instead.
+INSTEAD = {
+    "accumulate_grad_batches": (
+        "batch_size is the whole batch of an update, and micro_batches its number of parts;"
+        " give batch_size=512 micro_batches=4, say"
+    )
+}
 ARGUMENTS = ("model", "optimizer", "schedule", "method", "norm")  # groups whose keys are arguments of their target
 
 
 def explain(error: BaseException, conf: Path, overrides: Sequence[str]) -> str | None:
-    """What to tell a user in one line, or None if this is no error of theirs."""
+    """Return one line for the user, or None if the error is not the user's."""
     chain = list(causes(error))
     for cause in chain:
         if isinstance(cause, BadInput):
@@ -34,8 +41,8 @@ def explain(error: BaseException, conf: Path, overrides: Sequence[str]) -> str |
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, then what it came from, and so on."""
-    seen: set[int] = set()  # a chain may lead back to itself
+    """Yield an error and its causes."""
+    seen: set[int] = set()  # a chain may be circular
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
@@ -47,17 +54,17 @@ def _os_error(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{where}the disk is full; free some space and give the same command again: finished runs are kept"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{where}may not be written here ({error.strerror}); change its rights or work in another folder"
+        return f"{where}cannot be written ({error.strerror}); change its rights or work in another folder"
     if isinstance(error.filename, str) and error.errno in (errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
         for path in (Path(error.filename), *Path(error.filename).parents):
             if path.is_symlink() and not path.exists():
                 return (
-                    f"{path} is a link to {path.readlink()}, which is not there; make that folder, or remove the link"
+                    f"{path} is a link to {path.readlink()}, which does not exist; make that folder, or remove the link"
                 )
             if path.is_file() and error.errno != errno.ENOENT:
-                return f"{path} is a file, and a folder is needed there; move it away"
+                return f"{path} is a file where a folder is needed; move it away"
     if error.errno == errno.EFBIG:
-        return f"{where}no file may grow so large here; raise the limit (ulimit -f)"
+        return f"{where}the file would exceed the limit on file sizes; raise it (ulimit -f)"
     return f"{where}{error.strerror or error}"
 
 
@@ -70,12 +77,12 @@ def _config_error(error: Exception, chain: list[str], conf: Path, overrides: Seq
     if isinstance(error, OverrideParseException):
         at = error.override if error.override in overrides else " ".join(overrides)
         why = re.sub(r"^Error parsing override '.*?'; | expecting \{.*", "", text)
-        return f"{at}: settings are given as key=value, with quotes around what has signs of its own ({why})"
+        return f"{at}: give settings as key=value, with quotes around values with special characters ({why})"
     return text
 
 
 class _Said(NamedTuple):
-    """What one of Hydra's messages says, found by its pattern, and of what."""
+    """One of Hydra's messages, matched by its pattern, and its context."""
 
     found: re.Match[str]
     conf: Path
@@ -98,8 +105,10 @@ def _no_config(said: _Said) -> str:
 def _no_key(said: _Said) -> str:
     full_key = said.found[1]
     group, _, leaf = full_key.rpartition(".")
+    if leaf in INSTEAD:
+        return f"{full_key}: no such key: {INSTEAD[leaf]}"
     if group == "hydra.sweeper.params":
-        return f"{full_key}: this sweeper sweeps over what stands on the command line; give -m {leaf}=VALUE,VALUE"
+        return f"{full_key}: this sweeper reads the command line only; give -m {leaf}=VALUE,VALUE"
     if takes := _argument_of_target(said.conf, full_key, said.overrides):
         return f"{full_key}: no key of the config, but an argument of {takes}; add it with +{full_key}=..."
     keys = _keys(said.conf, group, said.overrides)
@@ -108,6 +117,8 @@ def _no_key(said: _Said) -> str:
 
 
 def _no_key_or_group(said: _Said) -> str:
+    if said.found[1] in INSTEAD:
+        return f"{said.found[1]}: no such key: {INSTEAD[said.found[1]]}"
     groups = sorted(path.name for path in said.conf.iterdir() if path.is_dir())
     return f"{said.found[1]}: no such key or group; groups are {', '.join(groups)}{_close(said.found[1], groups)}"
 
@@ -135,7 +146,7 @@ def _several_values(said: _Said) -> str:
     return f"{said.found[1]}: several values are a sweep, which needs -m: {command}"
 
 
-# What Hydra and OmegaConf say, searched for in turn in the messages of an error and of its causes.
+# Messages of Hydra and OmegaConf, searched in this order in an error and its causes.
 _CASES: tuple[tuple[str, Callable[[_Said], str]], ...] = (
     (r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':((?:\n\t\S+)+)", _no_choice),
     (r"Cannot find primary config '([^']+)'", _no_config),
@@ -149,7 +160,7 @@ _CASES: tuple[tuple[str, Callable[[_Said], str]], ...] = (
 
 
 def _argument_of_target(conf: Path, full_key: str, overrides: Sequence[str]) -> str:
-    """The class that a group's config makes, if it takes an argument of that name; else empty."""
+    """Return the target of a group's config if it has an argument of this name; else ''."""
     group, _, leaf = full_key.partition(".")
     file = _file_of(conf, group, overrides)
     if file is None:
@@ -162,7 +173,7 @@ def _argument_of_target(conf: Path, full_key: str, overrides: Sequence[str]) -> 
 
 
 def _keys(conf: Path, group: str, overrides: Sequence[str]) -> list[str]:
-    """The keys of `conf/train.yaml`, or those of the choice made (else any choice) of a group."""
+    """Return the keys of `conf/train.yaml`, or those of a group's choice on the command line, else by default."""
     file = _file_of(conf, group, overrides) if group else conf / "train.yaml"
     if file is None:
         return []
@@ -173,7 +184,7 @@ def _keys(conf: Path, group: str, overrides: Sequence[str]) -> list[str]:
         merged = OmegaConf.merge(OmegaConf.load(file), loaded) if file.is_file() else loaded
         assert isinstance(merged, DictConfig)
         loaded = merged
-    loaded = loaded.get(group, loaded)  # a group's file may set other keys as well, its own under its name
+    loaded = loaded.get(group, loaded)  # a group's file may have its own keys under its name, next to others
     if loaded is None:  # a choice without keys, as study=none
         return []
     keys = [str(key) for key in loaded if key not in ("defaults", "hydra", "_target_")]
@@ -183,7 +194,7 @@ def _keys(conf: Path, group: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _file_of(conf: Path, group: str, overrides: Sequence[str]) -> Path | None:
-    """The config of the choice made of a group, else of any; None where there is no such group."""
+    """Return the file of a group's choice on the command line, else by default, else any; None without such a group."""
     chosen = [text.partition("=")[2].split(",")[0] for text in overrides if text.startswith(f"{group}=")]
     defaults = OmegaConf.load(conf / "train.yaml").defaults
     by_default = [entry[group] for entry in defaults if isinstance(entry, DictConfig) and group in entry]
@@ -198,5 +209,5 @@ def _close(word: str, words: Sequence[str]) -> str:
 
 
 def one_line(text: str) -> str:
-    """Join the lines of a text."""
+    """Join the lines of a text into one."""
     return "; ".join(line.strip() for line in text.splitlines() if line.strip()) or "unknown error"
