@@ -1,6 +1,6 @@
-"""Backforward: update rules and layers that claim to remove internal covariate shift, and the means to test the claim.
+"""Update rules and layers meant to remove internal covariate shift, with tools to test whether they do.
 
-Names are imported when first used, so that tools which only read run folders do not wait for torch.
+Public names are imported on first use, so tools that only read run folders do not wait for torch.
 """
 
 from __future__ import annotations

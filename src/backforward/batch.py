@@ -1,8 +1,8 @@
-"""One batch, one function: every pass of a batch starts from the same state, and what a forward does happens once.
+"""The state that all passes of a batch share: random generators, buffers and attributes.
 
-`Generators` makes all passes draw the same random numbers. `World` holds what a forward may change besides its result:
-buffers, weights that are not trained, attributes of modules. Each module's state moves once per batch, in the pass of
-the module's own group; all other passes leave it alone.
+A batch behaves as one function of its weights. `Generators` makes every pass draw the same random numbers. `World`
+tracks what a forward may change besides its result: buffers, untrained weights and module attributes. Each module's
+state changes once per batch, in the pass of the module's own group.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Inputs(NamedTuple):
 
     @classmethod
     def of(cls, x: Any) -> Inputs:
-        """A tuple is several positional arguments, a dictionary keyword arguments, all else one argument."""
+        """Treat a tuple as positional arguments, a dict with string keys as keyword arguments, anything else as one."""
         if isinstance(x, dict) and all(isinstance(key, str) for key in x):
             return cls((), dict(x))
         return cls(x if isinstance(x, tuple) and not hasattr(x, "_fields") else (x,), {})
 
     def given_to(self, model: nn.Module, *, eager: bool) -> Any:
-        """The network's output. With `eager`, parts that `torch.compile` has compiled run uncompiled."""
+        """Return the network's output. With `eager`, modules compiled by `torch.compile` run uncompiled."""
         if not eager:
             return model(*self.args, **self.kwargs)
         with torch.compiler.set_stance("force_eager"):
@@ -51,12 +51,7 @@ class Part(NamedTuple):
 
 
 def split(x: Any, y: Any, count: int) -> list[Part]:
-    """Split a batch into micro-batches of equal size, along the first dimension of every tensor.
-
-    Raises:
-        ValueError: A tensor has another first dimension, or one that `count` does not divide; or the batch contains
-            something that cannot be split.
-    """
+    """Split a batch into `count` micro-batches of equal size along the first dimension of every tensor."""
     if count == 1:
         return [Part(Inputs.of(x), y)]
     sizes = set()
@@ -88,12 +83,12 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether `torch.compile` has compiled the network or a part of it."""
+    """Return whether `torch.compile` has compiled the network or one of its modules."""
     return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Stands for a tensor's memory; for one without plain memory (sparse, say) for itself."""
+    """Return an id for a tensor's memory, or for the tensor itself if it has no plain memory (a sparse one)."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
@@ -101,7 +96,7 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in a nest of tuples, lists and dictionaries."""
+    """Yield all tensors in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
@@ -113,12 +108,12 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def detached(value: Any) -> Any:
-    """The value with every tensor cut off from its graph; tuples, lists, dictionaries and their subclasses are kept."""
+    """Detach every tensor in nested tuples, lists and dicts; their classes are kept."""
     return _map(Tensor.detach, value)
 
 
-def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # noqa: PLR0911  (a case a kind)
-    """Change every tensor in a nest of tuples, lists and dictionaries; the nest itself where nothing changes."""
+def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # noqa: PLR0911  (one return per type)
+    """Apply `change` to every tensor in nested tuples, lists and dicts; return the same object if nothing changes."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
@@ -127,7 +122,7 @@ def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # noqa: PLR091
             return value
         if type(value) is dict:
             return items
-        try:  # a ModelOutput of transformers takes its fields by keyword
+        try:  # transformers' ModelOutput takes its fields as keywords
             return type(value)(**items)
         except TypeError:
             return type(value)(items)
@@ -139,15 +134,13 @@ def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # noqa: PLR091
     return value
 
 
-# --- Chance -----------------------------------------------------------------------------------------------------------
+# --- Randomness -------------------------------------------------------------------------------------------------------
 
 
 class Generators:
-    """The default random generators of torch on the host and on the given devices, of `random` and of numpy.
+    """The default generators of torch (CPU and `devices`), `random` and numpy, plus the network's own (`private`).
 
-    Args:
-        devices: Where a network lives.
-        private: Generators of its own: `torch.Generator`, `random.Random`, numpy's.
+    `private` may contain `torch.Generator`, `random.Random` and numpy generators.
     """
 
     def __init__(self, devices: Iterable[torch.device], private: Sequence[Any] = ()) -> None:
@@ -155,7 +148,7 @@ class Generators:
         self._set: list[Callable[[Any], Any]] = [torch.default_generator.set_state]
         for device in {device for device in devices if device.type not in {"cpu", "meta"}}:
             backend = torch.get_device_module(device)
-            which = {} if device.type == "mps" else {"device": device}  # there is one such device at most
+            which = {} if device.type == "mps" else {"device": device}  # MPS has a single device and takes no argument
             self._get.append(partial(backend.get_rng_state, **which))
             self._set.append(partial(backend.set_rng_state, **which))
         self._of_torch = len(self._get)
@@ -180,41 +173,41 @@ class Generators:
     @classmethod
     @cache
     def none(cls) -> Generators:
-        """Those of a network that draws nothing."""
+        """Return the empty set of generators, for a network that draws nothing."""
         generators = cls(())
         generators._get, generators._set, generators._of_torch = [], [], 0
         return generators
 
     def save(self) -> list[Any]:
-        """The present states, to be given to `restore`."""
+        """Return the current states, for `restore`."""
         return [get() for get in self._get]
 
     def restore(self, states: list[Any]) -> None:
-        """Go back to saved states."""
+        """Set the generators to saved states."""
         for put, state in zip(self._set, states, strict=True):
             put(state)
 
     def of_torch(self) -> list[Tensor]:
-        """The present states of torch's generators."""
+        """Return the current states of torch's generators."""
         return [get() for get in self._get[: self._of_torch]]
 
     def restore_torch(self, states: list[Tensor]) -> None:
-        """Go back to saved states of torch's generators."""
+        """Set torch's generators to saved states."""
         for put, state in zip(self._set, states, strict=False):
             put(state)
 
 
 def equal_states(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    """Whether torch's generators are in the same state."""
+    """Return whether two lists of generator states are equal."""
     return all(map(torch.equal, one, other))
 
 
-# Classes of torch.nn and of this library whose forward may draw. All others do not: the tests run each of torch.nn.
+# Names of classes in torch.nn and in this library whose forward may draw. The tests run every torch.nn class.
 _DRAWS = re.compile(r"drop|noisy|rrelu|fractional|attention|transformer|lstm|gru|rnn", re.IGNORECASE)
 
 
 def changes_only_buffers(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> bool:
-    """Whether every module is one of torch.nn or of this library, without hooks: it changes nothing but its buffers."""
+    """Return whether every module comes from torch.nn or this library and has no hooks, so only buffers can change."""
     shared = nn.modules.module
     if shared._global_forward_hooks or shared._global_forward_pre_hooks or shared._global_backward_hooks:
         return False
@@ -231,7 +224,7 @@ def changes_only_buffers(model: nn.Module, modules: Iterable[nn.Module] | None =
     return True
 
 
-# Modules of this library whose classes change nothing but their buffers and draw nothing.
+# Modules of this library whose classes change only their buffers and draw nothing.
 _QUIET_HOMES = {f"backforward.{name}" for name in ("data_norm", "normprop")}
 _QUIET_HOMES |= {f"backforward.models.{name}" for name in ("blocks", "mlp", "nin", "residual")}
 
@@ -250,17 +243,16 @@ def _is_of_quiet_home(kind: type) -> bool:
 
 
 def _known_activation(activation: Any) -> bool:
-    """Whether a module's activation, should it be a plain function, is one of torch's."""
+    """Return whether a module's activation is a module or a function of torch or this library."""
     if not callable(activation) or isinstance(activation, nn.Module):
         return True
     return (getattr(activation, "__module__", None) or "torch").split(".")[0] in {"torch", "backforward"}
 
 
 def may_draw(called: Any) -> bool:
-    """Whether a module or a function may draw random numbers.
+    """Return whether a module or function may draw random numbers; True if that is unknown.
 
-    True where it cannot be known: the price is saving and restoring generators' states, which cannot be part of a
-    recorded step (see `capture`).
+    An unnecessary True only costs saving and restoring the generators' states.
     """
     if isinstance(called, nn.Module):
         return not changes_only_buffers(called) or any(
@@ -284,7 +276,7 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 
 
 class _Holder(NamedTuple):
-    """A dictionary or another container of attributes, the index of the module whose it is, its contents."""
+    """A container of attributes, the index of the module it belongs to, and its contents at the start of the batch."""
 
     owner: int
     container: Any
@@ -292,16 +284,11 @@ class _Holder(NamedTuple):
 
 
 class World:
-    """The state of a network that is no trained weight, as it was when the batch began.
+    """A network's state other than trained weights, as it was when the batch began.
 
-    That is: buffers, weights that are not trained, attributes of all modules, and tensors, containers and generators
-    in these attributes. Trained weights are left to the update rule.
-
-    Args:
-        model: The network.
-        trained: Ids of the parameters that the rule updates.
-        modules: All modules by name, where they are known.
-        quiet: Whether a forward changes nothing but buffers, where it is known.
+    It covers buffers, untrained weights, all modules' attributes, and the tensors, containers and generators in those
+    attributes. The update rule owns the trained weights, given by their ids. `quiet` tells whether a forward changes
+    nothing but buffers.
     """
 
     def __init__(
@@ -327,7 +314,7 @@ class World:
                     self._add_tensor(tensor, index, seen)
                 continue
             self._holders.append(_Holder(index, own, dict(own)))
-            for key in ("_parameters", "_buffers", "_modules", *_FORWARD_HOOKS):  # a first forward may install hooks
+            for key in ("_parameters", "_buffers", "_modules", *_FORWARD_HOOKS):  # the first forward may install hooks
                 self._holders.append(_Holder(index, own[key], dict(own[key])))
             for tensor in own["_buffers"].values():
                 self._add_tensor(tensor, index, seen)
@@ -339,8 +326,8 @@ class World:
         self._values = [tensor.detach().clone() for tensor in self.tensors]
         self._versions = [_version(tensor) for tensor in self.tensors]
         self._kept: dict[int, tuple[list[_Holder], list[tuple[Tensor, Tensor]]]] = {}
-        self.suspects: set[int] = set()  # ids of tensors that may have changed though their version has not
-        self.unseen = False  # whether a tensor may have changed without a trace
+        self.suspects: set[int] = set()  # ids of tensors that may have changed although their version has not
+        self.unseen = False  # whether any tensor may have changed without a new version
 
     def _add_tensor(self, tensor: Tensor | None, owner: int, seen: set[int]) -> None:
         if tensor is None or id(tensor) in seen or nn.parameter.is_lazy(tensor):
@@ -383,7 +370,7 @@ class World:
         return self.unseen or id(tensor) in self.suspects or _version(tensor) != self._versions[i]
 
     def restore(self) -> None:
-        """Go back to the start of the batch."""
+        """Set everything back to the start of the batch."""
         for holder in self._holders:
             if not _same(holder.container, holder.contents):
                 _fill(holder.container, holder.contents)
@@ -394,7 +381,7 @@ class World:
                 self._versions[i] = _version(self.tensors[i])
 
     def keep(self, modules: Iterable[int]) -> None:
-        """Note the present state of some modules, by index: it is theirs when the batch ends."""
+        """Save the current state of some modules, given by index; `end` restores it."""
         wanted = set(modules)
         for index in wanted:
             self._kept[index] = ([], [])
@@ -406,7 +393,7 @@ class World:
                 self._kept[self._owners[i]][1].append((tensor, tensor.detach().clone()))
 
     def end(self) -> None:
-        """The batch ends, or was broken off: every module's state is what its own pass made of it."""
+        """Leave each module in the state that its own group's pass gave it, also if the batch was interrupted."""
         self.restore()
         for holders, tensors in self._kept.values():
             for _, container, contents in holders:
@@ -420,7 +407,7 @@ _LIBRARIES = ("torch", "builtins", "numpy", "random", "lightning", "pytorch_ligh
 
 
 def _is_object(kind: type) -> bool:
-    """Whether instances are ordinary objects of the user's, with attributes."""
+    """Return whether instances are ordinary user objects with attributes."""
     ordinary = kind.__module__.split(".")[0] not in _LIBRARIES and kind.__dictoffset__ != 0
     return ordinary and not issubclass(kind, type | nn.Module | random.Random)
 
@@ -452,7 +439,7 @@ def _contents(container: Any) -> Any:
 
 
 def _same(container: Any, contents: Any) -> bool:
-    """Whether a container holds the same objects as before."""
+    """Return whether a container has the same objects as before."""
     if len(container) != len(contents):
         return False
     if isinstance(container, dict):
@@ -482,14 +469,14 @@ class Batch(NamedTuple):
     network: Any  # what `network.Network` knows
 
     def forward(self, part: int = 0) -> tuple[Any, Tensor]:
-        """Run the network and the loss on a micro-batch, whose share of the batch's loss this is."""
+        """Return the output and the loss of a micro-batch, divided by the number of micro-batches."""
         inputs, target = self.parts[part]
         output = inputs.given_to(self.model, eager=self.eager)
         loss = self.loss_fn(output, target)
         return output, loss if len(self.parts) == 1 else loss / len(self.parts)
 
     def again(self, part: int = 0) -> tuple[Any, Tensor]:
-        """A forward of a micro-batch in full, after all before it: from the start of the batch."""
+        """Repeat a micro-batch's forward in full, with all micro-batches before it, from the start of the batch."""
         self.world.restore()
         self.chance.restore(self.start)
         for earlier in range(part):

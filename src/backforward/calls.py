@@ -1,7 +1,7 @@
-"""What the tape knows of torch's functions.
+"""What the tape knows about torch's functions.
 
-Exactness rests on none of these lists: a name that is missing from one costs time, never a wrong result, but for
-`ESCAPES` and `GRAPHS`, which name every way to a tensor's memory and to the graph behind it.
+Only `ESCAPES` and `GRAPHS` must be complete: they name every way to a tensor's memory and to its graph. A name missing
+from another list costs time but never exactness.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CALL, SHAPE, PLAIN, ESCAPE, GRAPH = range(5)
-# What gives access to a tensor's memory, after which it may change unseen; what looks at the graph behind a tensor.
+# Calls that expose a tensor's memory, which may then change unseen; and calls that read the graph behind a tensor.
 ESCAPES = {
     *("numpy", "__array__", "__array_wrap__", "data_ptr", "untyped_storage", "storage", "_typed_storage", "set_"),
     *("__dlpack__", "__cuda_array_interface__", "share_memory_", "resize_", "apply_", "map_", "map2_"),
 }
 GRAPHS = {"grad", "backward", "grad_fn", "is_leaf", "retain_grad", "requires_grad_", "_grad", "_grad_fn"}
-# Calls known to draw nothing. All others are looked at, in networks that draw: a name missing here costs time only.
+# On a CPU, channels last, torch's backward of these crashes the process unless the input's gradient is wanted too.
+GROUP_NORMS = frozenset({F.group_norm, torch.group_norm, torch.native_group_norm})
+
+# Calls known to draw nothing. In networks that draw, the tape checks the generators around all others.
 QUIET = frozenset(
     {
         *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.batch_norm, F.layer_norm, F.group_norm, F.relu, F.gelu, F.silu),
@@ -33,7 +36,7 @@ QUIET = frozenset(
 )
 
 
-# Calls known to change no argument but those whose version moves. All others may have changed a buffer.
+# Calls known to change only arguments whose version increases. Any other call may have changed a buffer.
 READERS = frozenset(
     {
         *(F.linear, F.conv1d, F.conv2d, F.embedding, F.layer_norm, torch.matmul, torch.where, torch.cat, torch.lerp),
@@ -46,7 +49,7 @@ READERS = frozenset(
 )
 
 VIEWS = {"T", "mT", "H", "mH", "data", "real", "imag"}
-# Calls that read no values, and calls in place that change what these return.
+# Calls that read no values; and in-place calls that change what these return.
 SHAPES = {
     *("size", "dim", "ndimension", "numel", "nelement", "stride", "is_floating_point", "is_complex", "__len__"),
     *("shape", "ndim", "dtype", "device", "is_contiguous", "element_size", "get_device", "storage_offset"),
@@ -54,7 +57,7 @@ SHAPES = {
 RESHAPES = {
     *("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "as_strided_", "resize_as_", "rename_"),
 }
-# Calls that give no tensor: they run in every pass.
+# Calls that return no tensor: they run in every pass.
 NO_TENSOR = {
     *("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__contains__", "equal", "allclose"),
     *("register_hook", "__repr__", "__format__", "__hash__", "is_tensor", "is_storage", "is_nonzero", "type"),
@@ -63,7 +66,7 @@ NO_TENSOR = {
 
 
 def kind_of(func: Any, name: Any) -> int:
-    """Whether a call makes values, reads a shape, reads values, gives access to memory, or looks at the graph."""
+    """Return whether a call makes values, reads a shape, reads values, exposes memory, or reads the graph."""
     label = getattr(name, "__name__", "")
     if label in SHAPES:
         return SHAPE
@@ -76,7 +79,7 @@ def kind_of(func: Any, name: Any) -> int:
     return PLAIN if label in NO_TENSOR else CALL
 
 
-# Arguments that are equal when they compare equal.
+# Types of arguments that are the same if they compare equal.
 ATOMS = frozenset(
     {int, float, bool, str, complex, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
     | {type(Ellipsis), torch.Size}
@@ -85,7 +88,7 @@ TENSORS = frozenset({Tensor, nn.Parameter})
 
 
 def can_keep() -> bool:
-    """Not within another transform (vmap, grad), nor where the graph's values go through hooks (checkpointing)."""
+    """Return False inside a transform (vmap, grad) or under hooks on saved tensors (checkpointing)."""
     return (
         torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
@@ -93,12 +96,12 @@ def can_keep() -> bool:
 
 
 def version(tensor: Tensor) -> int:
-    """How often a tensor has been changed; -1 for one of inference mode, which does not count."""
+    """Return a tensor's version; -1 for an inference tensor, which has none."""
     return -1 if tensor.is_inference() else tensor._version
 
 
 def outs(value: Any) -> list[Tensor] | None:
-    """The tensors in a result, in order; None if it holds something else."""
+    """Return the tensors in a result, in order; None if it contains another type."""
     if value is None:
         return []
     kind = type(value)
@@ -113,3 +116,11 @@ def outs(value: Any) -> list[Tensor] | None:
             found += inner
         return found
     return [] if kind in ATOMS else None
+
+
+def with_gradient(args: Any, tensors: list[Tensor], besides: list[Tensor]) -> Any:
+    """Add a group norm's input to `besides`, whose gradients autograd is asked for; return the arguments to use."""
+    if not args or not any(t.requires_grad for t in tensors) or not torch.is_grad_enabled():
+        return args
+    besides.append(args[0] if args[0].requires_grad else args[0].detach().requires_grad_())
+    return besides[-1], *args[1:]

@@ -1,4 +1,4 @@
-"""Normalisation of a network's input, by statistics of the training set or of the mini-batch."""
+"""Normalises a network's input with statistics of the training set or of the mini-batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 
 def visible(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let function modes see a custom function as a call of torch: `autograd.Function.apply` hides it from them."""
+    """Make a custom function visible to function modes as one call: `autograd.Function.apply` bypasses them."""
 
     @functools.wraps(function)
     def call(tensor: Tensor, *rest: Any) -> Tensor:
@@ -26,44 +26,45 @@ def visible(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @visible
 def _scaled_and_shifted(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """``x * scale + shift``, both of a number for each channel or pixel ``[C, H, W]``."""
-    # Spread over all pixels first: with two operands of one number a channel, addcmul takes four times as long.
+    """Return ``x * scale + shift``, with one number per channel or pixel ``[C, H, W]`` in each."""
+    # Expand both to all pixels first: with two operands of one number per channel, addcmul takes four times as long.
     shift, scale = (each.expand(x.shape[-3:]).contiguous() for each in (shift, scale))
     return torch.addcmul(shift, x, scale)
 
 
 DATA_NORMS = ("global", "channel", "batch", "none")
 
-#: A standard deviation below this share of the input's range counts as 1: an ever-black pixel, say.
+#: A standard deviation below this share of the input's range counts as 1 (for a pixel that is always black, say).
 CONSTANT_FEATURE_STD = 1e-3
 
 
 class DataNorm(nn.Module):
-    """Normalise the network's input: ``(x - mean) / std``, without parameters; put it first in the network.
+    """Normalise the network's input: ``(x - mean) / std``. Put this layer, which has no parameters, first.
 
-    ========= ======================================================================================
-    kind      mean and std
-    ========= ======================================================================================
-    global    of each feature (channel and pixel) over the training set (NormProp, section 4.2)
-    channel   of each channel over the training set
-    batch     of each feature over the mini-batch in training (NormProp, section 4.2), its average over
-              all training batches so far in evaluation
-    none      0 and 1
-    ========= ======================================================================================
+    | kind    | mean and std                                                                                      |
+    |---------|---------------------------------------------------------------------------------------------------|
+    | global  | per feature (channel and pixel) over the training set (NormProp, section 4.2)                     |
+    | channel | per channel over the training set                                                                 |
+    | batch   | per feature over the mini-batch (section 4.2); in evaluation, averages over all training batches  |
+    | none    | 0 and 1                                                                                           |
 
-    A std below 1e-3 counts as 1. The averages of ``batch`` weigh all batches alike, not the last ones more as those of
-    BatchNorm do: the input's distribution does not move.
+    A std below 1e-3 counts as 1. ``batch`` weights all batches equally in its averages, where BatchNorm favours recent
+    ones: the input's distribution is fixed.
 
     Shape: ``[N, C, H, W]`` to the same; values in [0, 1].
 
+    Examples:
+        >>> norm = DataNorm.fit("channel", images)      # uint8 [N, C, H, W]
+        >>> network = nn.Sequential(norm, network)
+
     Args:
         kind: One of the above.
-        mean: For ``global`` ``[C, H, W]``, for ``channel`` ``[C]``.
+        mean: ``[C, H, W]`` for ``global``, ``[C]`` for ``channel``.
         std: As ``mean``.
-        shape: For ``batch`` only: ``(C, H, W)``.
+        shape: ``(C, H, W)``, for ``batch`` only.
 
     Raises:
-        ValueError: If the kind is unknown, what it needs is missing, or ``batch`` trains on a single image.
+        ValueError: The kind is unknown, an argument that it needs is missing, or ``batch`` trains on a single image.
     """
 
     shift: Tensor
@@ -100,15 +101,15 @@ class DataNorm(nn.Module):
 
     @classmethod
     def fit(cls, kind: str, images: Tensor) -> DataNorm:
-        """Make the layer from training images, without a float copy of the set.
+        """Make the layer from training images, without a float copy of all of them.
 
         Args:
             kind: As for the class.
             images: uint8 ``[N, C, H, W]``; 255 stands for 1.0.
 
         Raises:
-            ValueError: If the kind is unknown.
-            TypeError: If the images are not uint8 in four dimensions.
+            ValueError: The kind is unknown.
+            TypeError: The images are not uint8 with four dimensions.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
             raise TypeError(f"DataNorm.fit needs uint8 images [N, C, H, W], got {images.dtype} {list(images.shape)}")
@@ -130,7 +131,7 @@ class DataNorm(nn.Module):
 
     @classmethod
     def unfitted(cls, kind: str, shape: Sequence[int]) -> DataNorm:
-        """A layer for images ``(C, H, W)`` whose statistics are still to be loaded: they are 0 and 1."""
+        """Make a layer for images ``(C, H, W)`` with mean 0 and std 1, to load statistics into."""
         if kind in ("global", "channel"):
             features = tuple(shape) if kind == "global" else tuple(shape[:1])
             return cls(kind, torch.zeros(features), torch.ones(features))
@@ -150,7 +151,7 @@ class DataNorm(nn.Module):
         return torch.addcmul(-mean * scale, x, scale)
 
     def _batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Biased variance and mean of each feature over the batch; moves the running estimates (variance unbiased)."""
+        """Return each feature's biased variance and mean over the batch; update the running (unbiased) estimates."""
         n = x.shape[0]
         if n < 2:
             raise ValueError("data norm 'batch' trains on batches of at least 2 images: use 'global' for batch size 1")
@@ -163,7 +164,7 @@ class DataNorm(nn.Module):
         return var, mean
 
     def extra_repr(self) -> str:
-        """The kind."""
+        """Show the kind."""
         return self.kind
 
 

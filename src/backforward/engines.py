@@ -1,8 +1,6 @@
-"""How the passes of a batch are computed: `Naive`, the definition, and `Tape`, which computes what changed.
+"""How the passes of a batch are computed: `Naive`, the definition, and `Tape`, which recomputes only what changed.
 
-Both run the real forward in every pass. The tape stands between the forward and torch: a call whose arguments are
-those of an earlier pass, and on which neither the last update nor this pass's gradient bears, returns its earlier
-result. It lasts for one batch.
+Both run the network's real forward in every pass; `tape` describes how a call of torch returns its earlier result.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ NO_GRADIENT = "the loss of this batch depends on no trainable parameter"
 
 
 class Pass(NamedTuple):
-    """One forward and backward: for a group the gradient of each parameter, and whether the batch ends with it."""
+    """One forward and backward: the gradient of each parameter of a group, and whether this pass ends the batch."""
 
     group: Group
     output: Any
@@ -45,7 +43,7 @@ class Pass(NamedTuple):
 
 
 class _Sum:
-    """What a pass shows: of its one part as it is, of micro-batches added up."""
+    """The results of a pass: of the whole batch, or summed over micro-batches."""
 
     def __init__(self, several: bool) -> None:
         self._several = several
@@ -69,35 +67,24 @@ class _Sum:
 
 
 class Naive:
-    """Each pass is one forward of the whole network: the definition, and the oracle of the other engines.
-
-    Args:
-        model: The network.
-        loss_fn: Maps (output, target) to a scalar loss.
-    """
-
-    all_gradients = True  # in each pass: the definition; another engine takes those of the group
+    """Runs the whole network in each pass: the definition, and the oracle for the other engines."""
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
         self.model = model
         self.loss_fn = loss_fn
-        self.reason = ""  # why passes of the last batch ran in full, where the engine should have spared work
-        # A function's name and module stay as they are; a module may change.
+        self.reason = ""  # why passes of the last batch ran in full although the engine should have saved work
+        # A function's name and module are fixed, so look once; a module may change.
         self._loss_draws = None if isinstance(loss_fn, nn.Module) else may_draw(loss_fn)
-        self._by_backward = False  # reentrant checkpointing knows no other way to gradients
+        self._by_backward = False  # reentrant checkpointing supports only loss.backward()
 
     def plain(self, network: Network, parts: Sequence[Part], group: Group) -> Generator[Pass, None, None]:
-        """One ordinary forward and backward, with nothing around it.
-
-        Raises:
-            ValueError: The loss depends on no parameter of the group.
-        """
+        """Run one ordinary forward and backward; raise `ValueError` if the loss depends on no parameter."""
         seen = _Sum(len(parts) > 1)
         for inputs, target in parts:
             output = self.model(*inputs.args, **inputs.kwargs)
             loss = self.loss_fn(output, target)
             loss = loss if len(parts) == 1 else loss / len(parts)
-            if not network.quiet:  # a forward cannot run twice here, so look for reentrant checkpointing beforehand
+            if not network.quiet:  # the forward cannot be repeated here, so detect reentrant checkpointing beforehand
                 self._by_backward = self._by_backward or reached(loss)[1]
             gradients = self._gradients(loss, group.parameters, group.parameters)
             if gradients is None:
@@ -107,7 +94,7 @@ class Naive:
             raise ValueError(NO_GRADIENT)
         yield seen.of(group, last=True)
 
-    def run(  # noqa: PLR0912, PLR0915  (the life of a batch, from top to bottom)
+    def run(  # noqa: PLR0912, PLR0915  (one batch, from start to end)
         self,
         network: Network,
         parts: Sequence[Part],
@@ -115,17 +102,10 @@ class Naive:
         arrange: Arrange,
         joint: int = 0,
     ) -> Generator[Pass, None, None]:
-        """The passes of a batch, in order, each at the weights that it finds. The caller updates them in between.
+        """Yield the passes of a batch in order, each at the current weights, which the caller updates in between.
 
-        Args:
-            network: What is known of the network.
-            parts: The batch, as one or several micro-batches.
-            trained: All parameters that may be updated.
-            arrange: Makes groups of the layers in order of first use.
-            joint: Number of passes of all groups at the end.
-
-        Raises:
-            ValueError: The loss depends on no group, or the network changes its input.
+        `arrange` makes groups from the layers in order of first use. `joint` is the number of passes over all groups at
+        the end. Raises `ValueError` if the loss depends on no group or the network changes its input.
         """
         loss_draws = may_draw(self.loss_fn) if self._loss_draws is None else self._loss_draws
         draws = network.draws or loss_draws
@@ -154,7 +134,7 @@ class Naive:
                     leaves, reentrant = reached(loss)
                     self._by_backward |= reentrant
                     network.leaves = (weights, leaves) if constant and loss.requires_grad else None
-                if several or self._by_backward:  # all gradients, before the groups are known
+                if several or self._by_backward:  # take all gradients now, before the groups are known
                     seen.add(*self._taken(batch, part, output, loss, trained, trained))
                     leaves = {id(p) for p, g in zip(trained, seen.gradients, strict=True) if g is not None}
                 order += watch.layers(leaves)
@@ -200,26 +180,26 @@ class Naive:
             world.end()
 
     def _begin(self, batch: Batch) -> None:
-        batch.world.unseen = True  # copy everything back, whether it looks changed or not
+        batch.world.unseen = True  # restore every tensor, whether or not its version changed
 
     def _first(self, batch: Batch, part: int) -> tuple[Any, Tensor, Order]:
-        """The first forward, and the layers in the order in which it uses them."""
+        """Run the first forward; return also the layers in order of first use."""
         with Survey(self.model) as watch:
             output, loss = batch.forward(part)
         return output, loss, watch.order
 
     def _arranged(self, batch: Batch, passes: Sequence[Group]) -> None:
-        """The groups of the batch are known."""
+        """Called once the batch's groups are known."""
 
     def _forward(self, batch: Batch, k: int, part: int) -> tuple[Any, Tensor]:
-        """The forward of pass k > 0."""
+        """Run the forward of pass k > 0."""
         return batch.forward(part)
 
     def _passed(self, k: int) -> None:
-        """The gradients of pass k are taken."""
+        """Called after the gradients of pass k are taken."""
 
     def _end(self) -> None:
-        """The batch is over."""
+        """Called when the batch ends."""
 
     def _taken(
         self,
@@ -230,9 +210,9 @@ class Naive:
         parameters: Sequence[nn.Parameter],
         trained: Sequence[nn.Parameter],
     ) -> tuple[Any, Tensor, Sequence[Tensor | None]]:
-        """Output, loss and the gradient of each parameter."""
+        """Return the output, the loss and the gradient of each parameter."""
         gradients = self._gradients(loss, parameters, trained)
-        if gradients is None:  # it has learned how to take them: once more
+        if gradients is None:  # needs loss.backward() and so another forward
             output, loss = batch.again(part)
             gradients = self._gradients(loss, parameters, trained)
             assert gradients is not None
@@ -241,15 +221,17 @@ class Naive:
     def _gradients(
         self, loss: Tensor, parameters: Sequence[nn.Parameter], trained: Sequence[nn.Parameter]
     ) -> Sequence[Tensor | None] | None:
-        """The gradient of each parameter; None where they must be taken in another way, after another forward."""
+        """Return each parameter's gradient, or None if they need another forward and `loss.backward()`."""
         if not loss.requires_grad:
             return [None] * len(parameters)
         if not self._by_backward:
             try:
-                if not self.all_gradients:
-                    return torch.autograd.grad(loss, parameters, allow_unused=True)
-                found = dict(zip(map(id, trained), torch.autograd.grad(loss, trained, allow_unused=True), strict=True))
-                return [found[id(p)] for p in parameters]
+                wanted = self._wanted(parameters, trained)
+                found = torch.autograd.grad(loss, wanted, allow_unused=True)
+                if wanted is parameters:
+                    return found
+                by_id = dict(zip(map(id, wanted), found, strict=True))
+                return [by_id[id(p)] for p in parameters]
             except RuntimeError as error:
                 if "use_reentrant=True" not in str(error):
                     raise
@@ -263,9 +245,13 @@ class Naive:
             p.grad = None
         return gradients
 
+    def _wanted(self, parameters: Sequence[Tensor], trained: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What autograd is asked for: all gradients in each pass, as the definition has it."""
+        return trained
+
 
 def _home(world: World, home: dict[str, int], active: Sequence[bool]) -> list[int]:
-    """For each module the pass in which its state moves: that of its group, else the first."""
+    """Return for each module the pass in which its state changes: that of its group, else the first."""
     place: dict[int, int] = {}
     for group, on in enumerate(active):
         if on:
@@ -274,7 +260,7 @@ def _home(world: World, home: dict[str, int], active: Sequence[bool]) -> list[in
 
 
 def _refuse_hidden(model: nn.Module, trained: Sequence[nn.Parameter], leaves: set[int], found: Groups) -> None:
-    """Refuse a use of weights that nobody could watch: their layers have no order."""
+    """Refuse a network that uses weights unseen by torch functions, since their layers then have no order."""
     if not found.unused:
         return
     names = {id(p): name for name, p in model.named_parameters()}
@@ -284,17 +270,15 @@ def _refuse_hidden(model: nn.Module, trained: Sequence[nn.Parameter], leaves: se
 
 
 class Tape(Naive):
-    """Each pass computes only what changed since, or what the group's gradient flows through.
+    """Recomputes in each pass only what changed since, and what the group's gradient flows through.
 
-    In pass k a call of torch returns its earlier result if its arguments are those of then, and its result depends
-    neither on group k, whose gradient is wanted, nor on group k - 1, which has just moved. What is returned again is
-    cut off from its graph, so the backward ends there. Bitwise equal to `Naive` on a CPU.
+    In pass k, a call of torch returns its earlier result if its arguments are the same and the result depends neither
+    on group k, whose gradient is needed, nor on group k - 1, which has just been updated. Returned results are
+    detached, so the backward ends there. Bitwise equal to `Naive` on a CPU.
 
     Attributes:
-        reason: Why passes of the last batch ran in full; empty where they did not.
+        reason: Why passes of the last batch ran in full; empty if none did.
     """
-
-    all_gradients = False
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
         super().__init__(model, loss_fn)
@@ -303,13 +287,23 @@ class Tape(Naive):
         self._tape: Recording | None = None
         self._masks: list[int] = []
         self._passes = 0
+        self._group_norms = False
 
     def _begin(self, batch: Batch) -> None:
         self.reason = ""
 
+    def _wanted(self, parameters: Sequence[Tensor], trained: Sequence[Tensor]) -> Sequence[Tensor]:
+        besides, tape = [], self._tape
+        if tape is not None:
+            besides, tape.besides = tape.besides, []
+        if besides:
+            self._group_norms = True
+            return [*parameters, *besides]
+        return trained if self._group_norms else parameters  # without a record of this pass, they may be anywhere
+
     def _first(self, batch: Batch, part: int) -> tuple[Any, Tensor, Order]:
-        # Almost all of a first pass depends on the first group and cannot serve another pass. So it is recorded only to
-        # learn the order of the layers, or where it holds more than torch's own and this library's code.
+        # Almost all of a first pass depends on the first group and cannot be reused. So record it only to learn the
+        # order of the layers, or if the network contains code from outside torch.nn and this library.
         known = batch.network.order
         if known is not None:
             batch.world.unseen = True
@@ -320,6 +314,7 @@ class Tape(Naive):
         assert self._tape is not None
         with self._tape as tape:
             output, loss = batch.forward(part)
+        self._group_norms = self._group_norms or bool(tape.besides)
         self._check_draws(batch, part)
         if batch.network.quiet and not batch.start and part == len(batch.parts) - 1:
             batch.network.order = tape.order
@@ -327,7 +322,7 @@ class Tape(Naive):
 
     def _arranged(self, batch: Batch, passes: Sequence[Group]) -> None:
         if len(passes) < 3 and batch.network.order is not None:
-            self._tape = None  # the second pass is the last, and reuses nothing of a chain's first
+            self._tape = None  # the second pass is the last, and in a chain it can reuse nothing of the first
             self._passes = 0
             return
         tape = self._tape = self._tape or Recording(batch, self._guess, self._brackets)
@@ -339,7 +334,7 @@ class Tape(Naive):
     def _forward(self, batch: Batch, k: int, part: int) -> tuple[Any, Tensor]:
         tape = self._tape
         if k == 1 and batch.network.order is not None and self._passes:
-            batch.world.unseen = False  # from here on the tape sees what changes
+            batch.world.unseen = False  # the tape sees all changes from here on
         if tape is None or self._by_backward:
             return batch.forward(part)
         if not part:
@@ -358,7 +353,7 @@ class Tape(Naive):
         return batch.again(part)
 
     def _check_draws(self, batch: Batch, part: int) -> None:
-        """At the end of a pass, look whether a network that drew nothing so far has drawn."""
+        """After a pass that drew random numbers, start to check for draws around each call."""
         tape, start = self._tape, batch.start
         if tape is None or not start or tape.brackets or part < len(batch.parts) - 1:
             return

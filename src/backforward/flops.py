@@ -1,4 +1,4 @@
-"""Counting arithmetic without touching the network."""
+"""Counts floating-point operations without changing the network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class _NoModules:
-    """Stands for torch's tracker of modules."""
+    """Replaces torch's module tracker."""
 
     parents = frozenset({"Global"})
 
@@ -18,13 +18,9 @@ class _NoModules:
 
 
 class FlopCounter(FlopCounterMode):
-    """Counts floating-point operations of all that runs within it: `counter.get_total_flops()`.
+    """Counts the floating-point operations of all calls within it; read `counter.get_total_flops()`.
 
-    Torch's own counter also tells modules apart. For that it hooks them, and a network with hooks is another one to an
-    engine that looks for what has changed.
-
-    Args:
-        mapping: Further operations, as torch's `custom_mapping`.
+    Torch's own counter also installs hooks on the modules; an engine would take the hooked network for a changed one.
     """
 
     def __init__(self, mapping: dict[Any, Any] | None = None) -> None:

@@ -1,6 +1,6 @@
-"""Which layers a network has, in forward order, and groups of them.
+"""The layers of a network in forward order, and how they form groups.
 
-Nothing is traced: a `Survey` looks on while the real forward runs, and notes each layer as it is first used.
+Nothing is traced: a `Survey` watches the real forward and notes each layer on first use.
 """
 
 from __future__ import annotations
@@ -33,22 +33,11 @@ class Group(NamedTuple):
     parameters: tuple[nn.Parameter, ...]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Which layers there are, in forward order
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Layers in forward order ------------------------------------------------------------------------------------------
 
 
 class Order:
-    """Layers in the order of their first use.
-
-    Args:
-        owner: The module that holds each parameter or buffer, by the tensor's id.
-        parameters: All of the network's.
-
-    Attributes:
-        owner: As given.
-        used: Names of the modules that directly hold parameters or buffers, in the order of their first use.
-    """
+    """Layers in the order of their first use. `owner` maps a tensor's id to the module that holds it."""
 
     def __init__(self, owner: dict[int, str], parameters: Iterable[nn.Parameter]) -> None:
         self.owner = owner
@@ -58,22 +47,21 @@ class Order:
         self._parameters = parameters
 
     def use(self, name: str) -> None:
-        """A module's parameter or buffer enters a function."""
+        """Note that a parameter or buffer of this module enters a function."""
         if name not in self._seen:
             self._seen.add(name)
             self.used.append(name)
 
     def look(self, tensor: int) -> None:
-        """Note that a parameter, by its id, is asked for its shape or the like: no use of it, but a use may follow."""
+        """Note that the forward reads a parameter's shape or the like: not a use, but one may follow unseen."""
         if tensor in self.owner:
             self._looked.setdefault(self.owner[tensor], len(self.used))
 
     def layers(self, leaves: set[int]) -> list[str]:
-        """The layers used.
+        """Return the layers used, given the ids (`leaves`) of the parameters that the loss depends on.
 
-        Args:
-            leaves: Ids of the parameters that the loss depends on. One of them that was only looked at was used out of
-                sight (by vmap, say): then.
+        A layer that the loss depends on but no function was seen to use (under vmap, say) counts as used when the
+        forward first read its shape.
         """
         found = list(self.used)
         unseen = set(self._looked) - self._seen
@@ -87,15 +75,12 @@ class Order:
 
 
 class Survey(TorchFunctionMode):
-    """Notes each parameter and buffer as it first enters a torch function, however the network came to use it.
-
-    Args:
-        model: The network.
-        counter: Counts floating-point operations; without it `macs` are all 0.
+    """Notes when each parameter and buffer first enters a torch function.
 
     Attributes:
         order: The layers in the order of their first use.
-        macs: Multiply-accumulates by the module whose parameters took part in them (else by the module used before).
+        macs: Multiply-accumulates per module, if there is a `counter`. Calls without parameters count for the module
+            used before.
     """
 
     def __init__(self, model: nn.Module, counter: FlopCounter | None = None) -> None:
@@ -123,12 +108,9 @@ class Survey(TorchFunctionMode):
 
 
 def survey(model: nn.Module, inputs: Inputs, *, count: bool = False) -> Survey:
-    """Run one forward and note what it uses. Leaves no trace on the network, nor on any generator.
+    """Run one forward and note what it uses, leaving the network and all generators unchanged.
 
-    Args:
-        model: Any network.
-        inputs: The arguments of its forward.
-        count: Whether to count multiply-accumulates.
+    With `count`, count multiply-accumulates too.
     """
     refuse_scripted(model)
     world = World(model, set())
@@ -149,22 +131,18 @@ def survey(model: nn.Module, inputs: Inputs, *, count: bool = False) -> Survey:
 
 
 def refuse_scripted(model: nn.Module) -> None:
-    """Refuse a network with parts that run out of Python's sight.
-
-    Raises:
-        ValueError: There is a scripted module; the message names it.
-    """
+    """Raise `ValueError` if the network contains a scripted module, whose calls cannot be watched."""
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             what = f"the module {name!r}" if name else "the network"
-            raise ValueError(  # noqa: TRY004  (the right kind, in a form that cannot serve)
+            raise ValueError(  # noqa: TRY004  (a module, but scripted)
                 f"{what} is scripted, so the order of its layers cannot be watched: give the network before it was "
                 "scripted"
             )
 
 
 def reached(loss: Tensor) -> tuple[set[int], bool]:
-    """Ids of the leaf tensors that a loss depends on, and whether reentrant checkpointing hides others from view."""
+    """Return the ids of the leaves that a loss depends on, and whether reentrant checkpointing hides further leaves."""
     found: set[int] = set()
     reentrant = False
     pending = [loss.grad_fn]
@@ -184,7 +162,7 @@ def reached(loss: Tensor) -> tuple[set[int], bool]:
 
 
 def owners(model: nn.Module) -> dict[int, str]:
-    """The module that holds each parameter or buffer, by the tensor's id; of a tied one, the first."""
+    """Return the module that holds each parameter or buffer, by the tensor's id; for a tied one, the first module."""
     found: dict[int, str] = {}
     for name, module in model.named_modules():
         for tensor in chain(module._parameters.values(), module._buffers.values()):
@@ -194,7 +172,7 @@ def owners(model: nn.Module) -> dict[int, str]:
 
 
 def _layer(name: str) -> str:
-    """What torch.nn.utils.parametrize holds for a layer belongs to that layer."""
+    """Return the layer's name: modules that torch.nn.utils.parametrize adds belong to their layer."""
     return re.split(r"(?:^|\.)parametrizations\b", name)[0]
 
 
@@ -205,18 +183,11 @@ def _is_norm(module: nn.Module) -> bool:
     return any(_NORM.search(kind.__name__) for kind in type(module).__mro__)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Groups
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Groups -----------------------------------------------------------------------------------------------------------
 
 
 def check_spec(model: nn.Module, spec: GroupSpec) -> None:
-    """Refuse a `groups=` that can make no sense for this network.
-
-    Raises:
-        ValueError: It is 0, negative, empty, or names a module or parameter that does not exist, or one twice.
-        TypeError: It is neither "layer", nor an integer, nor lists of names.
-    """
+    """Raise `ValueError` or `TypeError` if `groups=` does not fit the network."""
     if isinstance(spec, str):
         if spec != "layer":
             raise ValueError(f"groups={spec!r}: give 'layer', a number of groups, or lists of module names")
@@ -246,18 +217,18 @@ def _entries(spec: Sequence[str | Sequence[str]]) -> list[list[str]]:
 
 
 class _Layer(NamedTuple):
-    """A parametric layer, or several: the modules that belong to it in forward order, and what of it is trained."""
+    """One or several parametric layers: their modules in forward order, and their trained parameters."""
 
     modules: list[str]
     parameters: list[nn.Parameter]
 
 
 class Groups(NamedTuple):
-    """The groups of a network, as one forward shows them.
+    """The groups of a network, as seen in one forward.
 
     Attributes:
         groups: In the order of their updates.
-        home: For each module of a group the group's index.
+        home: The index of each module's group.
         unused: Names of trainable parameters that the forward does not use; they belong to no group.
     """
 
@@ -269,28 +240,27 @@ class Groups(NamedTuple):
 def group_layers(
     model: nn.Module, trainable: Sequence[nn.Parameter], order: Sequence[str], spec: GroupSpec, macs: dict[str, int]
 ) -> Groups:
-    """Make groups of a network's trainable parameters.
+    """Group a network's trainable parameters.
 
-    A parametric layer is a module that directly holds parameters; a normalisation layer, or a module that holds buffers
-    only, belongs to the parametric layer before it in forward order, else to the first.
+    A parametric layer is a module that directly holds parameters. A normalisation layer, or a module that holds only
+    buffers, belongs to the parametric layer before it in forward order, or else to the first.
 
     Args:
         model: The network.
-        trainable: The parameters that are to be updated.
+        trainable: The parameters to update.
         order: The modules that a forward uses, in order of first use.
-        spec: "layer", the number of groups of near-equal cost, or lists of module (or parameter) names, one list a
-            group, in the order in which the groups are to be updated.
-        macs: Multiply-accumulates of each module, for a number of groups.
+        spec: The argument `groups` of `Backforward`; its lists may name parameters too.
+        macs: Multiply-accumulates per module; needed if `spec` is a number.
 
     Raises:
-        ValueError: More groups than layers, a parameter in no group or in two.
+        ValueError: There are more groups than layers, or a parameter belongs to no group or to two.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     owner = owners(model)
     used = set(order)
     heads = {owner[id(p)] for p in model.parameters()}
     heads = {name for name in heads if not _is_norm(model.get_submodule(name))}
-    layers: list[list[str]] = [[]]  # what comes before the first parametric layer belongs to it
+    layers: list[list[str]] = [[]]  # modules before the first parametric layer belong to it
     for name in order:
         if name in heads and heads.intersection(layers[-1]):
             layers.append([])
@@ -330,9 +300,9 @@ def group_layers(
 
 
 def _near_equal(layers: list[_Layer], count: int, macs: dict[str, int]) -> list[_Layer]:
-    """Join neighbouring layers into `count` groups, the dearest as cheap as can be and the others as even as can be."""
+    """Join neighbouring layers into `count` groups: minimise the cost of the largest, then the sum of squares."""
     total = [0, *accumulate(sum(macs.get(name, 0) for name in layer.modules) for layer in layers)]
-    # best[j]: (price of the dearest group, sum of squared prices, cuts) of the first j layers in so many groups
+    # best[j]: (cost of the largest group, sum of squared costs, cuts) for the first j layers
     best: dict[int, tuple[int, int, list[int]]] = {0: (0, 0, [0])}
     for _ in range(count):
         best = {
@@ -359,7 +329,7 @@ def _explicit(
     spec: Sequence[str | Sequence[str]],
     owner: dict[int, str],
 ) -> list[_Layer]:
-    """Put each parameter into the group that names it, and unnamed norms into the group of their layer."""
+    """Assign each parameter to the group that names it, and unnamed norms to their layer's group."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     name_of = {id(p): name for name, p in model.named_parameters()}
     named: dict[int, int] = {}

@@ -1,30 +1,4 @@
-"""Update rules inside the training loops of Lightning and Accelerate.
-
-    class Network(L.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.automatic_optimization = False        # the rule computes gradients and takes the steps
-            self.network = ...
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.network.parameters(), lr=0.1)
-
-        def on_train_start(self):
-            self.rule = Backforward(self.network, loss_fn=F.cross_entropy, **in_lightning(self))
-
-        def training_step(self, batch, batch_idx):
-            self.log("loss", self.rule.step(*batch).loss)
-
-    network, optimizer, batches = accelerator.prepare(network, optimizer, batches)
-    network = accelerator.unwrap_model(network)
-    rule = Backforward(network, loss_fn=F.cross_entropy, **in_accelerate(accelerator, optimizer))
-    for x, y in batches:
-        rule.step(x, y)
-
-Neither package is imported here: the functions use what they are given.
-
-Depends on torch only.
-"""
+"""Update rules in the training loops of Lightning and Accelerate, neither of which is imported here."""
 
 from __future__ import annotations
 
@@ -34,34 +8,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Strategies that give a process a part of each parameter, where a layer's gradient cannot be had by itself.
+# Strategies that give each process a part of each parameter, so that a layer's gradient is not available on its own.
 SHARDED = ("fsdp", "deepspeed", "modelparallel", "megatron", "tensorparallel", "xla")
 
 
 def in_lightning(module: Any) -> dict[str, Any]:
-    """The arguments of an update rule that fit it into a Lightning `Trainer`.
+    """Return the arguments that make an update rule work in a Lightning `Trainer`.
 
     - `optimizer`: the module's own, without Lightning's wrapper.
-    - `step`: one step of a batch, the last, goes through the wrapper. Lightning then counts one `global_step` a batch.
-      If all steps went through it, the count would be a multiple; if none did, it would stay 0, and `ModelCheckpoint`
-      would never save.
-    - `reduce`: the mean over processes. Gradients come from `torch.autograd.grad`, which DDP's hooks do not see.
+    - `step`: only the last step of a batch goes through the wrapper, so Lightning counts one `global_step` per batch.
+      If every step did, the count would be a multiple of the batches; if none did, it would stay 0 and
+      `ModelCheckpoint` would never save.
+    - `reduce`: the mean over processes. DDP's hooks do not see gradients from `torch.autograd.grad`.
+
+    Examples:
+        >>> def on_train_start(self):      # of a module with self.automatic_optimization = False
+        ...     self.rule = Backforward(self.network, loss_fn=F.cross_entropy, **in_lightning(self))
 
     Args:
-        module: A `LightningModule` with manual optimization and one optimizer, once training has started: call this in
-            `on_train_start`, which also comes after a checkpoint is restored.
-
-    Returns:
-        Keyword arguments of `Backforward`, `Backprop` or another rule.
+        module: A `LightningModule` with manual optimization and one optimizer. Call this function in `on_train_start`,
+            which also runs after a checkpoint is restored.
 
     Raises:
-        ValueError: The module optimizes automatically, has no or several optimizers, or the strategy shards parameters.
+        ValueError: Optimization is automatic, there is not exactly one optimizer, or the strategy shards parameters.
     """
     if module.automatic_optimization:
         raise ValueError("set self.automatic_optimization = False: the update rule computes gradients and takes steps")
     trainer, counted = module.trainer, module.optimizers()
     if not isinstance(counted, torch.optim.Optimizer):
-        raise ValueError(  # noqa: TRY004  (the right kind, not the right number)
+        raise ValueError(  # noqa: TRY004  (optimizers, but not exactly one)
             f"configure_optimizers returned {len(counted)} optimizers; an update rule in Lightning works with one"
         )
     _refuse_sharded(type(trainer.strategy).__name__)
@@ -77,20 +52,21 @@ def in_lightning(module: Any) -> dict[str, Any]:
 
 
 def in_accelerate(accelerator: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The arguments of an update rule that fit it into a loop with Hugging Face Accelerate.
+    """Return the arguments that make an update rule work in a loop with Hugging Face Accelerate.
 
     - `optimizer`: without Accelerate's wrapper.
     - `reduce`: the mean over processes.
 
-    Give the rule `accelerator.unwrap_model(network)`; leave out `accelerator.backward`, `optimizer.step` and
+    Pass the rule the unwrapped network, and do not call `accelerator.backward`, `optimizer.step` or
     `optimizer.zero_grad`. Save and load with `accelerator.save_state` as usual.
+
+    Examples:
+        >>> network = accelerator.unwrap_model(network)
+        >>> rule = Backforward(network, loss_fn=F.cross_entropy, **in_accelerate(accelerator, optimizer))
 
     Args:
         accelerator: The `Accelerator`.
-        optimizer: The optimizer as `accelerator.prepare` returned it.
-
-    Returns:
-        Keyword arguments of `Backforward`, `Backprop` or another rule.
+        optimizer: The optimizer that `accelerator.prepare` returned.
 
     Raises:
         ValueError: Mixed precision is fp16, gradients are accumulated, or parameters are sharded.

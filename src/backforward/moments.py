@@ -1,7 +1,4 @@
-"""Mean, standard deviation and Jacobian factor of an activation whose argument is N(0, 1).
-
-Normalization Propagation (`normprop`) takes these for what its activations do to their input.
-"""
+"""Mean, standard deviation and Jacobian factor of an activation applied to N(0, 1), as `normprop` needs them."""
 
 from __future__ import annotations
 
@@ -32,10 +29,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def make_activation(activation: Activation) -> Callable[[Tensor], Tensor]:
-    """The activation of that name; a callable is returned as it is.
+    """Return the activation of that name; return a callable unchanged.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: The name is unknown.
     """
     if callable(activation):
         return activation
@@ -45,13 +42,13 @@ def make_activation(activation: Activation) -> Callable[[Tensor], Tensor]:
 
 
 class ActivationMoments(NamedTuple, Generic[Scalar]):
-    """What NormProp needs to know of ``act(z)`` for z from N(0, 1): tensors for PReLU, else numbers.
+    """Moments of ``act(z)`` for z ~ N(0, 1): tensors for PReLU, else floats.
 
     Attributes:
         mean: E[act(z)].
         std: Standard deviation of act(z).
-        jacobian: sqrt(E[act'(z)^2]) / std, the exact J: with it the mean squared singular value of a layer's Jacobian
-            is 1 where act is positively homogeneous.
+        jacobian: The exact J, sqrt(E[act'(z)^2]) / std. For a positively homogeneous act it makes the mean squared
+            singular value of a layer's Jacobian 1.
     """
 
     mean: Scalar
@@ -60,35 +57,37 @@ class ActivationMoments(NamedTuple, Generic[Scalar]):
 
 
 def gaussian_moments(activation: Activation, kinks: Sequence[float] = ()) -> ActivationMoments[Any]:  # noqa: PLR0911
-    """Moments of an activation under N(0, 1): in closed form where there is one, else by quadrature.
+    """Return the moments of an activation under N(0, 1), in closed form if there is one, else by quadrature.
 
     Closed forms: identity, ReLU, LeakyReLU, PReLU (differentiable in its slopes), ELU, SELU, exact GELU. All others are
     integrated to about 1e-14 by Gauss-Legendre panels with edges at the multiples of 1/4 and at ``kinks``.
 
     The last two columns are the mean squared singular value of a layer's Jacobian at input N(0, 1), without J and with
-    the exact J: what the latter misses of 1 comes from J shrinking the activation's argument as well.
+    the exact J. The latter is not always 1, because J also shrinks the activation's argument.
 
-    ========== ====== ===== ====== ========= ======
-    activation mean   std   J      without J with J
-    ========== ====== ===== ====== ========= ======
-    relu       .3989  .5838 1.2112 1.467     1.000
-    leaky_relu .3950  .5866 1.2056 1.453     1.000
-    prelu      .2992  .6646 1.0967 1.203     1.000
-    elu        .1605  .7869 1.0388 1.079     1.007
-    selu       .0000  1.000 1.0352 1.072     1.013
-    gelu       .2821  .5879 1.1484 1.319     .960
-    silu       .2066  .5595 1.1009 1.212     .965
-    softplus   .8061  .5211 1.0395 1.081     .992
-    tanh       .0000  .6279 1.0853 1.178     1.064
-    sigmoid    .5000  .2083 1.0167 1.034     1.008
-    ========== ====== ===== ====== ========= ======
+    | activation | mean  | std   | J      | without J | with J |
+    |------------|-------|-------|--------|-----------|--------|
+    | relu       | .3989 | .5838 | 1.2112 | 1.467     | 1.000  |
+    | leaky_relu | .3950 | .5866 | 1.2056 | 1.453     | 1.000  |
+    | prelu      | .2992 | .6646 | 1.0967 | 1.203     | 1.000  |
+    | elu        | .1605 | .7869 | 1.0388 | 1.079     | 1.007  |
+    | selu       | .0000 | 1.000 | 1.0352 | 1.072     | 1.013  |
+    | gelu       | .2821 | .5879 | 1.1484 | 1.319     | .960   |
+    | silu       | .2066 | .5595 | 1.1009 | 1.212     | .965   |
+    | softplus   | .8061 | .5211 | 1.0395 | 1.081     | .992   |
+    | tanh       | .0000 | .6279 | 1.0853 | 1.178     | 1.064  |
+    | sigmoid    | .5000 | .2083 | 1.0167 | 1.034     | 1.008  |
+
+    Examples:
+        >>> gaussian_moments("relu").mean
+        0.3989422804014327
 
     Args:
         activation: A name in ``ACTIVATIONS`` or any differentiable elementwise callable.
-        kinks: Where a callable has kinks or jumps, other than at multiples of 1/4.
+        kinks: Kinks or jumps of a callable, other than at multiples of 1/4.
 
     Raises:
-        ValueError: If the name is unknown or the activation is constant.
+        ValueError: The name is unknown or the activation is constant.
     """
     act = make_activation(activation)
     if isinstance(act, nn.Identity):
@@ -109,14 +108,14 @@ def gaussian_moments(activation: Activation, kinks: Sequence[float] = ()) -> Act
 
 
 def leaky_moments(slope: Scalar) -> ActivationMoments[Scalar]:
-    """``max(z, 0) + slope * min(z, 0)`` (NormProp, section 3.3, has the case of slope 0)."""
+    """Moments of ``max(z, 0) + slope * min(z, 0)``; slope 0 is NormProp, section 3.3."""
     mean = (1 - slope) / math.sqrt(2 * math.pi)
     std = ((1 + slope**2 - (1 - slope) ** 2 / math.pi) / 2) ** 0.5
     return ActivationMoments(mean, std, ((1 + slope**2) / 2) ** 0.5 / std)
 
 
 def _elu_moments(alpha: float, scale: float = 1.0) -> ActivationMoments[float]:
-    """``scale * (z if z > 0 else alpha (e^z - 1))``: E[e^(kz); z < 0] = e^(k^2 / 2) Phi(-k)."""
+    """Moments of ``scale * (z if z > 0 else alpha (e^z - 1))``, by E[e^(kz); z < 0] = e^(k^2 / 2) Phi(-k)."""
     one = math.exp(0.5) * _normal_cdf(-1)
     two = math.exp(2.0) * _normal_cdf(-2)
     mean = 1 / math.sqrt(2 * math.pi) + alpha * (one - 0.5)
@@ -126,7 +125,7 @@ def _elu_moments(alpha: float, scale: float = 1.0) -> ActivationMoments[float]:
 
 
 def _gelu_moments() -> ActivationMoments[float]:
-    """``z Phi(z)``: by Stein's lemma, E[z f(z)] = E[f'(z)]."""
+    """Moments of ``z Phi(z)``, by Stein's lemma E[z f(z)] = E[f'(z)]."""
     mean = 1 / (2 * math.sqrt(math.pi))
     std = math.sqrt(1 / 3 + 1 / (2 * math.pi * math.sqrt(3)) - mean**2)
     return ActivationMoments(mean, std, math.sqrt(1 / 3 + 2 / (3 * math.pi * math.sqrt(3))) / std)
@@ -154,7 +153,7 @@ def _quadrature_moments(act: Callable[[Tensor], Tensor], kinks: Sequence[float])
 
 
 def _gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [-1, 1] (Golub & Welsch, 1969)."""
+    """Return nodes and weights on [-1, 1] (Golub & Welsch, 1969)."""
     k = torch.arange(1, points, dtype=torch.float64)
     off_diagonal = k / (4 * k.square() - 1).sqrt()
     nodes, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))

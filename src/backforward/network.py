@@ -1,6 +1,6 @@
-"""What an update rule needs to know of a network in each batch: found once, and looked over at the start of each batch.
+"""What an update rule knows about a network: found once, and checked at the start of each batch.
 
-A walk through the modules costs as much as a few layers of a small network; to see that nothing has changed costs far
+Walking through the modules costs as much as a few layers of a small network; checking that nothing changed costs far
 less.
 """
 
@@ -16,23 +16,17 @@ from backforward.groups import Order, owners
 
 
 class Network:
-    """A network's modules and weights, as they are now.
-
-    Args:
-        model: The network.
+    """A network's modules and weights at one moment.
 
     Attributes:
-        modules: By name.
-        parameters: In order of registration.
         owner: The module that holds each parameter or buffer, by the tensor's id.
         quiet: Whether a forward changes nothing but buffers.
         draws: Whether a forward may draw random numbers.
-        compiled: Whether `torch.compile` has compiled a part.
         scripted: Name of a scripted module, or None.
-        order: The layers in the order of their use, for a quiet network in which they have been seen: no code but
-            torch's and this library's runs in it, so the order is the same in each batch.
-        leaves: Ids of the trained parameters, and of the leaf tensors that a loss of torch's depends on: with `order`
-            known they are the same in each batch.
+        order: The layers in the order of their use, once seen in a quiet network. Such a network runs only code of
+            torch and this library, so the order is the same in each batch.
+        leaves: Ids of the trained parameters, and of the leaves that the loss depends on. Once `order` is known and
+            the loss draws nothing, they are the same in each batch.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -53,7 +47,7 @@ class Network:
                 self._parts.append((own, _contents(own), module._compiled_call_impl is not None))
 
     def fits(self) -> bool:
-        """Whether modules, weights and buffers are the same objects as when this was made."""
+        """Return whether modules, weights and buffers are still the same objects."""
         if self.scripted is not None or self.quiet is not changes_only_buffers(self.model, self.modules.values()):
             return False
         for own, contents, compiled in self._parts:
@@ -63,10 +57,10 @@ class Network:
 
 
 def _contents(own: dict[str, Any]) -> list[int]:
-    """Ids of a module's children, parameters and buffers."""
+    """Return the ids of a module's children, parameters and buffers."""
     return [*map(id, [*own["_modules"].values(), 0, *own["_parameters"].values(), 0, *own["_buffers"].values()])]
 
 
 def now(model: nn.Module, known: Network | None) -> Network:
-    """What is known of a network, if it still fits, else what is found anew."""
+    """Return `known` if it still fits the network, else a new `Network`."""
     return known if known is not None and known.fits() else Network(model)

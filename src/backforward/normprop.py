@@ -2,9 +2,9 @@
 
     o_i = (act(gamma_i (W_i * x) / (J ||W_i||) + beta_i) - mean) / std          (NormProp, equations 9 and 11)
 
-Where x has mean 0 and variance 1 in each feature and the W_i are incoherent, act's argument is close to N(0, 1)
-(section 3.1), so mean and std of act(N(0, 1)) are known beforehand and the output has again mean 0 and variance 1. J
-brings the mean squared singular value of the layer's Jacobian to 1 (section 3.4).
+If x has mean 0 and variance 1 in each feature and the W_i are incoherent, act's argument is close to N(0, 1) (section
+3.1). So mean and std of act(N(0, 1)) are known beforehand, and the output has mean 0 and variance 1 again. J brings the
+mean squared singular value of the layer's Jacobian to 1 (section 3.4).
 
 Source: Arpit, Zhou, Kota, Govindaraju, "Normalization Propagation: A Parametric Technique for Removing Internal
 Covariate Shift in Deep Networks", ICML 2016, arXiv 1603.01431. Called NormProp below.
@@ -31,7 +31,7 @@ from backforward.moments import (
     make_activation,
 )
 
-__all__ = [  # all of Normalization Propagation in one import
+__all__ = [  # everything about Normalization Propagation in one import
     "ACTIVATIONS",
     "JACOBIAN_FACTORS",
     "ActivationMoments",
@@ -47,16 +47,16 @@ __all__ = [  # all of Normalization Propagation in one import
 
 JACOBIAN_FACTORS = ("none", "paper", "exact")
 
-#: The factor that the paper prints for ReLU (section 3.4): sqrt(1/2) / std, rounded.
+#: The factor printed in the paper for ReLU (section 3.4): sqrt(1/2) / std, rounded.
 PAPER_JACOBIAN_FACTOR = 1.21
 
 
 class _WithNorms(torch.autograd.Function):
-    """``norms * W / ||W||``, each unit's own, by the kernels behind PyTorch's weight normalisation.
+    """``norms * W / ||W||`` per unit, by the kernels behind PyTorch's weight normalisation: one pass over W each way.
 
-    One pass over W forward, one backward. Their own second derivative is wrong (it takes ||W|| for a constant), so
-    under ``create_graph`` backward is spelled out. On a CPU they read the gradient as if it were contiguous, whatever
-    its strides; that of a convolution's second derivative is not.
+    The kernels' second derivative is wrong (it takes ||W|| as constant), so backward spells out the formula under
+    ``create_graph``. On a CPU the kernels ignore the gradient's strides, so it is made contiguous first: in a
+    convolution's second derivative it is not.
     """
 
     @staticmethod
@@ -80,13 +80,13 @@ class _WithNorms(torch.autograd.Function):
 
 
 def _plain_operations_only() -> bool:
-    """Whether an `autograd.Function` cannot serve: `torch.func` refuses it, `torch.jit.trace` cannot save it."""
+    """Return whether autograd.Function is unusable: `torch.func` refuses it and `torch.jit.trace` cannot save it."""
     return torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
 
 
 @visible
 def _with_norms(weight: Tensor, norms: Tensor) -> Tensor:
-    """``norms * W / ||W||`` in the memory layout of W."""
+    """Return ``norms * W / ||W||`` in the memory layout of W."""
     if weight.device.type not in ("cpu", "cuda") or _plain_operations_only():
         return norms * weight / _lengths(weight)
     out: Tensor
@@ -98,15 +98,15 @@ def _with_norms(weight: Tensor, norms: Tensor) -> Tensor:
 
 
 def _lengths(weight: Tensor) -> Tensor:
-    """Frobenius norm of each unit's weight, shaped to broadcast."""
+    """Return the Frobenius norm of each unit's weight, shaped to broadcast."""
     lengths: Tensor = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
     return lengths
 
 
 class _Clamp(torch.autograd.Function):
-    """``max(z, floor)`` in the place of z: backward needs only the output, which the next layer keeps anyway.
+    """``max(z, floor)`` in place. Backward needs only the output, which the next layer keeps anyway.
 
-    PyTorch's own ways keep z beside it, and ``clamp_min`` has a slow backward.
+    PyTorch's own functions keep z as well, and ``clamp_min`` has a slow backward.
     """
 
     @staticmethod
@@ -120,13 +120,13 @@ class _Clamp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (out,) = ctx.saved_tensors
-        highest = ctx.floor + abs(ctx.floor) * torch.finfo(out.dtype).eps  # that the floor can be rounded to
+        highest = ctx.floor + abs(ctx.floor) * torch.finfo(out.dtype).eps  # the largest value that the floor rounds to
         return torch.ops.aten.threshold_backward(grad, out, highest), None
 
 
 @visible
 def _clamp(z: Tensor, floor: float) -> Tensor:
-    """``max(z, floor)``; z may be overwritten."""
+    """Return ``max(z, floor)``; may overwrite z."""
     if _plain_operations_only():
         return F.threshold(z, floor, floor)
     out: Tensor = _Clamp.apply(z, floor)
@@ -134,18 +134,19 @@ def _clamp(z: Tensor, floor: float) -> Tensor:
 
 
 def _affine(x: Tensor, scale: float, shift: float) -> Tensor:
-    """``scale * x + shift`` in one pass."""
+    """Return ``scale * x + shift`` in one pass."""
     return torch.rsub(x, shift, alpha=-scale)
 
 
 class _NormProp(nn.Module):
-    """What NormPropLinear and NormPropConv2d share: parameters, the fold, and what follows the linear map.
+    """Base of NormPropLinear and NormPropConv2d.
 
-    The layer runs as one plain linear or convolutional layer and one activation: gamma / (J ||W||) goes into the
-    weight, and of the rest
+    The layer runs as one plain linear or convolutional layer and one activation. gamma / (J ||W||) is folded into the
+    weight. The standardisation depends on the activation:
 
-    - ReLU: (relu(u) - mean) / std = max((u - mean) / std, -mean / std), so all goes into weight, bias and a clamp;
-    - LeakyReLU, PReLU: act(u) / std = act(u / std), so 1 / std goes into weight and bias; mean / std comes off later;
+    - ReLU: (relu(u) - mean) / std = max((u - mean) / std, -mean / std), so all of it becomes weight, bias and a clamp;
+    - LeakyReLU, PReLU: act(u) / std = act(u / std), so 1 / std goes into weight and bias, and mean / std is subtracted
+      later;
     - any other activation: one pass over its output remains.
     """
 
@@ -171,7 +172,7 @@ class _NormProp(nn.Module):
         self.beta = nn.Parameter(torch.empty(weight_shape[0], device=device, dtype=dtype))
         self.jacobian_factor = check_jacobian_factor(jacobian_factor)
         self.project = project
-        self._unit_shape = (-1, *(1,) * (len(weight_shape) - 1))  # of a value per unit beside the weight
+        self._unit_shape = (-1, *(1,) * (len(weight_shape) - 1))  # broadcasts one value per unit over the weight
         act = make_activation(activation)
         self.register_parameter("slope", None)
         if isinstance(act, nn.PReLU):
@@ -187,20 +188,20 @@ class _NormProp(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights as PyTorch's own layers do; gamma 1, beta 0."""
+        """Draw the weights as PyTorch's own layers do; set gamma to 1 and beta to 0."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         nn.init.ones_(self.gamma)
         nn.init.zeros_(self.beta)
 
     def moments(self) -> ActivationMoments[Any]:
-        """Mean, std and the J in use; for PReLU at its present slopes, differentiable in them."""
+        """Return mean, std and the J in use; for PReLU at its current slopes and differentiable in them."""
         mean, std, exact = self._moments if self.slope is None else leaky_moments(self.slope)
         named = {"none": 1.0, "paper": PAPER_JACOBIAN_FACTOR, "exact": exact}
         factor = self.jacobian_factor
         return ActivationMoments(mean, std, named[factor] if isinstance(factor, str) else factor)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the plain layer that this one runs; gradients flow through ||W||."""
+        """Return weight and bias of the plain layer that this one runs; gradients flow through ||W||."""
         mean, std, jacobian = self.moments()
         scale = 1 / jacobian
         bias: Tensor = self.beta
@@ -211,16 +212,16 @@ class _NormProp(nn.Module):
         return _with_norms(self.weight, per_unit), bias
 
     def pre_activation(self, x: Tensor) -> Tensor:
-        """What the activation is applied to, ``gamma_i (W_i * x) / (J ||W_i||) + beta_i``; the fold skips over it."""
+        """Return the activation's argument, ``gamma_i (W_i * x) / (J ||W_i||) + beta_i``, which `forward` skips."""
         per_unit = (self.gamma / self.moments().jacobian).view(self._unit_shape)
         return self._linear_map(x, _with_norms(self.weight, per_unit), self.beta)
 
     def _linear_map(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """What the plain layer does with such a weight and bias."""
+        """Run the plain layer with this weight and bias."""
         raise NotImplementedError
 
     def _activate(self, z: Tensor) -> Tensor:
-        """From the plain layer's output ``[N, O, ...]`` to this layer's."""
+        """Map the plain layer's output ``[N, O, ...]`` to this layer's."""
         if self.form == "identity":
             return z
         mean, std, _ = self.moments()
@@ -241,11 +242,7 @@ _FORMS: dict[type, str] = {nn.Identity: "identity", nn.ReLU: "relu", nn.LeakyReL
 
 
 def check_jacobian_factor(factor: str | float) -> str | float:
-    """Return the factor if it is one of ``none``, ``paper``, ``exact`` or a positive number.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Return the factor if it is ``none``, ``paper``, ``exact`` or a positive number; else raise `ValueError`."""
     known = factor in JACOBIAN_FACTORS if isinstance(factor, str) else factor > 0
     if not known:
         raise ValueError(
@@ -255,33 +252,33 @@ def check_jacobian_factor(factor: str | float) -> str | float:
 
 
 class NormPropLinear(_NormProp):
-    """Fully connected NormProp layer, in the place of ``nn.Linear`` and its activation.
+    """Fully connected NormProp layer; replaces ``nn.Linear`` and its activation.
 
     ``o = (act(gamma * (x @ W.T) / (J ||W||) + beta) - mean) / std``, with ``||W||`` the length of each row (NormProp,
     equation 9).
 
     Shape: x ``[..., in_features]``, o ``[..., out_features]``, W ``[out_features, in_features]``, gamma and beta
-    ``[out_features]``. x should have mean 0 and variance 1 in each feature; then so has o, near enough (J off). A unit
-    whose weights are all 0 has no direction, and gives NaN.
+    ``[out_features]``. If x has mean 0 and variance 1 in each feature, so has o approximately (with J = 1). A unit
+    whose weights are all 0 has no direction and gives NaN.
 
-    Example:
+    Examples:
         >>> layer = NormPropLinear(784, 256)
         >>> layer(torch.randn(64, 784)).shape
         torch.Size([64, 256])
 
     Args:
-        in_features: Inputs.
-        out_features: Units.
+        in_features: Size of each input.
+        out_features: Number of units.
         activation: A name in ``ACTIVATIONS`` (``identity`` for none) or a differentiable elementwise callable. PReLU
             learns its slopes as the parameter ``slope``.
         jacobian_factor: J: ``none`` is 1, ``paper`` 1.21, ``exact`` that of the activation
             (``ActivationMoments.jacobian``), or a number.
-        project: Whether ``project_unit_norm_`` scales these weights: not those of the network's last layer.
-        device: Of the parameters.
-        dtype: Of the parameters.
+        project: Whether ``project_unit_norm_`` scales these weights. Use False in the network's last layer.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
 
     Raises:
-        ValueError: If a name is unknown, J is not positive, or the activation has parameters and is not PReLU.
+        ValueError: A name is unknown, J is not positive, or the activation has parameters and is not PReLU.
     """
 
     def __init__(
@@ -307,47 +304,40 @@ class NormPropLinear(_NormProp):
         self.out_features = out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., in_features]`` to ``[..., out_features]``."""
+        """Map ``[..., in_features]`` to ``[..., out_features]``."""
         return self._activate(self._linear_map(x, *self.folded()))
 
     def _linear_map(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.linear(x, weight, bias)
 
     def extra_repr(self) -> str:
-        """The settings."""
+        """Show the settings."""
         return f"{self.in_features}, {self.out_features}" + self._repr()
 
 
 class NormPropConv2d(_NormProp):
-    """Convolutional NormProp layer, in the place of ``nn.Conv2d`` and its activation.
+    """Convolutional NormProp layer; replaces ``nn.Conv2d`` and its activation.
 
-    ``o_i = (act(gamma_i (W_i * x) / (J ||W_i||_F) + beta_i) - mean) / std``: a filter's one gamma, beta and norm serve
+    ``o_i = (act(gamma_i (W_i * x) / (J ||W_i||_F) + beta_i) - mean) / std``: a filter has one gamma, beta and norm for
     all positions (NormProp, equation 11).
 
     Shape: x ``[N, in_channels, H, W]``, W ``[out_channels, in_channels / groups, *kernel_size]``, gamma and beta
-    ``[out_channels]``; output as of ``nn.Conv2d``. x should have mean 0 and variance 1 in each channel.
+    ``[out_channels]``; the output as for ``nn.Conv2d``. x should have mean 0 and variance 1 in each channel.
 
-    Example:
+    Examples:
         >>> layer = NormPropConv2d(3, 192, 5, padding=2)
         >>> layer(torch.randn(8, 3, 32, 32)).shape
         torch.Size([8, 192, 32, 32])
 
     Args:
         in_channels: Channels of the input.
-        out_channels: Filters.
-        kernel_size: As of ``nn.Conv2d``, and so the next four.
-        stride: In both directions, or one for each.
-        padding: With zeros: a number, one for each direction, ``"valid"`` or ``"same"``.
-        dilation: Distance between taps.
-        groups: Channels are convolved in so many groups.
-        activation: As of ``NormPropLinear``, and so all that follow.
-        jacobian_factor: J.
-        project: Whether ``project_unit_norm_`` scales these weights.
-        device: Of the parameters.
-        dtype: Of the parameters.
+        out_channels: Number of filters.
+        kernel_size, stride, dilation, groups: As for ``nn.Conv2d``.
+        padding: Zeros around the input: a number, one per direction, ``"valid"`` or ``"same"``.
+        activation, jacobian_factor, project, device, dtype: As for ``NormPropLinear``.
 
     Raises:
-        ValueError: As ``NormPropLinear``, or if ``groups`` does not divide the channels.
+        ValueError: As for ``NormPropLinear``, or ``groups`` does not divide the channels.
     """
 
     def __init__(
@@ -386,20 +376,20 @@ class NormPropConv2d(_NormProp):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``."""
+        """Map ``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``."""
         return self._activate(self._linear_map(x, *self.folded()))
 
     def _linear_map(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        """The settings."""
+        """Show the settings."""
         shown = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         return f"{shown}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}" + self._repr()
 
 
 class StandardizedActivation(nn.Module):
-    """``(act(z) - mean) / std``: keeps mean 0 and variance 1 where no linear map precedes, as after a sum.
+    """``(act(z) - mean) / std`` for a z of mean 0 and variance 1 that no linear map precedes, such as a sum.
 
     Shape: any to the same.
 
@@ -422,11 +412,11 @@ class StandardizedActivation(nn.Module):
 def project_unit_norm_(target: nn.Module | Tensor | Iterable[nn.Module | Tensor]) -> None:
     """Scale each unit's or filter's weight to unit Frobenius norm, in place (NormProp, section 4.4).
 
-    A unit whose weights are all 0 is left alone.
+    A unit whose weights are all 0 stays unchanged.
 
     Args:
-        target: A weight, ``W[i]`` belonging to unit i; or a module, whose NormProp layers are projected, those made
-            with ``project=False`` (the last layer) excepted; or several of these.
+        target: A weight (``W[i]`` belongs to unit i), a module, whose NormProp layers are projected except those with
+            ``project=False`` (the last layer), or several of these.
     """
     if isinstance(target, nn.Module):
         project_unit_norm_(_projected_weights(target))
@@ -439,10 +429,13 @@ def project_unit_norm_(target: nn.Module | Tensor | Iterable[nn.Module | Tensor]
 
 
 def unit_norm_projection(model: nn.Module) -> Callable[[Iterable[Tensor]], None]:
-    """The hook ``after_update(parameters)`` of an update rule: projects what needs it of those parameters.
+    """Return an ``after_update`` hook for update rules that projects the updated hidden weights of NormProp layers.
+
+    Examples:
+        >>> rule = Backforward(model, optimizer, loss_fn, after_update=unit_norm_projection(model))
 
     Args:
-        model: Its hidden NormProp layers are the ones to project. Copy a model first, make its hook then.
+        model: The network. A copy of it needs a hook of its own.
     """
     hidden = set(_projected_weights(model))
 

@@ -1,26 +1,21 @@
-"""Any optimizer, as one optimizer for each group.
+"""Any optimizer, acting as one optimizer per group.
 
-Backforward with an optimizer O is defined as one O for each group, each constructed with the group's parameters alone.
-Most optimizers keep what they know of a parameter in `state[parameter]`, where one object serves all groups. Others
-also count for themselves: in `param_groups` (`k` and `weight_sum` of schedule-free optimizers, `d` of Prodigy), in
-attributes (`self._step`), or in `state` under a name of their own. `OnePerGroup` keeps these apart for each group:
+Backforward with an optimizer O is defined as one O per group, constructed with that group's parameters alone. Most
+optimizers keep everything in `state[parameter]`, where one object works for all groups. Others keep counters too: in
+`param_groups` (`k` and `weight_sum` of schedule-free optimizers, `d` of Prodigy), in attributes (`self._step`), or in
+`state` under a name of their own. `OnePerGroup` keeps such counters separate for each group:
 
     one = OnePerGroup(optimizer)
     one.step(parameters_of_a_group, optimizer.step)
 
-During that step the optimizer has the group's parameters and the group's counters; afterwards it is as before. What a
-step changed belongs to the group. All else, such as a learning rate that a scheduler sets, is read from the optimizer
-at each step and so reaches every group. Where a step and the user both change a value, the user's change counts.
+During that step the optimizer has the group's parameters and counters; afterwards it is as before. Values that a step
+changed belong to the group. All others, such as a learning rate that a scheduler sets, are read from the optimizer at
+each step and so apply to every group. If both a step and the user change a value, the user's change wins.
 
-Counters are kept in `optimizer.param_groups[0]["backforward"]`, in plain types and tensors, so `state_dict` saves them
+Counters are stored in `optimizer.param_groups[0]["backforward"]` as plain types and tensors, so `state_dict` saves them
 and `load_state_dict` restores them. A step of all parameters is an ordinary one: it changes the optimizer itself. When
-groups change (from Backforward to Backprop, say) counters follow parameters: a group goes on from the counters of its
-first parameter.
-
-Schedule-free optimizers swap the weights in `optimizer.train()` and `optimizer.eval()`. Call them on the optimizer as
-in ordinary training: `train()` before the first batch and after each evaluation, `eval()` before each evaluation.
-
-Depends on torch, the standard library and `trial` only.
+groups change (from Backforward to Backprop, say), counters follow parameters: a new group continues from the counters
+of its first parameter.
 """
 
 from __future__ import annotations
@@ -40,21 +35,21 @@ from backforward.trial import KEY, OF_TORCH, examine, is_mutable, is_plain, para
 __all__ = ["OnePerGroup", "clip_grad_norm_", "one_per_group", "parameters_of", "step_each"]
 
 Place: TypeAlias = int | str  # the index of a param group, "attribute" or "state"
-Counters: TypeAlias = dict[tuple[Place, str], tuple[Any, Any]]  # a group's value; the optimizer's at that time
+Counters: TypeAlias = dict[tuple[Place, str], tuple[Any, Any]]  # the group's value; the optimizer's at that time
 Holders: TypeAlias = dict[Place, dict[Any, Any]]
 
 _requires_grad = attrgetter("requires_grad")
 
 
 class _Share(NamedTuple):
-    """What one optimizer has of a group.
+    """The part of a group that one optimizer updates.
 
     Attributes:
-        key: The places of the parameters among all that the optimizer has.
-        lists: For each param group that has any: its index, the parameters, the place of the first.
+        key: The positions of the parameters among all of the optimizer's.
+        lists: For each param group with any of them: its index, the parameters, the position of the first.
         mine: The parameters.
-        others: What else the optimizer has.
-        given: The group as given: as long as its parameters live, no others have their identities.
+        others: The optimizer's other parameters.
+        given: The whole group. It keeps the parameters alive, so that no new ones reuse their ids.
     """
 
     key: tuple[int, ...]
@@ -65,40 +60,35 @@ class _Share(NamedTuple):
 
 
 class OnePerGroup:
-    """One optimizer that acts as one optimizer for each group.
+    """One optimizer that acts as one optimizer per group.
 
     Args:
-        optimizer: A few steps on a small copy show whether it can be used; the optimizer itself is left alone.
-        alone: Whether each step will be of all its parameters, so that less is asked of it.
+        optimizer: Left unchanged: trial steps on a small copy show whether it can be used.
+        alone: Whether every step updates all its parameters; fewer kinds of optimizers are then refused.
 
     Raises:
         ValueError: It needs a closure, second derivatives or a training loop of its own, wraps another optimizer,
-            cannot be copied, or keeps what no checkpoint can hold.
+            cannot be copied, or keeps state that no checkpoint can hold.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, alone: bool = False) -> None:
         self.optimizer = optimizer
-        # What a step could change in place, so that each group needs a copy. A tensor or list in a param group is a
-        # setting (a learning rate that a scheduler fills, and a CUDA graph reads) unless a trial step has changed it.
+        # Values that a step may change in place, so each group needs a copy. A tensor or list in a param group is a
+        # setting (a learning rate that a scheduler fills and a CUDA graph reads) unless a trial step has changed it.
         self._moving = examine(optimizer, alone=alone)
         self._mutable = {n for n, v in vars(optimizer).items() if n not in OF_TORCH and is_mutable(v) and is_plain(v)}
-        # Torch's own (all of them are tested) keep everything by parameter: nothing has to be watched or put back.
+        # torch's own optimizers (all are tested) keep everything by parameter: nothing to watch or restore.
         self._counts = not type(optimizer).__module__.startswith("torch.optim.")
         self._shares: dict[tuple[int, ...], _Share] = {}
-        self._entries = -1  # of `optimizer.state`, when it was last searched for entries that belong to no parameter
+        self._entries = -1  # len(optimizer.state) when it was last searched for entries that belong to no parameter
         self._counts_in_state = False
 
     def of(self, group: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-        """Those of a group's parameters that the optimizer has."""
+        """Return those of a group's parameters that the optimizer updates."""
         return self._share(group).mine
 
     def step(self, parameters: Sequence[nn.Parameter], take_step: Callable[[], Any]) -> None:
-        """Take a step as the optimizer of these parameters alone.
-
-        Args:
-            parameters: A group.
-            take_step: Calls `optimizer.step()`.
-        """
+        """Call `take_step` (which calls `optimizer.step()`) as the optimizer of these parameters alone."""
         optimizer, share = self.optimizer, self._share(parameters)
         real = optimizer.param_groups
         if not (self._counts and any(map(_requires_grad, share.others))):
@@ -121,7 +111,7 @@ class OnePerGroup:
                 self._keep(share, shown, before)
 
     def _step_itself(self, share: _Share, take_step: Callable[[], Any]) -> None:
-        """A step that may change the optimizer. Groups that had counters of their own first give them back to it."""
+        """Take a step that may change the optimizer. First give it back the counters of these parameters, if any."""
         real = self.optimizer.param_groups
         if KEY in real[0]:
             own = self._recall(share)
@@ -143,7 +133,7 @@ class OnePerGroup:
                 group["params"] = parameters
 
     def _share(self, parameters: Sequence[nn.Parameter]) -> _Share:
-        key = (len(self.optimizer.param_groups), *map(id, parameters))  # param groups may be added
+        key = (len(self.optimizer.param_groups), *map(id, parameters))  # the user may add param groups
         share = self._shares.get(key)
         if share is None:
             ids, place = set(key[1:]), 0
@@ -156,18 +146,16 @@ class OnePerGroup:
                     mine |= part
                     lists.append((i, list(part.values()), next(iter(part))))
             others = [p for p in parameters_of(self.optimizer) if id(p) not in ids]
-            if len(self._shares) > 10_000:  # groups given up long ago
+            if len(self._shares) > 10_000:  # drop groups that are no longer used
                 self._shares.clear()
             share = self._shares[key] = _Share(tuple(mine), lists, list(mine.values()), others, parameters)
         return share
 
     def _show(self, share: _Share, shown: dict[int, dict[str, Any]], before: Holders) -> None:
-        """Put the group's counters where its step looks for them, and copies of what that step could change in place.
+        """Set the group's counters for its step, and copies of values that the step could change in place.
 
-        Args:
-            share: The group.
-            shown: Its param groups.
-            before: The optimizer's attributes; its entries of `state` that belong to no parameter are added.
+        Adds to `before` the entries of `optimizer.state` that belong to no parameter. `shown` are the group's param
+        groups.
         """
         optimizer = self.optimizer
         own = self._recall(share) if KEY in optimizer.param_groups[0] else {}
@@ -186,7 +174,7 @@ class OnePerGroup:
             (shown[place] if isinstance(place, int) else self._holder(place))[name] = value
 
     def _keep(self, share: _Share, shown: dict[int, dict[str, Any]], before: Holders) -> None:
-        """Keep for the group what its step changed, and put the optimizer's own attributes and entries back."""
+        """Store what the group's step changed, and restore the optimizer's own attributes and entries."""
         optimizer = self.optimizer
         real = optimizer.param_groups
         earlier = before.get("state", {})
@@ -210,7 +198,7 @@ class OnePerGroup:
             real[0][KEY] = {**kept, share.key: counters}
 
     def _recall(self, share: _Share) -> dict[tuple[Place, str], Any]:
-        """The group's counters, but for those that the user has set since."""
+        """Return the group's counters, except those that the user has set since."""
         real = self.optimizer.param_groups
         if share.key not in real[0][KEY]:
             real[0][KEY] = _regrouped(real[0][KEY], share)
@@ -220,7 +208,7 @@ class OnePerGroup:
         }
 
     def _holder(self, place: Place) -> dict[Any, Any]:
-        """Where the optimizer itself keeps the values of a place."""
+        """Return the mapping in which the optimizer itself keeps the values of a place."""
         if isinstance(place, int):
             return self.optimizer.param_groups[place]
         return vars(self.optimizer) if place == "attribute" else self.optimizer.state
@@ -229,7 +217,7 @@ class OnePerGroup:
         return {name: entry for name, entry in self.optimizer.state.items() if not isinstance(name, Tensor)}
 
     def _state_counts(self) -> bool:
-        """Whether `optimizer.state` has entries that belong to no parameter."""
+        """Return whether `optimizer.state` has entries that belong to no parameter."""
         if len(self.optimizer.state) != self._entries:
             self._entries = len(self.optimizer.state)
             self._counts_in_state = bool(self._globals())
@@ -237,7 +225,7 @@ class OnePerGroup:
 
 
 def _regrouped(kept: Mapping[tuple[int, ...], Counters], share: _Share) -> dict[tuple[int, ...], Counters]:
-    """Counters by group, after a group is formed of parameters that belonged to others."""
+    """Return the counters by group, after a new group is formed from parameters of others."""
     counters: Counters = {}
     first = True
     for i, _, place in share.lists:
@@ -252,10 +240,10 @@ _ONCE = ("attribute", "state")
 
 
 def _alike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether two mappings have the same or equal objects; quick where they are the same."""
+    """Return whether two mappings have equal values; fast if the objects are the same."""
     try:
         return ours == theirs
-    except (RuntimeError, ValueError):  # of two tensors, or arrays
+    except (RuntimeError, ValueError):  # comparing two tensors or arrays
         return False
 
 
@@ -266,17 +254,10 @@ def one_per_group(
     *,
     alone: bool = False,
 ) -> list[OnePerGroup]:
-    """Prepare the optimizers of a network. Warns of parameters that require a gradient and that none of them has.
+    """Prepare a network's optimizers, and warn about trainable parameters that no optimizer has.
 
-    Args:
-        model: The network.
-        optimizers: One, or several that share the network's parameters among them.
-        rule: The name that messages begin with.
-        alone: See `OnePerGroup`.
-
-    Raises:
-        TypeError: It is no `torch.optim.Optimizer`.
-        ValueError: It cannot be used (see `OnePerGroup`), or a parameter has two optimizers.
+    Raises `TypeError` or `ValueError`, with messages that begin with the update rule's name `rule`, for an object that
+    is no optimizer, one that `OnePerGroup` refuses, or a parameter in two optimizers.
     """
     several: list[Any] = list(optimizers) if isinstance(optimizers, list | tuple) else [optimizers]
     if not several:
@@ -319,13 +300,10 @@ def step_each(
     *,
     last: bool,
 ) -> None:
-    """Take the steps of one update: for each group, those of the optimizers that have any of its parameters.
+    """Take the steps of one update: for each group, one step of each optimizer that has any of its parameters.
 
-    Args:
-        optimizers: They share the parameters among them.
-        groups: Their parameters have the gradients to step along. During a step all but its own are None.
-        take_step: Takes the optimizer's step; its argument is True for the last one. Default: `optimizer.step()`.
-        last: Whether this is the last update of a batch.
+    During a step, all gradients except those of the step's own parameters are None. `take_step`, by default
+    `optimizer.step()`, receives True for the last step of a batch.
     """
     steps = [(one, group, mine) for group in groups for one in optimizers if (mine := one.of(group))]
     several = len(steps) > 1
@@ -346,13 +324,13 @@ def step_each(
 
 
 def clip_grad_norm_(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
-    """`torch.nn.utils.clip_grad_norm_`, for sparse gradients too."""
+    """Clip the gradient's total norm as `torch.nn.utils.clip_grad_norm_` does, sparse gradients included."""
     if not any(p.grad is not None and p.grad.is_sparse for p in parameters):
         nn.utils.clip_grad_norm_(parameters, max_norm)
         return
     for p in parameters:
         if p.grad is not None and p.grad.is_sparse:
-            p.grad = p.grad.coalesce()  # an index given twice is one entry of the gradient
+            p.grad = p.grad.coalesce()  # sums duplicate indices, which are one entry of the gradient
     present = [p.grad for p in parameters if p.grad is not None]
     values = [gradient.values() if gradient.is_sparse else gradient for gradient in present]
     scale = (max_norm / (nn.utils.get_total_norm(values) + 1e-6)).clamp(max=1)

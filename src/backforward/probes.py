@@ -1,7 +1,6 @@
-"""What a network is like at one moment: distributions in its layers, their Jacobians, coherence, sharpness.
+"""Measures a network at one moment: distributions in its layers, their Jacobians, coherence, sharpness.
 
-The functions here change no network, no running statistic and no generator but those of the copy that they are given.
-They know torch only.
+The functions change only the copy that they are given, and its generators.
 """
 
 from __future__ import annotations
@@ -15,20 +14,18 @@ from torch.utils.hooks import RemovableHandle
 
 Loss = Callable[[nn.Module], Tensor]
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Distributions
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Distributions ----------------------------------------------------------------------------------------------------
 
 
-KEPT = 25  # samples whose values `input_moments` returns
+KEPT = 25  # number of samples whose values `input_moments` returns
 
 
 class UnitMoments(NamedTuple):
-    """Moments of a layer's input, unit by unit.
+    """Mean and standard deviation of each unit (channel or feature) over samples and positions.
 
     Attributes:
-        mean: Of each unit (channel or feature) over samples and positions, ``[units]``, float64.
-        std: Its standard deviation, ``[units]``, float64.
+        mean: ``[units]``, float64.
+        std: ``[units]``, float64.
     """
 
     mean: Tensor
@@ -36,18 +33,18 @@ class UnitMoments(NamedTuple):
 
 
 class RunningMoments:
-    """Moments of values that come in batches, by merging those of each (Chan, Golub & LeVeque, 1979)."""
+    """Moments of values that come in batches, by merging each batch's moments (Chan, Golub & LeVeque, 1979)."""
 
     def __init__(self) -> None:
         self._count = 0
         self._mean = self._square = torch.zeros(())
 
     def add(self, values: Tensor, unit: int) -> None:
-        """Add values whose units lie along the axis `unit`."""
+        """Add values; their units lie along the axis `unit`."""
         unit %= values.ndim
         others = [axis for axis in range(values.ndim) if axis != unit]
-        # In two passes over the distances from one value of each unit: torch.var_mean takes ten times as long on a CPU,
-        # and a unit that never changes comes out with no variance at all.
+        # Two passes over the differences from one value per unit: torch.var_mean takes ten times as long on a CPU, and
+        # this way a constant unit has exactly zero variance.
         values = values if values.dtype == torch.float64 else values.float()
         one = values[tuple(slice(None) if axis == unit else slice(1) for axis in range(values.ndim))]
         away = values - one
@@ -64,12 +61,12 @@ class RunningMoments:
         self._count += count
 
     def result(self) -> UnitMoments:
-        """Moments of all values so far."""
+        """Return the moments of all values so far."""
         return UnitMoments(self._mean, (self._square / self._count).sqrt())
 
 
 def unit_axis(layer: nn.Module) -> int:
-    """The axis of a layer's input along which its units lie: the channels of a convolution, else the last axis."""
+    """Return the axis of the units in a layer's input: the channels of a convolution, else the last axis."""
     weight = getattr(layer, "weight", None)
     return 1 if isinstance(weight, Tensor) and weight.ndim > 2 else -1
 
@@ -77,15 +74,15 @@ def unit_axis(layer: nn.Module) -> int:
 def input_moments(
     network: nn.Module, names: Sequence[str], batches: Iterable[Tensor]
 ) -> tuple[dict[str, UnitMoments], dict[str, Tensor]]:
-    """What arrives at each layer.
+    """Measure the input of each layer.
 
     Args:
-        network: A copy, in the mode in which it is to be seen. Gets forward hooks for the time of the call.
-        names: Layers to look at; one whose module is never called is left out.
+        network: A copy of the network, in the mode to measure. Hooks are installed during the call.
+        names: Layers to measure; a layer whose module is never called is left out.
         batches: Inputs of the network.
 
     Returns:
-        By layer, the moments of each unit over all batches, and the values of the first few samples, units last.
+        By layer, the moments of each unit over all batches, and the values of the first `KEPT` samples, units last.
     """
     moments: dict[str, RunningMoments] = {}
     values: dict[str, Tensor] = {}
@@ -105,7 +102,7 @@ def input_moments(
 
 
 def _watch(network: nn.Module, batches: Iterable[Tensor], handles: Sequence[RemovableHandle]) -> None:
-    """Run the batches through the network without gradients, and take its hooks away again."""
+    """Run the batches through the network without gradients, then remove the hooks."""
     try:
         with torch.no_grad():
             for x in batches:
@@ -116,9 +113,9 @@ def _watch(network: nn.Module, batches: Iterable[Tensor], handles: Sequence[Remo
 
 
 def drift(now: UnitMoments, then: UnitMoments) -> Tensor:
-    """How far a layer's input has moved: the root mean square over units of the 2-Wasserstein distance between normals.
+    """Return how far a layer's input has moved: the root mean square over units of the 2-Wasserstein distance.
 
-    Between N(a, s^2) and N(b, t^2) that distance is sqrt((a - b)^2 + (s - t)^2).
+    Between the normals N(a, s^2) and N(b, t^2) that distance is sqrt((a - b)^2 + (s - t)^2).
     """
     return ((now.mean - then.mean).square() + (now.std - then.std).square()).mean().sqrt()
 
@@ -126,20 +123,20 @@ def drift(now: UnitMoments, then: UnitMoments) -> Tensor:
 def pre_activations(
     network: nn.Module, names: Sequence[str], batches: Iterable[Tensor], positions: int
 ) -> dict[str, Tensor]:
-    """What each layer's linear map gives, before its activation.
+    """Return the output of each layer's linear map, before its activation and before a norm that follows.
 
-    Taken before a norm that follows: such a norm is an affine map of each unit, which `gaussianity` does not notice
-    (but that a negative scale turns the sign of the skewness). A module that contains its activation tells by a method
-    `pre_activation(x)`, as NormProp's layers do.
+    Such a norm is an affine map per unit, to which `gaussianity` is invariant (except that a negative scale changes the
+    sign of the skewness). A module that contains its activation must have a method `pre_activation(x)`, as NormProp's
+    layers do.
 
     Args:
-        network: A copy, in the mode in which it is to be seen. Gets forward hooks for the time of the call.
-        names: Layers to look at; one whose module is never called is left out.
+        network: A copy of the network, in the mode to measure. Hooks are installed during the call.
+        names: Layers to measure; a layer whose module is never called is left out.
         batches: Inputs of the network.
-        positions: Of each sample at most so many positions of a convolution, drawn by a generator of its own.
+        positions: The largest number of positions per sample, drawn at random with a fixed seed.
 
     Returns:
-        By layer ``[values, units]``: one value a sample and position.
+        By layer ``[values, units]``, with one value per sample and position.
     """
     values: dict[str, list[Tensor]] = {}
     random = torch.Generator().manual_seed(0)
@@ -151,7 +148,7 @@ def pre_activations(
             z = z.movedim(unit_axis(module), 1).flatten(2) if z.ndim > 2 else z.unsqueeze(2)
             samples, units, places = z.shape
             chosen = torch.rand(samples, places, generator=random).argsort(dim=1)[:, :positions].to(z.device)
-            picked = z.gather(2, chosen.unsqueeze(1).expand(-1, units, -1))  # a copy: what follows may overwrite z
+            picked = z.gather(2, chosen.unsqueeze(1).expand(-1, units, -1))  # a copy: later calls may overwrite z
             values.setdefault(name, []).append(picked.movedim(1, -1).flatten(0, 1))
 
         return after
@@ -161,16 +158,16 @@ def pre_activations(
 
 
 class Gaussianity(NamedTuple):
-    """How far from a normal distribution each unit's values are; all 0 for a normal one.
+    """How far each unit's values are from a normal distribution; all 0 for a normal one.
 
-    None of the three changes when the values are shifted or scaled. NaN for a unit that never changes.
+    Shift and scale of the values do not matter. NaN for a constant unit.
 
     Attributes:
-        skewness: Third central moment over the cube of the standard deviation, ``[units]``.
-        kurtosis: Excess: fourth central moment over the square of the variance, less 3, ``[units]``; at least -2.
-        distance: Kolmogorov-Smirnov: largest difference between the values' distribution function and that of the
-            normal with their mean and variance, ``[units]``, in [0, 1]. Of n independent normal values it is on average
-            .63 / sqrt(n), not 0.
+        skewness: Third central moment divided by the cubed standard deviation, ``[units]``.
+        kurtosis: Excess kurtosis, fourth central moment divided by the squared variance, minus 3, ``[units]``; >= -2.
+        distance: Kolmogorov-Smirnov distance, the largest difference between the values' distribution function and that
+            of the normal with their mean and variance, ``[units]``, in [0, 1]. For n independent normal values its mean
+            is .63 / sqrt(n), not 0.
     """
 
     skewness: Tensor
@@ -179,9 +176,9 @@ class Gaussianity(NamedTuple):
 
 
 def gaussianity(values: Tensor) -> Gaussianity:
-    """Skewness, excess kurtosis and distance to the normal of each unit's values, in double precision.
+    """Return skewness, excess kurtosis and distance to the normal of each unit's values, in double precision.
 
-    Normalization Propagation rests on the claim that pre-activations are near to normal.
+    Normalization Propagation rests on the claim that pre-activations are nearly normal.
 
     Args:
         values: ``[values, units]``.
@@ -190,13 +187,13 @@ def gaussianity(values: Tensor) -> Gaussianity:
     return Gaussianity(*torch.cat(parts, dim=1))
 
 
-UNITS_AT_A_TIME = 64  # the copies that it makes are then smaller than the values themselves
+UNITS_AT_A_TIME = 64  # keeps the copies smaller than the values themselves
 
 
 def _gaussianity(values: Tensor) -> Gaussianity:
     ordered = values.sort(dim=0).values
     variance, mean = torch.var_mean(ordered, dim=0, correction=0)
-    std = variance.sqrt().masked_fill(ordered[0] == ordered[-1], torch.nan)  # rounding may leave it a little above 0
+    std = variance.sqrt().masked_fill(ordered[0] == ordered[-1], torch.nan)  # rounding may leave a constant's above 0
     z = (ordered - mean) / std
     normal = torch.special.ndtr(z)
     ranks = torch.arange(len(z) + 1, dtype=z.dtype, device=z.device).unsqueeze(1) / len(z)
@@ -205,26 +202,24 @@ def _gaussianity(values: Tensor) -> Gaussianity:
     return Gaussianity((square * z).mean(dim=0), square.square().mean(dim=0) - 3, distance)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Jacobian of a layer, Proposition 1 (Normalization Propagation, sections 3.4 and 3.1)
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Jacobian of a layer; Proposition 1 (Normalization Propagation, sections 3.4 and 3.1) -----------------------------
 
 
 def layer_jacobian(block: nn.Module, x: Tensor) -> Tensor:
-    """Jacobian of a block's output with respect to its input, at one sample.
+    """Return the Jacobian of a block's output with respect to its input, at one sample.
 
     Args:
-        block: Maps a batch to a batch, each sample by itself (BatchNorm in evaluation mode).
+        block: Maps a batch to a batch, each sample separately (BatchNorm in evaluation mode).
         x: The sample, ``[features]`` or ``[C, H, W]``.
 
     Returns:
-        ``[units, inputs]``. Of an output with positions, the units at the middle position, and of the inputs those that
-        they depend on: the columns of all others are 0.
+        ``[units, inputs]``. If the output has positions: the units at the middle position, and the inputs that they
+        depend on (all other columns are 0).
     """
     with torch.no_grad():
         shape = block(x[None]).shape[1:]
     middle = tuple(side // 2 for side in shape[1:])
-    copies = x.detach().expand(shape[0], *x.shape).clone().requires_grad_()  # one for each unit, one backward for all
+    copies = x.detach().expand(shape[0], *x.shape).clone().requires_grad_()  # one per unit, so one backward for all
     with torch.enable_grad():
         out = block(copies.clone())
         units = torch.arange(shape[0], device=out.device)
@@ -234,11 +229,11 @@ def layer_jacobian(block: nn.Module, x: Tensor) -> Tensor:
 
 
 class Spectrum(NamedTuple):
-    """Of a Jacobian ``[m, n]``.
+    """The spectrum of a Jacobian ``[m, n]``.
 
     Attributes:
         singular: Its singular values, largest first, ``[min(m, n)]``.
-        diagonal: The diagonal of J J^T, ``[m]``: 1 for each unit is what NormProp's factor J aims at (section 3.4).
+        diagonal: The diagonal of J J^T, ``[m]``. NormProp's factor J aims at 1 for each unit (section 3.4).
     """
 
     singular: Tensor
@@ -246,7 +241,7 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(jacobian: Tensor) -> Spectrum:
-    """Singular values and the diagonal of J J^T, in double precision; NaN where an entry is not finite."""
+    """Return singular values and the diagonal of J J^T, in double precision; NaN if an entry is not finite."""
     jacobian = jacobian.double()
     if not bool(torch.isfinite(jacobian).all()):
         return Spectrum(
@@ -256,30 +251,30 @@ def spectrum(jacobian: Tensor) -> Spectrum:
 
 
 class Incoherence(NamedTuple):
-    """Proposition 1 of Normalization Propagation for one weight matrix W ``[m, n]``, on white input of variance 1.
+    """Proposition 1 of Normalization Propagation for a weight matrix W ``[m, n]``, on white input of variance 1.
 
-    There the covariance of W x is Sigma = W W^T, with diagonal alpha_i = ||W_i||^2, and the claim bounds what is off
-    the diagonal by the coherence.
+    The covariance of W x is Sigma = W W^T with diagonal alpha_i = ||W_i||^2. The proposition bounds the off-diagonal
+    part by the coherence.
 
     **The printed bound is wrong.** It reads
 
         ||Sigma - diag(alpha)||_F <= sqrt(sum_i ||W_i||^2 (1 - ||W_i||^2)
                                           + sum_{i != j} m (m - 1) mu^2 ||W_i||^2 ||W_j||^2).
 
-    Its proof has ||W_i||^2 where ||W_i||^4 belongs, so that the diagonal does not cancel as it should, and multiplies
-    the sum over pairs, which has m (m - 1) terms, by m (m - 1) once more. For orthogonal rows longer than 1 the root is
-    imaginary, and rows that are long and a little coherent exceed the bound; for orthogonal rows shorter than 1 it is
-    positive though the left side is 0. Each entry off the diagonal is at most mu ||W_i|| ||W_j||, which gives
+    Its proof has ||W_i||^2 in place of ||W_i||^4, so the diagonal does not cancel, and it multiplies the sum over
+    pairs, which has m (m - 1) terms, by m (m - 1) once more. For orthogonal rows longer than 1 the root is imaginary;
+    long rows with a small coherence exceed the bound; for orthogonal rows shorter than 1 it is positive although the
+    left side is 0. Each off-diagonal entry is at most mu ||W_i|| ||W_j||, so
 
         ||Sigma - diag(alpha)||_F <= mu sqrt(sum_{i != j} ||W_i||^2 ||W_j||^2),
 
-    with equality where all pairs of rows are equally coherent.
+    with equality if all pairs of rows are equally coherent.
 
     Attributes:
         coherence: mu, the largest |cosine| between two rows.
         distance: ||Sigma - diag(alpha)||_F.
-        printed: The bound as printed; NaN where its root is imaginary.
-        mended: The bound that holds.
+        printed: The printed bound; NaN if its root is imaginary.
+        mended: The corrected bound.
     """
 
     coherence: Tensor
@@ -289,14 +284,14 @@ class Incoherence(NamedTuple):
 
 
 def incoherence(weight: Tensor) -> Incoherence:
-    """Coherence of a layer's rows or filters ``[m, ...]``, and Proposition 1 on white input, in double precision."""
+    """Return the coherence of a layer's rows or filters ``[m, ...]`` and both bounds, in double precision."""
     W = weight.detach().flatten(1).double()
     m = len(W)
     sigma = W @ W.T
     alpha = sigma.diagonal().clone()
     sigma.fill_diagonal_(0)
     lengths = alpha.sqrt()
-    cosines = (sigma.abs() / torch.outer(lengths, lengths)).nan_to_num(nan=0.0)  # a row of zeros is coherent with none
+    cosines = (sigma.abs() / torch.outer(lengths, lengths)).nan_to_num(nan=0.0)  # a zero row is coherent with none
     mu = cosines.max()
     pairs = alpha.sum().square() - alpha.square().sum()
     printed = (alpha * (1 - alpha)).sum() + m * (m - 1) * mu.square() * pairs
@@ -304,37 +299,35 @@ def incoherence(weight: Tensor) -> Incoherence:
 
 
 def cosines_of_pairs(weight: Tensor) -> Tensor:
-    """The m (m - 1) / 2 absolute cosines between two of a layer's rows or filters ``[m, ...]``, in double precision."""
+    """Return the m (m - 1) / 2 absolute cosines between a layer's rows or filters ``[m, ...]``, in double precision."""
     W = weight.detach().flatten(1).double()
-    unit = (W / W.norm(dim=1, keepdim=True)).nan_to_num(nan=0.0)  # a row of zeros is coherent with none
+    unit = (W / W.norm(dim=1, keepdim=True)).nan_to_num(nan=0.0)  # a zero row is coherent with none
     one, other = torch.triu_indices(len(W), len(W), offset=1, device=W.device)
     cosines: Tensor = (unit @ unit.T)[one, other].abs()
     return cosines
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Sharpness
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Sharpness --------------------------------------------------------------------------------------------------------
 
 
 def sharpness(network: nn.Module, losses: Sequence[Loss], *, products: int = 12, seed: int = 0) -> Tensor:
-    """Largest eigenvalue of the Hessian of a loss in the weights, from Hessian-vector products.
+    """Return the largest eigenvalue of the loss's Hessian with respect to the weights, from Hessian-vector products.
 
-    By the method of Lanczos: the largest Rayleigh quotient in the space that the same number of steps of power
-    iteration span. Power iteration itself ends 10 % too low where two eigenvalues lie close together, and at another
-    eigenvalue where a negative one is larger in modulus.
+    Uses the Lanczos method: the largest Rayleigh quotient in the space that power iteration spans. Power iteration
+    itself ends 10 % too low if two eigenvalues are close, and at another eigenvalue if a negative one has a larger
+    modulus.
 
-    A loss given in parts is gone through part by part in each product, and no more than one part's graph is ever held
-    (see `graph_bytes`). The graph of one that comes whole is kept from product to product, which spares its making.
+    If the loss is given in parts, each product handles one part at a time, so no more than one part's graph is in
+    memory (see `graph_bytes`). The graph of a single part is kept from product to product, which saves time.
 
     Args:
         network: The network, or a copy of it.
-        losses: Each maps it to a part of the loss, which is their sum.
-        products: Of the Hessian with a vector; as many vectors of the size of all weights are kept.
-        seed: Of the start vector, drawn from a generator of its own.
+        losses: Each maps the network to a part of the loss, which is their sum.
+        products: Number of Hessian-vector products; as many vectors of the size of all weights are kept.
+        seed: Seed of the start vector, which has a generator of its own.
 
     Returns:
-        A scalar, float64; a lower bound of the largest eigenvalue, but for rounding. NaN where a product is not finite.
+        A scalar, float64: up to rounding, a lower bound of the largest eigenvalue. NaN if a product is not finite.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
     whole = _slope(network, losses[0], parameters) if len(losses) == 1 else None
@@ -354,11 +347,11 @@ def sharpness(network: nn.Module, losses: Sequence[Loss], *, products: int = 12,
     basis = torch.zeros(0, size, dtype=vector.dtype, device=vector.device)
     images = basis
     for _ in range(min(products, size)):
-        for _ in range(2):  # once leaves rounding errors that grow
+        for _ in range(2):  # after a single orthogonalisation, rounding errors grow
             vector = vector - basis.T @ (basis @ vector)
         length = vector.norm()
         if basis.shape[0] and not length > torch.finfo(vector.dtype).eps * images[-1].norm():
-            break  # the space is closed, or something is not finite
+            break  # the space is complete, or a value is not finite
         basis = torch.cat([basis, (vector / length).unsqueeze(0)])
         vector = product(basis[-1])
         images = torch.cat([images, vector.unsqueeze(0)])
@@ -370,26 +363,21 @@ def sharpness(network: nn.Module, losses: Sequence[Loss], *, products: int = 12,
 
 
 def _slope(network: nn.Module, loss: Loss, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The flat gradient, differentiable."""
+    """Return the flat gradient, differentiable."""
     with torch.enable_grad():
         slopes = torch.autograd.grad(loss(network), parameters, create_graph=True, materialize_grads=True)
         return torch.cat([slope.reshape(-1) for slope in slopes])
 
 
 def graph_bytes(network: nn.Module, loss: Loss) -> int:
-    """Bytes that autograd holds to differentiate the gradient of a loss once more, besides the weights.
-
-    Args:
-        network: The network, or a copy of it.
-        loss: Maps it to the loss.
-    """
+    """Return the number of bytes that autograd keeps to differentiate a loss's gradient again, without the weights."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     weights = {p.untyped_storage().data_ptr() for p in parameters}
     held: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        held[storage.data_ptr()] = storage.nbytes()  # the graph keeps it alive: no other has its address
+        held[storage.data_ptr()] = storage.nbytes()  # the graph keeps it alive, so the address is unique
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -2,18 +2,18 @@
 
     rule = Backforward(model, optimizer, loss_fn)
     for x, y in batches:
-        out = rule.step(x, y)      # out.loss, out.output: at the weights before any update of this batch
+        out = rule.step(x, y)      # out.loss and out.output are computed before any update of this batch
 
-Backforward Propagation (Stoica & Simionescu, AAAI 2023) updates the layers one at a time, from input to output, and
-redoes forward and backward after each update, so that every layer steps along the gradient that it really faces:
+Backforward Propagation (Stoica & Simionescu, AAAI 2023) updates the layers one at a time, from input to output. It
+repeats forward and backward after each update, so every layer steps along the gradient at the current weights:
 
     for each group of parameters, in forward order:
-        loss     = loss_fn(model(x), y)           # groups before this one are already updated, those after it not
+        loss     = loss_fn(model(x), y)           # earlier groups are already updated, later ones are not
         gradient = d loss / d group
         one optimizer step of this group alone
 
 `UpdateRule.step` is this loop. A rule wraps any `torch.optim.Optimizer` that needs no closure. `engines` computes the
-passes; `batch` makes all passes of a batch one function.
+passes; `batch` keeps the state that they share.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ AfterUpdate: TypeAlias = Callable[[Sequence[nn.Parameter]], None]
 
 
 class StepResult(NamedTuple):
-    """What a batch showed.
+    """The result of a batch.
 
     Attributes:
-        loss: Scalar, detached: the loss at the weights before any update of this batch. May be infinite or NaN.
-        output: The network's output at those weights, detached.
-        joint_loss: With `joint_pass`, the loss that its joint pass saw: after the single updates, before the joint one.
+        loss: Scalar, detached: the loss before any update of this batch. May be infinite or NaN.
+        output: The network's output before any update of this batch, detached.
+        joint_loss: With `joint_pass`, the loss in the joint pass: after the single updates, before the joint one.
     """
 
     loss: Tensor
@@ -66,16 +66,16 @@ class StepResult(NamedTuple):
 
 
 class Rule(Protocol):
-    """What a training loop needs of an update rule."""
+    """What a training loop needs from an update rule."""
 
     def prepare(self, x: Any) -> None:
-        """Refuse, before anything starts, a network or groups that the rule cannot work with."""
+        """Refuse a network or groups that the rule cannot handle, before training starts."""
 
     def set_epoch(self, epoch: int, batch: int | None = None) -> None:
-        """Say which epoch begins (from 0), and how many batches came before it, over all epochs."""
+        """Set the epoch that begins (from 0) and the number of batches before it, over all epochs."""
 
     def step(self, x: Any, y: Any) -> StepResult:
-        """Change the weights by one mini-batch."""
+        """Update the weights on one mini-batch."""
         ...
 
 
@@ -83,29 +83,30 @@ class Rule(Protocol):
 
 
 class UpdateRule:
-    """The part that all update rules share: a batch is a sequence of passes, each followed by an update.
+    """Base of all update rules: a batch is a sequence of passes, each followed by an update.
 
     Args:
-        model: The network. Several inputs are given to `step` as a tuple.
-        optimizer: Any torch optimizer that needs no closure, or a list of several that share the parameters. Each acts
-            as one optimizer for each group (see `optimizers`).
+        model: The network.
+        optimizer: A torch optimizer that needs no closure, or a list of several that share the parameters. Each acts
+            as one optimizer per group (see `optimizers`).
         loss_fn: Maps (output, target) to a scalar loss.
         max_grad_norm: Clips the gradient of every update to this L2 norm.
-        micro_batches: Gradient accumulation: each pass runs forward and backward on k equal parts of the batch in turn
-            and takes the mean of their gradients. `output` is then a list.
-        reduce: Averages a flat gradient over ranks; called once per update. Without it ranks would part in silence.
-            Weights then stay bitwise equal on all ranks. BatchNorm normalises by each rank's own part of the batch,
-            so its running statistics differ between ranks (unless it is `SyncBatchNorm`), and a run differs from one
+        micro_batches: Gradient accumulation: each pass splits the batch into this many equal parts and averages their
+            gradients. `output` is then a list.
+        reduce: Averages a flat gradient over ranks; called once per update, it keeps the weights bitwise equal on all
+            ranks. Without it ranks diverge silently. BatchNorm still normalises by each rank's part of the batch
+            (unless it is `SyncBatchNorm`), so its running statistics differ between ranks, and a run differs from one
             process on the joined batch.
-        step: Takes the optimizer's step; its argument is True for the last step of a batch, and only then. Default:
+        step: Takes the optimizer's step; its argument is True for the last step of a batch only. Default:
             `optimizer.step()`.
-        after_update: Called with the parameters just updated, after every optimizer step, without gradients (a
-            projection, say). Later passes of the batch see what it did. In `step` and `after_update` the parameters'
-            `.grad` is the gradient stepped along; that of all others is None.
+        after_update: Called under `no_grad` with the updated parameters after every optimizer step (a projection, say);
+            later passes of the batch see its effect. In `step` and `after_update`, `.grad` is the gradient of this
+            update; it is None for all other parameters.
 
     Raises:
-        TypeError: An argument is of the wrong kind.
-        ValueError: An optimizer that needs a closure, a network wrapped for data parallelism, max_grad_norm <= 0.
+        TypeError: An argument has the wrong type.
+        ValueError: The optimizer needs a closure, the network is wrapped for data parallelism, or a number is out of
+            range.
     """
 
     joint_pass = False
@@ -126,7 +127,7 @@ class UpdateRule:
         name = type(self).__name__
         if not isinstance(model, nn.Module):
             raise TypeError(f"{name}: model is a {type(model).__name__}; give a torch.nn.Module")
-        if isinstance(model, DataParallel | DistributedDataParallel):  # right kind, wrong place: no TypeError
+        if isinstance(model, DataParallel | DistributedDataParallel):  # a module, so no TypeError
             raise ValueError(f"{name}: give the network itself, not {type(model).__name__}, and average with reduce=")  # noqa: TRY004
         if not callable(loss_fn):
             raise TypeError(f"{name}: loss_fn is a {type(loss_fn).__name__}; give a function of (output, target)")
@@ -151,41 +152,35 @@ class UpdateRule:
 
     @property
     def groups(self) -> list[Group]:
-        """The groups (name, parameters) of the last batch, in the order of their updates.
-
-        Known after the first batch, or `prepare`.
-        """
+        """The groups (name, parameters) of the last batch, in the order of updates; known after `prepare` or a step."""
         if self._groups is None:
             raise RuntimeError("groups are known after the first batch; call rule.prepare(x) to have them before")
         return self._groups
 
     def prepare(self, x: Any) -> None:
-        """Find the groups from the inputs of a batch, without changing anything. `step` does it when it must."""
+        """Find the groups from a batch's inputs without changing anything. Optional: `step` does it itself."""
         raise NotImplementedError
 
     def set_epoch(self, epoch: int, batch: int | None = None) -> None:
-        """Tell the rule which epoch begins, and after how many batches.
+        """Set the epoch that begins (from 0) and the number of batches trained on before it, over all epochs.
 
-        Args:
-            epoch: From 0; only switching rules use it.
-            batch: Batches trained on before, over all epochs; None keeps the rule's own count. A run that goes on from
-                a checkpoint needs it where chance is drawn anew for each batch.
+        `batch=None` keeps the rule's own count. Pass it when resuming from a checkpoint with `order="random"`.
         """
         if batch is not None:
             self._batches = batch
 
     def step(self, x: Any, y: Any) -> StepResult:
-        """Let one mini-batch change the weights.
+        """Update the weights on one mini-batch.
 
         Args:
-            x: The input, or a tuple of several.
-            y: The target, handed to the loss function.
+            x: The input: a tensor, a tuple of positional inputs or a dict of keyword inputs.
+            y: The target, passed to the loss function.
 
         Returns:
-            Loss and output at the weights before any update of this batch.
+            The loss and the output before any update of this batch.
 
         Raises:
-            ValueError: The loss does not depend on a group, float16 autocast, a network that changes its input.
+            ValueError: The loss depends on no parameter, autocast is float16, or the network changes its input.
         """
         parts = split(x, y, self.micro_batches)
         trained = self._trainable()
@@ -194,22 +189,22 @@ class UpdateRule:
             parameter.grad = None
         result: StepResult | None = None
         with closing(self._passes(parts, trained)) as passes:
-            for group, output, loss, gradients, last in passes:  # groups before this one are updated
+            for group, output, loss, gradients, last in passes:  # earlier groups are already updated
                 if result is None:
                     result = StepResult(loss.detach(), detached(output))
                 if last and self.joint_pass:
                     result = result._replace(joint_loss=loss.detach())
                 owners = self.groups if last and self.joint_pass else [group]
                 self._update(group.parameters, gradients, [owner.parameters for owner in owners], last=last)
-                del output, loss, gradients  # the next pass needs nothing of this one
+                del output, loss, gradients  # free them before the next pass
                 if autocast:
-                    torch.clear_autocast_cache()  # it holds casts of the weights as they were
+                    torch.clear_autocast_cache()  # its casts are of the old weights
         assert result is not None
         self._batches += 1
         return result
 
     def _passes(self, parts: list[Part], trained: list[nn.Parameter]) -> Generator[Pass, None, None]:
-        """The passes of a batch: for each a group and its gradient, at the weights as they are by then."""
+        """Yield the passes of a batch: each a group and its gradient at the current weights."""
         raise NotImplementedError
 
     def _update(
@@ -220,7 +215,7 @@ class UpdateRule:
         *,
         last: bool,
     ) -> None:
-        """One step of these parameters, as the optimizers of the groups (`parts`) that they belong to."""
+        """Step these parameters once, with the optimizer of each group in `parts`."""
         if self._reduce is not None:
             gradients = _reduced(self._reduce, gradients)
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -235,7 +230,7 @@ class UpdateRule:
             parameter.grad = None
 
     def _trainable(self) -> list[nn.Parameter]:
-        """The parameters that the optimizer holds and that are not frozen, in the network's order."""
+        """Return the optimizer's parameters that are not frozen, in the network's order."""
         held = {id(p) for p in parameters_of(self.optimizer)}
         self._network = now(self.model, self._network)
         own = self._network.parameters
@@ -248,12 +243,12 @@ class UpdateRule:
 
 
 class Backprop(UpdateRule):
-    """Backpropagation: one forward and backward, one step of all parameters (`sgd`).
+    """Backpropagation: one forward and backward, then one step of all parameters (`sgd`).
 
     Args:
         model, optimizer, loss_fn, max_grad_norm, reduce, step, after_update, micro_batches: See `UpdateRule`.
-        repeats: Number of such updates on each batch (the control of equal cost). All of them see the same dropout
-            draws, and running statistics move in the first.
+        repeats: Number of updates on each batch (a control of equal cost). All updates see the same dropout draws;
+            running statistics change in the first only.
     """
 
     _of_all = True
@@ -292,7 +287,7 @@ class Backprop(UpdateRule):
         return [_all(self._trainable())]
 
     def prepare(self, x: Any) -> None:
-        """Nothing has to be found."""
+        """Do nothing: there is one group."""
 
     def _passes(self, parts: list[Part], trained: list[nn.Parameter]) -> Generator[Pass, None, None]:
         assert self._network is not None
@@ -303,23 +298,27 @@ class Backprop(UpdateRule):
 
 
 class Backforward(UpdateRule):
-    """Backforward Propagation: for each group in turn a pass at the current weights and a step of that group alone.
+    """Backforward Propagation: for each group in turn, one pass at the current weights and one step of that group.
+
+    Examples:
+        >>> rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.functional.cross_entropy)
+        >>> out = rule.step(x, y)      # replaces zero_grad, backward and step
 
     Args:
         model, optimizer, loss_fn, max_grad_norm, reduce, step, after_update, micro_batches: See `UpdateRule`.
-        groups: "layer": one group for each module that directly holds parameters, a normalisation layer joining the
-            layer before it; an integer k: k groups of neighbouring layers of near-equal multiply-accumulates (1 is
-            ordinary backpropagation); or a list of lists of module names, updated in the order given.
-        engine: "replay" computes only what changed since the pass before (exact: bitwise equal to "naive", which runs
-            the whole network in each pass); "auto" is "replay";
-            "shortcut" (see `Shortcut`) serves chains of linear layers under plain SGD.
-        joint_pass: Append one ordinary update of all groups (what the paper's published code does).
-        order: "forward" updates the groups first to last; "reverse", last to first; "random", in an order drawn for
-            each batch. A joint pass stays the last, and running statistics change in the pass of their own group.
-        seed: Of "random": the order of a batch depends on it and on the number of batches before, on nothing else.
+        groups: "layer": one group per module that directly holds parameters; a normalisation layer joins the layer
+            before it. An integer k: k groups of neighbouring layers with near-equal multiply-accumulates (1 is ordinary
+            backpropagation). Or a list of lists of module names, in the order of updates.
+        engine: "naive" runs the whole network in each pass; "replay" recomputes only what changed since the pass before
+            and is bitwise equal to "naive" on a CPU; "auto" is "replay"; "shortcut" handles chains of linear layers
+            under plain SGD, and equals "naive" up to rounding.
+        joint_pass: Append one ordinary update of all groups, as the paper's published code does.
+        order: "forward" updates the groups first to last, "reverse" last to first, "random" in an order drawn for each
+            batch. A joint pass stays last, and running statistics change in the pass of their own group.
+        seed: Seed of the "random" order, which depends only on it and on the number of batches before.
 
     Raises:
-        TypeError, ValueError: Bad arguments, at once where they can be seen, else at the first batch.
+        TypeError, ValueError: An argument is wrong; raised at construction if possible, else at the first batch.
     """
 
     def __init__(
@@ -381,11 +380,11 @@ class Backforward(UpdateRule):
 
     @property
     def engine_reason(self) -> str:
-        """Why the passes of the last batch ran in full though the engine is not naive; empty where they did not."""
+        """Why passes of the last batch ran in full although the engine is not "naive"; empty if none did."""
         return self._engine.reason
 
     def prepare(self, x: Any) -> None:
-        """See `UpdateRule`."""
+        """Find the groups from a batch's inputs (see `UpdateRule.prepare`)."""
         trained = self._trainable()
         if self._is_plain():
             self._groups = [_all(trained)]
@@ -428,7 +427,7 @@ class Backforward(UpdateRule):
         return self._shortcut.run(inputs, target)
 
     def _arrange(self, order: Sequence[str], trained: list[nn.Parameter]) -> Groups:
-        """The groups of a batch, from the layers in the order in which it uses them."""
+        """Return the batch's groups, given its layers in order of first use."""
         key = (tuple(order), tuple(map(id, trained)))
         found = self._known.get(key)
         if found is None:
@@ -441,7 +440,7 @@ class Backforward(UpdateRule):
         return found
 
     def _ordered(self, found: Groups) -> Groups:
-        """The groups in the order of this batch's updates."""
+        """Return the groups in the order of this batch's updates."""
         if self.order == "forward":
             return found
         order = list(range(len(found.groups)))
@@ -480,10 +479,9 @@ def _all(trained: Sequence[nn.Parameter]) -> Group:
 
 
 def _autocast(device: str) -> bool:
-    """Whether autocast is on.
+    """Return whether autocast is on; raise `ValueError` if it is float16.
 
-    Raises:
-        ValueError: It is on with float16, which needs a gradient scaler, whose scale moves within a batch.
+    Float16 needs a gradient scaler, whose scale changes within a batch.
     """
     if not torch.is_autocast_enabled(device):
         return False
@@ -493,7 +491,7 @@ def _autocast(device: str) -> bool:
 
 
 def _reduced(reduce: Reduce, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """All gradients through one call of `reduce`."""
+    """Average all gradients with one call of `reduce`."""
     present = [gradient for gradient in gradients if gradient is not None]
     flat = reduce(torch.cat([gradient.reshape(-1) for gradient in present]))
     parts = iter(flat.split([gradient.numel() for gradient in present]))

@@ -1,27 +1,24 @@
-"""Internal covariate shift and what goes with it, measured: the change of what a layer sees while those below it learn.
+"""Measures internal covariate shift: how a layer's gradient changes while the layers below it learn.
 
     watch = Watch(network)
     rule = Backforward(network, optimizer, loss_fn, after_update=watch.observe)
-    watch.begin()                                     # before a batch whose shift is wanted
+    watch.begin()                                     # before a batch whose shift to measure
     rule.step(x, y)
     for update in watch.end():
         shifts = covariate_shift(watch.replica, layers(watch.replica, x), update, lambda net: loss_fn(net(x), y))
 
-Two measures of covariate shift, for each layer i and each update of a batch. G_i is the gradient of the loss on this
-batch with respect to layer i at the weights before the update; G'_i the same after the layers below i have taken their
-real step of this update (whatever momentum, weight decay, clipping or projection made of it), layer i and those above
-being as before; g_i the gradient that the update rule stepped along.
+There are two measures, for each layer i and each update of a batch. Let G_i be the gradient of the batch's loss with
+respect to layer i before the update. Let G'_i be the same gradient after the layers below i have taken their actual
+step (with momentum, weight decay, clipping, projection), while layer i and those above are unchanged. Let g_i be the
+gradient along which the update rule stepped.
 
 - *Induced shift*, between G_i and G'_i (Santurkar et al., "How Does Batch Normalization Help Optimization?", NeurIPS
-  2018, section 2.2): how far the layers below move the ground under layer i. Not 0 under any rule when i > 1.
-- *Applied shift*, between g_i and G'_i: by how much layer i steps along a gradient that it no longer faces. Under
-  ordinary backpropagation g_i = G_i, so it equals the induced one; under exact Backforward Propagation it is 0.
+  2018, section 2.2): how much the layers below change layer i's gradient. For i > 1 it is nonzero under every rule.
+- *Applied shift*, between g_i and G'_i: how outdated the gradient is along which layer i steps. Under ordinary
+  backpropagation g_i = G_i, so it equals the induced shift; under exact Backforward Propagation it is 0.
 
-G'_i is computed anew on a copy of the network, never taken from the update rule, so a rule that only claims to use
-fresh gradients is found out.
-
-The functions here change no network, no running statistic and no generator but those of the copy that they are given.
-They know torch, `batch` and `groups` only.
+G'_i is recomputed on a copy of the network and never taken from the update rule, so the measure exposes a rule that
+uses outdated gradients. The functions change only the copy that they are given, and its generators.
 """
 
 from __future__ import annotations
@@ -42,34 +39,27 @@ Loss = Callable[[nn.Module], Tensor]
 Reduce = Callable[[Tensor], Tensor]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Layers
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Layers -----------------------------------------------------------------------------------------------------------
 
 
 def layers(network: nn.Module, x: Any) -> list[Group]:
-    """The parametric layers in forward order, each with the parameters of its normalisation layer.
+    """Return the parametric layers in forward order, each with the parameters of its normalisation layer.
 
     Args:
-        network: Any network; its buffers and the generators are left as they were.
+        network: Any network; its buffers and the generators stay unchanged.
         x: A batch of inputs, or a tuple of several inputs.
 
     Returns:
-        (name, trainable parameters) of each; layers that the forward does not use, or that are frozen, are left out.
+        (name, trainable parameters) of each layer, without those that are frozen or unused in the forward.
     """
     trainable = [p for p in network.parameters() if p.requires_grad]
     return group_layers(network, trainable, survey(network, Inputs.of(x)).order.used, "layer", {}).groups
 
 
 def block_name(layer: str, others: Iterable[str]) -> str:
-    """The largest module that holds this layer and no other: the layer with its normalisation and activation.
+    """Return the largest module that contains this layer and none of the others: usually with its norm and activation.
 
-    Args:
-        layer: Qualified name of the layer.
-        others: Names of all layers.
-
-    Returns:
-        The module's qualified name; the layer's own where its parent holds other layers too.
+    All names are qualified. The result is the layer's own name if its parent contains other layers too.
     """
     strangers = [name for name in others if name != layer]
     block = layer
@@ -81,18 +71,16 @@ def block_name(layer: str, others: Iterable[str]) -> str:
     return block
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Covariate shift
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Covariate shift --------------------------------------------------------------------------------------------------
 
 
 class Shift(NamedTuple):
-    """How far a gradient is from the one that the layer really faces, G'.
+    """The difference between a gradient and the layer's gradient G' after the update of the layers below.
 
     Attributes:
         distance: L2 norm of the difference.
-        relative: The same as a share of the norm of G'.
-        cosine: Of the angle between them.
+        relative: That norm divided by the norm of G'.
+        cosine: Cosine of the angle between them.
     """
 
     distance: Tensor
@@ -116,12 +104,12 @@ class LayerShift(NamedTuple):
 
 @dataclass
 class Update:
-    """What one update of a batch did; lists in the order of `network.parameters()`.
+    """One update of a batch, as lists in the order of `network.parameters()`.
 
     Attributes:
         before: The parameters before the update.
-        after: The same after it.
-        gradients: What each was stepped along; None for a parameter that was left out.
+        after: The parameters after the update.
+        gradients: The gradient that each stepped along; None for a parameter that the update left out.
     """
 
     before: list[Tensor]
@@ -130,10 +118,10 @@ class Update:
 
 
 def compare(gradient: Tensor, real: Tensor) -> Shift:
-    """Compare a flat gradient with the one really faced; in double precision, whatever theirs."""
+    """Compare a flat gradient with the real one, in double precision."""
     double = real.double()
     norm = double.norm()
-    if torch.equal(gradient, real):  # half of all: a look at them costs a sixth of the rest
+    if torch.equal(gradient, real):  # true for half of the calls, and costs a sixth of the comparison
         distance, product, length = 0 * norm, norm * norm, norm
     else:
         gradient = gradient.double()
@@ -144,18 +132,17 @@ def compare(gradient: Tensor, real: Tensor) -> Shift:
 def covariate_shift(
     replica: nn.Module, layers: Sequence[Group], update: Update, loss: Loss, reduce: Reduce | None = None
 ) -> list[LayerShift]:
-    """Induced and applied shift of every layer in one update: one forward and backward for each layer.
+    """Return the induced and applied shift of every layer in one update; costs one forward and backward per layer.
 
     Args:
         replica: A copy of the network; its parameters are overwritten.
         layers: The copy's layers in forward order (see `layers`).
-        update: What the update did.
-        loss: Maps the copy to the loss of the batch; the same function at every call (draws, batch statistics).
+        update: The update.
+        loss: Maps the copy to the loss of the batch; must be the same function at every call (draws, statistics).
         reduce: Averages a flat gradient over ranks, as in the update rule.
 
     Returns:
-        One entry a layer. Its gradient before the update comes first, when nothing has moved: the first layer's
-        induced shift is 0.
+        One entry per layer. The first layer's induced shift is 0, since no layer lies below it.
     """
     own = list(replica.parameters())
     place = {id(p): i for i, p in enumerate(own)}
@@ -194,10 +181,10 @@ def write(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 class Watch:
-    """Sees what an update rule makes of one batch, from its `after_update` hook.
+    """Records the updates that a rule makes in one batch, through its `after_update` hook.
 
-    An *update* of the batch ends when a parameter is about to be updated for the second time: one pass of
-    Backforward Propagation over all layers is one update, its joint pass another; repeats are one each.
+    A new update begins when a parameter is updated a second time: one pass of Backforward Propagation over all layers
+    is one update, its joint pass another, and each repeat of `Backprop` another.
 
     Args:
         network: The network that the rule trains.
@@ -218,7 +205,7 @@ class Watch:
         self._buffers: list[Tensor] = []
 
     def begin(self) -> None:
-        """The batch begins: remember weights, buffers, modes and the generators' states."""
+        """Begin a batch: save weights, buffers, modes and the generators' states."""
         weights = [p.detach().clone() for p in self._parameters]
         self._updates = [Update(weights, list(weights), [None] * len(weights))]
         self._buffers = [buffer.clone() for buffer in self._network.buffers()]
@@ -228,7 +215,7 @@ class Watch:
         self._watching = True
 
     def observe(self, parameters: Sequence[nn.Parameter]) -> None:
-        """A step has been taken: note these parameters and the gradients in their `.grad`."""
+        """Record a step of these parameters, with the gradients in their `.grad`."""
         if not self._watching:
             return
         update = self._updates[-1]
@@ -241,19 +228,19 @@ class Watch:
             update.gradients[i] = None if parameter.grad is None else parameter.grad.detach().clone()
 
     def end(self) -> list[Update]:
-        """The batch has ended: return its updates."""
+        """End the batch and return its updates."""
         self._watching = False
         return self._updates
 
     def as_before(self) -> None:
-        """Let the copy's buffers and the generators be as they were when the batch began."""
+        """Set the copy's buffers and the generators back to the start of the batch."""
         write(list(self.replica.buffers()), self._buffers)
         self._generators.restore(self._start)
 
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Put the generators of host and devices back at the end."""
+    """Restore the generators of CPU and devices at the end."""
     generators = Generators(p.device for p in network.parameters())
     states = generators.save()
     try:

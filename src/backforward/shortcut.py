@@ -1,7 +1,4 @@
-"""The `shortcut` engine: a chain of linear layers under plain SGD, whose outputs follow from the step.
-
-The chain is found by looking on while the network's forward runs.
-"""
+"""The `shortcut` engine: for a chain of linear layers under plain SGD, a layer's new output follows from its step."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from backforward.groups import Group
 
 
 class _Call(NamedTuple):
-    """A call of torch: the function, its arguments, its result."""
+    """A call of torch."""
 
     func: Any
     args: Any
@@ -29,7 +26,7 @@ class _Call(NamedTuple):
 
 
 class _Recorder(TorchFunctionMode):
-    """Notes all calls that make tensors."""
+    """Records all calls that make tensors or change one in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,14 +45,14 @@ class _Recorder(TorchFunctionMode):
 def linear_chain(
     model: nn.Module, inputs: Inputs
 ) -> tuple[Callable[[Tensor], Tensor], list[nn.Linear], list[Callable[[Tensor], Tensor]]]:
-    """See a network as linear layers in a row, with nothing but fixed functions between them.
+    """Watch one forward of a network and split it into linear layers in a row, with fixed functions between them.
 
     Returns:
-        The function from the input to the first layer; the layers; for each the function from its output to the next
-        one (from the last to the network's output).
+        The function from the input to the first layer; the layers; for each layer the function from its output to the
+        next layer, or to the network's output.
 
     Raises:
-        ValueError: It is no such chain; the message says why.
+        ValueError: The network is no such chain; the message says why.
     """
     given = [*inputs.args, *inputs.kwargs.values()]
     if len(given) != 1 or not isinstance(given[0], Tensor):
@@ -77,13 +74,13 @@ def linear_chain(
     linears: list[nn.Linear] = []
     runs: list[list[_Call]] = [[]]
     starts = [given[0]]
-    value = given[0]  # what the next call of the chain must take
+    value = given[0]  # the next call of the chain must take this
     chained = {id(value)}
     for call in recorder.calls:
         taken = [t for t in tensors_in([call.args, call.kwargs]) if id(t) in chained]
         weights = [t for t in tensors_in([call.args, call.kwargs]) if id(t) in owner]
         if not taken and not weights:
-            runs[-1].append(call)  # of buffers and constants alone
+            runs[-1].append(call)  # computed from buffers and constants alone
             continue
         if len(taken) != 1 or taken[0] is not value:
             raise ValueError("its operations are no chain")
@@ -109,14 +106,14 @@ def linear_chain(
 
 
 def identity(value: Tensor) -> Tensor:
-    """What stands between two layers with nothing between them."""
+    """Return the value: the function between two adjacent layers."""
     return value
 
 
 def _function(run: Sequence[_Call], start: Tensor) -> Callable[[Tensor], Tensor]:
-    """Recorded calls as a function; `identity` where there are none, `torch.relu` where that is all.
+    """Return recorded calls as a function: `identity` if there are none, `torch.relu` if it is the only one.
 
-    The function leaves its argument alone, also where the calls change it in place.
+    The function never changes its argument, even if the calls do.
     """
     if not run:
         return identity
@@ -126,7 +123,7 @@ def _function(run: Sequence[_Call], start: Tensor) -> Callable[[Tensor], Tensor]
     calls = []
     for i, call in enumerate(run, start=1):
         calls.append((call.func, _placed(call.args, places), _placed(call.kwargs, places)))
-        places[id(call.out)] = i  # of a call in place the same tensor, with a new value
+        places[id(call.out)] = i  # an in-place call returns the same tensor with a new value
     in_place = any(call.in_place for call in run)
 
     def function(value: Tensor) -> Tensor:
@@ -139,7 +136,7 @@ def _function(run: Sequence[_Call], start: Tensor) -> Callable[[Tensor], Tensor]
 
 
 class _Place(NamedTuple):
-    """Stands for a value that is computed before."""
+    """Stands for a value computed earlier."""
 
     number: int
 
@@ -165,27 +162,20 @@ def _alike(now: dict[str, Any], then: dict[str, Any]) -> bool:
 
 
 class Shortcut:
-    """A chain of linear layers under plain SGD: a layer's new output is known without its new weights.
+    """Computes the passes of a chain of linear layers under plain SGD without a forward of each layer's new weights.
 
-    A layer's input h [n, d_in] is final when its turn comes. With d [n, d_out] the gradient at its output
-    z = h W^T + b, the step of W by -lr d^T h and of b by -lr 1^T d moves the output to
+    When a layer is updated, its input h [n, d_in] is final. With d [n, d_out] the gradient at its
+    output z = h W^T + b, the step of W by -lr d^T h and of b by -lr 1^T d changes the output to
 
         z - lr (h h^T + 1 1^T) d,
 
-    which costs n^2 (d_in + d_out) multiply-accumulates where the layer itself costs n d_in d_out; it is used where
-    n < d_in d_out / (d_in + d_out). Forward and backward of the layers are written out, and so are the derivatives of
-    ReLU and of the mean cross-entropy; autograd serves other activations and losses. The engine takes the steps itself,
-    with the optimizer's learning rates, and adds d^T h onto the weight without ever holding the gradient: the
-    optimizer's own step at the end of the batch finds no gradients and only counts.
+    which costs n^2 (d_in + d_out) multiply-accumulates instead of the layer's n d_in d_out. The engine uses it if
+    n < d_in d_out / (d_in + d_out). It computes the layers, ReLU and the mean cross-entropy and their derivatives
+    directly; autograd handles other activations and losses. It takes the steps itself with the optimizer's learning
+    rates, adding d^T h to the weight without storing the gradient; the optimizer's own step at the end of the batch
+    finds no gradients and only counts.
 
-    Exact in mathematics, not bitwise.
-
-    Args:
-        model: The network.
-        loss_fn: Maps (output, target) to a scalar loss.
-        inputs: Of a batch, to look on at.
-        groups: Of its layers.
-        optimizer: Plain SGD.
+    Mathematically exact, but not bitwise.
 
     Raises:
         ValueError: The network is no such chain, or the loss may draw.
@@ -214,12 +204,12 @@ class Shortcut:
         self._buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
 
     def outdated(self, trained: Sequence[nn.Parameter]) -> bool:
-        """Whether the network is no longer the chain that was seen."""
+        """Return whether the network has changed since its forward was watched."""
         same = [id(p) for p in trained] == [id(p) for p in self._every.parameters]
         return not (same and all(_alike(now, then) for now, then in [*self._state, *self._buffers]))
 
     def run(self, inputs: Inputs, target: Any) -> Generator[Pass, None, None]:
-        """One pass, with the output and loss of the first; the updates are already made."""
+        """Yield one pass, with output and loss before the batch's updates, which are already made."""
         require_plain_sgd(self._optimizer)
         (x,) = [*inputs.args, *inputs.kwargs.values()]
         if torch.is_autocast_enabled(x.device.type):
@@ -229,7 +219,7 @@ class Shortcut:
         yield Pass(self._every, output, loss, [None] * len(self._every.parameters), True)
 
     def _batch(self, x: Tensor, target: Any) -> tuple[Tensor, Tensor]:
-        """Update the layers in turn; return output and loss before."""
+        """Update the layers in turn; return the output and loss before any update."""
         layers = self._layers
         h = self._before(x)
         z = F.linear(h, *layers[0][:2])
@@ -244,7 +234,7 @@ class Shortcut:
         return seen[0]
 
     def _pass(self, k: int, z: Tensor, target: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Output, loss, and the loss's gradient at the output z of layer k."""
+        """Return the output, the loss, and the loss's gradient at the output z of layer k."""
         value, backward = _with_derivative(self._layers[k][2], z)
         trail = [backward]
         for weight, bias, after in self._layers[k + 1 :]:
@@ -256,7 +246,7 @@ class Shortcut:
         return value, loss, trail[0](d)
 
     def _update(self, k: int, h: Tensor, z: Tensor, d: Tensor) -> Tensor:
-        """Take the step of layer k; return its new output (of the last layer, which nobody asks for, the old one)."""
+        """Take the step of layer k and return its new output (for the last layer the old one, which nothing uses)."""
         weight, bias, _ = self._layers[k]
         d_out, d_in = weight.shape
         rows, slopes = h.reshape(-1, d_in), d.reshape(-1, d_out)
@@ -274,7 +264,7 @@ class Shortcut:
 
 
 def _with_derivative(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The value of an elementwise function at z, and what takes a gradient back through it."""
+    """Return an elementwise function's value at z, and the function that takes a gradient back through it."""
     if function is identity:
         return z, identity
     if function is torch.relu:
@@ -287,9 +277,9 @@ def _with_derivative(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[T
 
 
 def _loss_and_slope(loss_fn: LossFunction, output: Tensor, target: Any) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient at the output."""
+    """Return the loss and its gradient with respect to the output."""
     if _is_cross_entropy(loss_fn) and output.dim() == 2 and target.dtype is torch.long:
-        aten = torch.ops.aten  # the kernels that autograd would run
+        aten = torch.ops.aten  # the kernels that autograd uses
         log_p = torch.log_softmax(output, 1)
         loss, count = aten.nll_loss_forward.default(log_p, target, None, 1, -100)
         slope = aten.nll_loss_backward.default(torch.ones_like(loss), log_p, target, None, 1, -100, count)
@@ -301,7 +291,7 @@ def _loss_and_slope(loss_fn: LossFunction, output: Tensor, target: Any) -> tuple
 
 
 def _is_cross_entropy(loss_fn: LossFunction) -> bool:
-    """Whether the loss is the plain mean cross-entropy."""
+    """Return whether the loss is the plain mean cross-entropy."""
     if type(loss_fn) is nn.CrossEntropyLoss:
         plain = loss_fn.weight is None and loss_fn.ignore_index == -100
         return plain and loss_fn.reduction == "mean" and loss_fn.label_smoothing == 0
@@ -309,11 +299,7 @@ def _is_cross_entropy(loss_fn: LossFunction) -> bool:
 
 
 def require_plain_sgd(optimizer: Any) -> None:
-    """Refuse any optimizer whose step is not -lr times the gradient.
-
-    Raises:
-        ValueError: It is not SGD, or has momentum, weight decay or maximize.
-    """
+    """Raise `ValueError` unless the optimizer's step is -lr times the gradient."""
     if type(optimizer) is not torch.optim.SGD:
         raise ValueError(f"engine='shortcut' needs torch.optim.SGD, not {type(optimizer).__name__}")
     for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""Backforward for some epochs, backpropagation for the others."""
+"""One update rule for the first epochs, another for the rest."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from backforward.rules import StepResult, UpdateRule
 
 
 class Switch:
-    """One rule for the first epochs, another from then on. Both share one optimizer.
+    """One rule for the first epochs, another from then on. Both share one network and one optimizer.
 
     `bfp_warmup` is `Switch(Backforward(...), Backprop(...), at_epoch=n)`, `bfp_finetune` the reverse.
 
     Args:
         first: The rule of epochs 0 to at_epoch - 1.
         then: The rule from epoch `at_epoch` on.
-        at_epoch: The first epoch of `then`.
+        at_epoch: The first epoch of `then`, >= 0.
 
     Attributes:
-        active: The rule of this epoch.
-        at_epoch: As given.
+        active: The rule of the current epoch.
+
+    Raises:
+        ValueError: The rules have different networks or optimizers, or `at_epoch` is no integer >= 0.
     """
 
     def __init__(self, first: UpdateRule, then: UpdateRule, at_epoch: int) -> None:
@@ -33,11 +35,11 @@ class Switch:
 
     @property
     def groups(self) -> list[Group]:
-        """The groups of the rule that is active now."""
+        """The groups of the active rule."""
         return self.active.groups
 
     def prepare(self, x: Any) -> None:
-        """Plan both rules."""
+        """Prepare both rules."""
         self._first.prepare(x)
         self._then.prepare(x)
 
@@ -47,5 +49,5 @@ class Switch:
         self.active.set_epoch(epoch, batch)
 
     def step(self, x: Any, y: Any) -> StepResult:
-        """Let one mini-batch change the weights, by the rule of this epoch."""
+        """Update the weights on one mini-batch with the rule of this epoch."""
         return self.active.step(x, y)

@@ -1,8 +1,8 @@
-"""The tape: the calls of torch that a forward makes, with their results, for one batch.
+"""The tape: the calls of torch in one batch's forwards, with their results.
 
-A `Recording` stands between the forward and torch. A call whose arguments are those of an earlier pass, and on which
-neither the last update nor this pass's gradient bears, returns its earlier result; all others run. Nothing is
-predicted: where the forward goes another way, all calls run; a tensor of unknown origin depends on everything.
+A `Recording` intercepts every call of torch in a forward. A call returns its earlier result if its arguments are those
+of an earlier pass and the result depends neither on the last update nor on this pass's group. Every other call runs.
+Nothing is predicted: if the forward takes another path, all calls run. Tensors of unknown origin depend on everything.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from backforward.calls import (
     ATOMS,
     ESCAPE,
     GRAPH,
+    GROUP_NORMS,
     PLAIN,
     QUIET,
     READERS,
@@ -31,6 +32,7 @@ from backforward.calls import (
     kind_of,
     outs,
     version,
+    with_gradient,
 )
 from backforward.groups import Group, Order
 
@@ -42,19 +44,19 @@ _autocast = torch._C._is_any_autocast_enabled
 
 
 def _casts(tensors: Sequence[Tensor]) -> list[Any]:
-    """The state of autocast on the devices of some tensors."""
+    """Return the autocast settings on the devices of some tensors."""
     devices = {t.device.type for t in tensors} or {"cpu"}
     return [(d, torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d)) for d in sorted(devices)]
 
 
 class Redo(BaseException):
-    """This pass rests on a value that is no longer there: it must run in full."""
+    """Raised when this pass needs a value that no longer exists: run it again in full."""
 
 
 class _Mark(NamedTuple):
-    """What the tape knows of a tensor: the parameters that it depends on, as bits, and its memory and value.
+    """What the tape knows of a tensor: the parameters it depends on (`deps`, as bits), its memory and its value.
 
-    `token` stands for the batch, `serial` for this very value.
+    `token` identifies the batch, `serial` this value.
     """
 
     token: object
@@ -65,20 +67,20 @@ class _Mark(NamedTuple):
     owner: str | None = None
 
 
-_new_mark = tuple.__new__  # half the time of calling the class
+_new_mark = tuple.__new__  # takes half the time of calling the class
 
 
 class _Entry:
     """One call of torch: its function, arguments (`key`, `read`) and result; `before`, `after` are generator states.
 
-    `deps` are the parameters that its result depends on, `born` is the pass in which it ran, `kept` says whether `out`
-    may be returned again, `effects` are changed tensors from outside, with their new values, and `until` is the index
-    of the last call that changes its result in place.
+    `deps` are the parameters that the result depends on, `born` is the pass in which the call ran, and `kept` tells
+    whether `out` may be returned again. `effects` are outside tensors that it changed, with their new values; `until`
+    is the index of the last call that changes its result in place.
     """
 
     __slots__ = ("__dict__", "born", "deps", "func", "kept", "key", "marks", "out", "read", "versions")
 
-    effects: Sequence[tuple[Tensor, Tensor]] = ()  # the rare ones cost nothing until they are set
+    effects: Sequence[tuple[Tensor, Tensor]] = ()  # rarely set, so class attributes: they cost no time per entry
     before: list[Tensor] | None = None
     after: list[Tensor] | None = None
     until = -1
@@ -92,7 +94,7 @@ class _Entry:
 
 
 class Recording(TorchFunctionMode):
-    """Stands between a forward and torch, for one batch."""
+    """Intercepts the calls of torch in a forward, for one batch."""
 
     def __init__(self, batch: Batch, guess: int, brackets: bool) -> None:
         super().__init__()
@@ -100,8 +102,8 @@ class Recording(TorchFunctionMode):
         self.entries: list[_Entry] = []
         self.order = Order(batch.network.owner, batch.network.parameters)
         self.hits = self.runs = 0
-        self.brackets = brackets  # whether to look for draws around each call
-        self.broken = ""  # why the tape is of no use in this batch
+        self.brackets = brackets  # whether to check for random draws around each call
+        self.broken = ""  # why the tape cannot be used in this batch
         self._world = batch.world
         self._chance = batch.chance
         self._draws = bool(batch.start)
@@ -110,7 +112,8 @@ class Recording(TorchFunctionMode):
         self._known: dict[int, _Mark] = {}
         self._leaves: list[Tensor] = []
         self._params: set[int] = set()  # storages of trained weights
-        self.outside: set[int] = set()  # storages of the world
+        self.outside: set[int] = set()  # storages of the `World`'s tensors
+        self.besides: list[Tensor] = []  # what else autograd must be asked for
         owner = self.order.owner
         for i, p in enumerate(batch.trained):
             self._bits[id(p)] = 1 << i
@@ -137,15 +140,15 @@ class Recording(TorchFunctionMode):
         return mark.storage
 
     def bits(self, group: Group) -> int:
-        """A group's parameters as a set of bits."""
+        """Return a group's parameters as a set of bits."""
         return sum({self._bits[id(p)] for p in group.parameters})
 
     def begin(self, mask: int, bit: int) -> None:
-        """A pass begins.
+        """Begin a pass.
 
         Args:
-            mask: The parameters that have changed since the last pass, and those whose gradient is wanted.
-            bit: Those whose gradient is wanted: they change after this pass.
+            mask: The parameters that changed since the last pass, and those of `bit`.
+            bit: The parameters whose gradient is needed; they change after this pass.
         """
         for i, (p, known) in enumerate(zip(self._trained, self._versions, strict=True)):
             if p._version != known:
@@ -154,13 +157,13 @@ class Recording(TorchFunctionMode):
         self._mask, self._bit = mask, bit
         self._i = 0
         self._new: list[_Entry] = []
-        self._moved: dict[int, int] = {}  # storage -> what its present value depends on besides
-        self._pending: dict[int, list[tuple[Tensor, Tensor]]] = {}  # storage -> changes that are still to be made
-        self._open: dict[int, int] = {}  # storage -> index up to which all calls on it must return earlier results
+        self._moved: dict[int, int] = {}  # storage -> further parameters that its current value depends on
+        self._pending: dict[int, list[tuple[Tensor, Tensor]]] = {}  # storage -> changes not yet made
+        self._open: dict[int, int] = {}  # storage -> index up to which every call on it must return its earlier result
         self.hits = self.runs = 0
         self._state = self._chance.of_torch() if self._draws and self.brackets else None
 
-    # --- a call ------------------------------------------------------------------------------------------------------
+    # --- One call ----------------------------------------------------------------------------------------------------
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.__self__ if type(func) is MethodWrapperType else func
@@ -204,7 +207,7 @@ class Recording(TorchFunctionMode):
         return list(e.out) if type(e.out) is list else e.out
 
     def _drew(self, e: _Entry) -> bool:
-        """Let the generators go on from where the call left them, if they are where it found them."""
+        """Advance the generators as the call did; return False if they are not where the call found them."""
         assert e.before is not None and e.after is not None
         if not equal_states(self._chance.of_torch(), e.before):
             return False
@@ -213,7 +216,7 @@ class Recording(TorchFunctionMode):
         return True
 
     def _scan(self, values: Any, key: list[Any], tensors: list[Tensor], marks: list[_Mark]) -> bool:
-        """Gather what stands for some arguments, and the tensors among them; False if there is one it cannot know."""
+        """Append the arguments' keys, tensors and marks; return False if an argument's type is unknown."""
         clear = True
         for value in values:
             kind = type(value)
@@ -222,13 +225,13 @@ class Recording(TorchFunctionMode):
                 if mark is None or mark.token is not self.token:
                     mark = self._known.get(id(value)) or self._stranger(value)
                 elif mark.requires_grad != value.requires_grad:
-                    mark = mark._replace(deps=EVERY)  # an autograd.Function has adopted it: what else is behind it?
+                    mark = mark._replace(deps=EVERY)  # an autograd.Function returned it as its own: history unknown
                 key.append(mark.serial)
                 tensors.append(value)
                 marks.append(mark)
             elif kind in ATOMS:
                 key.append(kind)
-                key.append(value if value or kind is not float else repr(value))  # 0.0 is -0.0
+                key.append(value if value or kind is not float else repr(value))  # 0.0 == -0.0, but they differ
             elif kind is tuple or kind is list:
                 key.append(kind)
                 key.append(len(value))
@@ -247,7 +250,7 @@ class Recording(TorchFunctionMode):
         return clear
 
     def _stranger(self, tensor: Tensor) -> _Mark:
-        """A tensor that nobody saw being made may depend on anything; unless it was there before this pass."""
+        """Mark a tensor whose origin is unknown: it depends on everything, unless it existed before this pass."""
         ref, seen = self._strangers.get(id(tensor), (None, 0))
         if ref is not None and ref() is tensor and seen < self._pass and not tensor.requires_grad:
             self._leaf(tensor, 0, None)
@@ -256,7 +259,7 @@ class Recording(TorchFunctionMode):
             self._strangers[id(tensor)] = (weakref.ref(tensor), self._pass)
         return _Mark(self.token, EVERY, storage_of(tensor), object(), tensor.requires_grad)
 
-    def _run(  # noqa: PLR0912, PLR0915  (the path of every call: taken apart it costs time)
+    def _run(  # noqa: PLR0912, PLR0915  (every call runs through here: splitting it costs time)
         self,
         func: Any,
         name: Any,
@@ -281,9 +284,11 @@ class Recording(TorchFunctionMode):
                     self._redo()
         try:
             before = [t._version for t in tensors]
-        except RuntimeError:  # of inference mode
+        except RuntimeError:  # an inference tensor has no version
             before = [version(t) for t in tensors]
             deps, clear = EVERY, False
+        if name in GROUP_NORMS:
+            args = with_gradient(args, tensors, self.besides)
         out = func(*args, **kwargs) if kwargs else func(*args)
         found = [out] if type(out) is Tensor else outs(out)
         e = _Entry(name, key, deps, marks, self._pass)
@@ -294,12 +299,12 @@ class Recording(TorchFunctionMode):
                 self._state = state
         e.kept = clear and found is not None and can_keep()
         if not found and i < len(self.entries) and self.entries[i].key != key:
-            self._cut_short(i)  # torch.set_grad_enabled(by_value), say
+            self._cut_short(i)  # for example torch.set_grad_enabled(value) with another value
         if i < len(self.entries):
             self.entries[i] = e
         else:
             self.entries.append(e)
-        if found is None:  # a result that is not understood: a subclass of Tensor, say
+        if found is None:  # the result contains an unknown type, such as a subclass of Tensor
             return out
         if not self._pass and found:
             for read in marks:
@@ -310,9 +315,9 @@ class Recording(TorchFunctionMode):
             if version(t) != before[j] if not clear else t._version != before[j]:
                 changed.append(j)
             elif self.outside and marks[j].storage in self.outside and name not in READERS:
-                changed.append(j)  # F.batch_norm does not count the versions of its statistics
+                changed.append(j)  # F.batch_norm changes its statistics without new versions
         if not found and not changed:
-            e.kept = False  # a setting of torch, say
+            e.kept = False  # the call changes a setting of torch
         for t in found:
             mark: _Mark | None = self._known.get(id(t))
             if mark is None:
@@ -337,7 +342,7 @@ class Recording(TorchFunctionMode):
         return out
 
     def _aside(self, kind: int, func: Any, args: Any, kwargs: Any) -> Any:
-        """A call that makes no tensor, or that looks behind one."""
+        """Handle a call that makes no tensor, or that reaches a tensor's memory or graph."""
         if kind == GRAPH:
             if self.hits:
                 self._redo()
@@ -355,10 +360,10 @@ class Recording(TorchFunctionMode):
                     self._escaped(tensor, mark)
         return func(*args, **kwargs) if kwargs else func(*args)
 
-    # --- changes in place --------------------------------------------------------------------------------------------
+    # --- Changes in place --------------------------------------------------------------------------------------------
 
     def _changed(self, tensor: Tensor, mark: _Mark, e: _Entry, i: int) -> None:
-        """A call has changed a tensor in place: views of it and what was read from it before change with it."""
+        """Handle a call that changed a tensor in place: its views and everything read from it depend on the change."""
         storage = mark.storage
         if storage in self.outside and storage not in self._params:
             self._moved[storage] = self._moved.get(storage, 0) | e.deps
@@ -367,7 +372,7 @@ class Recording(TorchFunctionMode):
             if id(tensor) in self._known:
                 self._world.suspects.add(id(tensor))
             else:
-                self._world.unseen = True  # x.data counts its versions apart from x
+                self._world.unseen = True  # x.data counts versions separately from x
             return
         touching = self._touching(storage, i)
         deps = e.deps
@@ -393,7 +398,7 @@ class Recording(TorchFunctionMode):
             e.marks = [now if m.serial is mark.serial else m for m in e.marks]
 
     def _touching(self, storage: int, i: int) -> list[_Entry]:
-        """The calls so far that made or read something in this memory, since it was made."""
+        """Return the calls that made or read this memory, back to the call that allocated it."""
         found = []
         for en in reversed(self.entries[: i + 1]):
             reads = any(m.storage == storage for m in en.read)
@@ -405,7 +410,7 @@ class Recording(TorchFunctionMode):
         return found
 
     def _escaped(self, tensor: Tensor, mark: _Mark) -> None:
-        """Somebody holds this memory in a way that nobody can watch."""
+        """Handle access to a tensor's memory: changes are invisible from now on."""
         for en in self._touching(mark.storage, len(self.entries)):
             en.deps = EVERY
         self._moved[mark.storage] = EVERY
@@ -413,7 +418,7 @@ class Recording(TorchFunctionMode):
             self._world.unseen = True
 
     def _replaced(self, tensor: Tensor, deps: int) -> None:
-        """`tensor.data = other`, or another attribute was set."""
+        """Handle `tensor.data = other` and other assigned attributes."""
         mark = self._known.get(id(tensor))
         storage = storage_of(tensor)
         if mark is None:
@@ -429,17 +434,17 @@ class Recording(TorchFunctionMode):
         self._moved[storage] = self._moved.get(storage, 0) | deps
 
     def _flush(self, storage: int) -> None:
-        """Make the changes that calls whose results were returned again would have made."""
+        """Make the changes in place of the calls that returned earlier results."""
         with torch._C.DisableTorchFunction(), torch.no_grad():
             for tensor, value in self._pending.pop(storage):
                 try:
                     tensor.copy_(value)
-                except RuntimeError:  # an expanded tensor; it was only suspected to have changed
+                except RuntimeError:  # an expanded tensor, only suspected of a change
                     if not torch.equal(tensor, value):
                         raise
 
     def _cut_short(self, i: int) -> None:
-        """The forward goes another way than before."""
+        """Drop the recorded calls from `i` on: the forward takes another path."""
         if any(until >= i for until in self._open.values()):
             self._redo()
         del self.entries[i:]
@@ -448,10 +453,10 @@ class Recording(TorchFunctionMode):
         self.broken = self.broken or "it changes values in place in a way that differs from pass to pass"
         raise Redo
 
-    # --- the end of a pass -------------------------------------------------------------------------------------------
+    # --- The end of a pass -------------------------------------------------------------------------------------------
 
     def sound(self) -> bool:
-        """Whether the result of the forward can be used. Makes pending changes."""
+        """Make pending changes and return whether the forward's result can be used."""
         if any(until >= self._i for until in self._open.values()):
             return False
         for storage in list(self._pending):
@@ -459,7 +464,7 @@ class Recording(TorchFunctionMode):
         return not (self.broken and self.hits)
 
     def end(self) -> None:
-        """The pass has its gradients: cut what is kept off from its graph."""
+        """End the pass, after its gradients are taken: detach the results that are kept."""
         del self.entries[self._i :]
         cut: dict[int, Tensor] = {}
         for e in self._new:
@@ -477,7 +482,7 @@ class Recording(TorchFunctionMode):
 
 
 def _cut(value: Any, cut: dict[int, Tensor]) -> Any:
-    """A result without its graph. It requires a gradient as before: some kernels differ by that flag."""
+    """Detach a result but keep `requires_grad`, since some kernels differ by that flag."""
     if isinstance(value, Tensor):
         if value.grad_fn is None:
             return value

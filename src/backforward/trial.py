@@ -1,9 +1,7 @@
-"""Whether an optimizer can be used: a few steps of a small copy tell what it needs and what it counts.
+"""Trial steps: a small copy of an optimizer shows whether it can be used and which values it counts.
 
-Names say little: what needs a closure, second derivatives or the value of the loss shows when a step is tried. The
-optimizer itself, its parameters, its hooks and all generators are left alone.
-
-Depends on torch and the standard library only.
+An optimizer's class says little about what it needs, so try: a step shows whether it needs a closure, second
+derivatives or the loss. The optimizer, its parameters, its hooks and all generators stay unchanged.
 """
 
 from __future__ import annotations
@@ -23,32 +21,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-KEY = "backforward"  # of `param_groups[0]`: where `optimizers` keeps the counters of groups
+KEY = "backforward"  # in `param_groups[0]`: where `optimizers` stores the groups' counters
 STEPS = 3
-SMALL = 4  # entries along each dimension of a parameter
+SMALL = 4  # size of a copied parameter along each dimension
 
-# What torch itself keeps on an optimizer; none of it counts steps.
+# What torch itself stores on an optimizer. None of it counts steps.
 OF_TORCH = frozenset(vars(torch.optim.Optimizer([nn.Parameter(torch.empty(0))], {}))) | {
-    "step",  # as a scheduler patches it
+    "step",  # patched by a scheduler
     "_opt_called",
     "_need_device_dtype_check_for_fused",
 }
-# Methods that only a training loop made for the optimizer calls.
+# Methods that only a training loop written for the optimizer calls.
 OWN_LOOP = ("first_step", "second_step", "update_hessian", "fused_backward")
 
 
 def examine(optimizer: torch.optim.Optimizer, *, alone: bool = False) -> frozenset[str]:
-    """Try a few steps on a copy with small parameters.
+    """Take a few steps on a small copy; return the names of values in param groups that the steps change in place.
 
     Args:
-        optimizer: It is left alone.
-        alone: Whether each step will be of all its parameters. It may then be a wrapper, or count in any way.
-
-    Returns:
-        Names of the values in param groups that a step changes in place.
+        optimizer: Left unchanged.
+        alone: Whether every step updates all its parameters. It may then be a wrapper or count in any way.
 
     Raises:
-        ValueError: In one line, why it cannot be used.
+        ValueError: The optimizer cannot be used; the message says why.
     """
     kind = type(optimizer).__name__
     instead = "take an optimizer that needs no more than step()"
@@ -89,7 +84,7 @@ def examine(optimizer: torch.optim.Optimizer, *, alone: bool = False) -> frozens
 
 
 def _places(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Where an optimizer may count: attributes, entries of `state` that belong to no parameter, param groups."""
+    """Return where an optimizer may count: attributes, `state` entries that belong to no parameter, param groups."""
     attributes = {name: value for name, value in vars(optimizer).items() if name not in OF_TORCH}
     entries: dict[Any, Any] = {name: entry for name, entry in optimizer.state.items() if not isinstance(name, Tensor)}
     groups = [{n: v for n, v in group.items() if n != "params"} for group in optimizer.param_groups]
@@ -98,7 +93,7 @@ def _places(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 @contextmanager
 def _no_trace(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Put generators back to where they were, and say nothing."""
+    """Restore the generators at the end, and silence warnings."""
     devices = {p.device for p in parameters_of(optimizer) if p.device.type not in {"cpu", "meta"}}
     numpy = sys.modules.get("numpy")
     states = random.getstate(), numpy.random.get_state() if numpy else None
@@ -124,7 +119,7 @@ def _has_shape(p: nn.Parameter) -> bool:
 def _first_that_works(
     optimizer: torch.optim.Optimizer, instead: str
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer, tuple[bool, bool]]:
-    """A copy, one that has stepped, and how: with dense gradients if it can, with small parameters if it can."""
+    """Return a copy, a copy that has stepped, and how: preferably with small parameters and dense gradients."""
     kind = type(optimizer).__name__
     first: Exception | None = None
     for small, sparse in ((True, False), (False, False), (True, True)):
@@ -146,18 +141,18 @@ def _line(error: Exception) -> str:
 
 
 def _reads_loss(optimizer: torch.optim.Optimizer, without: torch.optim.Optimizer, how: tuple[bool, bool]) -> bool:
-    """Whether a step differs when a closure says what the loss is."""
+    """Return whether the loss that a closure returns changes the step."""
     try:
         losses = iter((1.0, 10.0, 0.1) * STEPS)
         other = _stepped(optimizer, *how, closure=lambda: torch.tensor(next(losses)))
-    except Exception:  # it takes no closure
+    except Exception:  # the step accepts no closure
         return False
     pairs = zip(parameters_of(without), parameters_of(other), strict=True)
     return not all(same(p.data, q.data) for p, q in pairs)
 
 
 def _copy(optimizer: torch.optim.Optimizer, small: bool) -> torch.optim.Optimizer:
-    """An optimizer of the same class and settings, with parameters of its own."""
+    """Copy an optimizer, with parameters of its own."""
     new = object.__new__(type(optimizer))
     memo: dict[int, Any] = {id(optimizer): new}
     for p in parameters_of(optimizer):
@@ -173,7 +168,7 @@ def _copy(optimizer: torch.optim.Optimizer, small: bool) -> torch.optim.Optimize
         if "hooks" in name and name in OF_TORCH:
             vars(new)[name] = OrderedDict()
         elif isinstance(value, GeneratorType) and value.gi_frame is None:
-            vars(new)[name] = value  # the constructor has used it up
+            vars(new)[name] = value  # exhausted in the constructor, and cannot be copied
         elif name != "step":
             vars(new)[name] = copy.deepcopy(value, memo)
     trained = [{**g, "params": [p for p in g["params"] if p.requires_grad]} for g in new.param_groups]
@@ -187,13 +182,13 @@ def _stepped(
     sparse: bool = False,
     closure: Callable[[], Tensor] | None = None,
 ) -> torch.optim.Optimizer:
-    """A copy that has taken a few steps."""
+    """Return a copy that has taken a few steps."""
     new = _copy(optimizer, small)
     train = getattr(new, "train", None)  # schedule-free optimizers step in training mode only
     if callable(train):
         train()
     step: Any = type(new).step
-    step = step.__wrapped__ if getattr(step, "hooked", False) else step  # without anyone's hooks
+    step = step.__wrapped__ if getattr(step, "hooked", False) else step  # bypass hooks
     with _no_trace(optimizer):
         for _ in range(STEPS):
             for p in parameters_of(new):
@@ -204,29 +199,29 @@ def _stepped(
 
 
 def parameters_of(optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> list[nn.Parameter]:
-    """The parameters that one or several optimizers have, in their order."""
+    """Return the parameters of one or several optimizers, in order."""
     several = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else optimizers
     return [p for optimizer in several for group in optimizer.param_groups for p in group["params"]]
 
 
 def is_mutable(value: Any) -> bool:
-    """Whether a value can change in place."""
+    """Return whether a value can change in place."""
     return isinstance(value, Tensor | list | dict | set | deque)
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is a nest of numbers, strings and tensors, which a checkpoint can hold."""
+    """Return whether a value consists of numbers, strings and tensors only, which a checkpoint can hold."""
     if isinstance(value, dict):
         return all(is_plain(part) for item in value.items() for part in item)
     if isinstance(value, list | tuple | set):
         return all(map(is_plain, value))
     if isinstance(value, Tensor):
-        return not isinstance(value, nn.Parameter)  # which is known by its identity
+        return not isinstance(value, nn.Parameter)  # a parameter is known by its identity
     return value is None or type(value) in {bool, int, float, complex, str, bytes}
 
 
 def same(ours: Any, theirs: Any, seen: frozenset[int] = frozenset()) -> bool:
-    """Whether two values are bitwise alike; NaN is like NaN. Parameters, modules and functions are like any other."""
+    """Return whether two values are bitwise equal. NaN equals NaN; parameters, modules and functions always do."""
     if ours is theirs or id(ours) in seen or isinstance(ours, nn.Parameter | nn.Module) or callable(ours):
         return True
     if type(ours) is not type(theirs):
@@ -240,7 +235,7 @@ def same(ours: Any, theirs: Any, seen: frozenset[int] = frozenset()) -> bool:
         pairs = ours, theirs
     elif hasattr(ours, "__dict__"):
         pairs = [vars(ours)], [vars(theirs)]
-    elif hasattr(ours, "tobytes"):  # of NumPy
+    elif hasattr(ours, "tobytes"):  # NumPy
         return bool(ours.tobytes() == theirs.tobytes())
     else:
         return bool(ours == theirs) or (ours != ours and theirs != theirs)  # noqa: PLR0124

@@ -14,6 +14,6 @@ __all__ = ["load"]
 
 def load(folder: Path | str, checkpoint: Literal["last", "best"] = "last") -> nn.Module:
     """Return the trained network of a run: see `backforward_suite.trained.load`."""
-    # On first use: torch takes seconds, which a skipped run spares.
+    # Imported on first use: torch takes seconds, which a skipped run does not need.
     network: nn.Module = import_module("backforward_suite.trained").load(folder, checkpoint)
     return network

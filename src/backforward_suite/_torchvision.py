@@ -1,10 +1,9 @@
-"""Make ``import torchvision`` work beside a CPU-only torch: import this module first.
+"""Make ``import torchvision`` work with a CPU-only torch: import this module first.
 
-Package indexes may serve CUDA builds of torchvision alone. Beside a CPU build of torch their operators do not load,
-and torchvision then stops with ``operator torchvision::nms does not exist`` while it registers shape functions for
-operators that are not there (and Lightning stops with it, through torchmetrics). Data sets, transforms, ``make_grid``
-need none of them: declaring the two that torchvision asks for by name is enough. Whoever calls one of them still gets
-an error, for they have no implementation.
+Some package indexes have only CUDA builds of torchvision. With a CPU build of torch their operators do not load, and
+torchvision fails with ``operator torchvision::nms does not exist`` when it registers shape functions for them (and so
+does Lightning, through torchmetrics). Data sets, transforms and ``make_grid`` need none of them, so declaring the two
+operators that torchvision names is enough. Calling one of them is still an error: they have no implementation.
 """
 
 import importlib
@@ -18,9 +17,10 @@ _library: torch.library.Library | None = None  # the declarations live as long a
 
 
 def import_torchvision() -> None:
-    """Import torchvision; where its operators do not fit a CPU-only torch, declare them and import again.
+    """Import torchvision; if its operators are missing with a CPU-only torch, declare them and import again.
 
-    Any other failure to import is passed on untouched.
+    Raises:
+        ImportError, RuntimeError: Any other failure to import it.
     """
     global _library  # noqa: PLW0603
     try:
@@ -31,7 +31,7 @@ def import_torchvision() -> None:
         _library = torch.library.Library("torchvision", "DEF")
         for schema in _SCHEMAS:
             _library.define(schema)
-        # What the failed import left behind would be taken for the finished modules.
+        # Python would reuse the unfinished modules of the failed import.
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         importlib.import_module("torchvision")

@@ -1,4 +1,4 @@
-"""The command line of `src/train.py` before Hydra reads it: options, and what its grammar would misread."""
+"""Check the command line of `src/train.py` before Hydra reads it, and print its manual."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what is wrong instead of printing the usage and leaving."""
-        raise BadInput(f"{message}; --help lists what there is")
+        """Raise the error instead of printing the usage and exiting."""
+        raise BadInput(f"{message}; see --help")
 
 
 def checked(given: Sequence[str], conf: Path) -> list[str]:
-    """Return the arguments as Hydra is to read them.
+    """Return the arguments for Hydra.
 
     Args:
         given: The command line.
         conf: The folder of configs.
 
     Raises:
-        BadInput: An option is unknown or stands between settings, or a group is given a value instead of a choice.
+        BadInput: An option is unknown or follows a setting, or a group has a value instead of a choice.
     """
     parser = get_args_parser()
     options = sorted(flag for flag in parser._option_string_actions if flag.startswith("--"))
@@ -71,11 +71,11 @@ def checked(given: Sequence[str], conf: Path) -> list[str]:
 
 
 def _refuse_value_of_group(override: str, conf: Path) -> None:
-    """A group takes the name of a choice: a value in its place would replace the choice, and be named after it."""
+    """Refuse a value for a group, which takes the name of a choice: the value would replace the whole group."""
     key, equals, value = override.partition("=")
     group = key.lstrip("+")
     if equals and not group:
-        raise BadInput(f"{override}: a setting is given as key=value")
+        raise BadInput(f"{override}: give a setting as key=value")
     if not equals or not _is_group(conf, group):
         return
     if value[:1] in ("{", "["):
@@ -85,9 +85,9 @@ def _refuse_value_of_group(override: str, conf: Path) -> None:
 
 
 def _of_each_run(override: str, conf: Path) -> str:
-    """In a sweep a group's key is one of each run: the choices at hand, not the default one, say whether there is it.
+    """In a sweep, turn a group's key into a swept one: each run's own choice, not the default, must have the key.
 
-    Hydra composes the settings of a sweep as a whole before those of its runs, and leaves out only what is swept.
+    Hydra composes the sweep's own settings before those of its runs, and leaves out only swept keys.
     """
     key, _, value = override.partition("=")
     group, dot, _ = key.partition(".")
@@ -95,13 +95,13 @@ def _of_each_run(override: str, conf: Path) -> str:
         return override
     try:
         (read,) = OverridesParser.create().parse_overrides([override])
-    except HydraException:  # Hydra says it better where it meets it
+    except HydraException:  # Hydra reports it later
         return override
     return override if read.is_sweep_override() else f"{key}=choice({value})"
 
 
 def _with_home(argument: str) -> str:
-    """`data.root=~/x`: the shell leaves such a `~` alone, and Hydra's grammar has no place for it."""
+    """Expand the `~` in `data.root=~/x`, which the shell does not expand and Hydra cannot read."""
 
     def home(found: re.Match[str]) -> str:
         path = os.path.expanduser(found[0])  # noqa: PTH111  (Path.expanduser raises for an unknown user)
@@ -121,27 +121,27 @@ def _is_group(conf: Path, name: str) -> bool:
 
 
 def groups(conf: Path) -> list[str]:
-    """The groups of configs, in the order of the defaults of `train.yaml` as far as they stand there."""
+    """Return the groups of configs, in the order of the defaults in `train.yaml`, then all others."""
     there = sorted(path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra")
     manual = (conf / "train.yaml").read_text()
     return sorted(there, key=lambda name: place if (place := manual.find(f"- {name}:")) >= 0 else len(manual))
 
 
 def choices(conf: Path, group: str) -> list[str]:
-    """The choices of a group."""
+    """Return the choices of a group."""
     return sorted(path.stem for path in (conf / group).glob("*.yaml"))
 
 
 def wants_help(given: Sequence[str]) -> bool:
-    """Whether the manual is asked for."""
+    """Return whether the command line asks for the manual."""
     return any(argument in ("--help", "-h") for argument in given)
 
 
 def manual(given: Sequence[str], conf: Path) -> str:
-    """The manual: `train.yaml` with its comments; or the groups and choices that are named.
+    """Return the manual: `train.yaml` with its comments, or the named groups and choices.
 
     Raises:
-        BadInput: Something named is no group, or no choice of it.
+        BadInput: There is no such group, or no such choice of it.
     """
     named = [argument for argument in given if not argument.startswith("-")]
     if named:

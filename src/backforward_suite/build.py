@@ -1,4 +1,4 @@
-"""From a composed config to what a training or a study is put together from."""
+"""Build the parts of a training or a study from a composed config."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from backforward_suite.config import Request
 from backforward_suite.data import DataSplits, load_asked
 from backforward_suite.targets import refuse_wrong_types
 
-REHEARSED = 2  # images of the step that is tried, and counted, before training
+REHEARSED = 2  # images of the step that is tried and counted before training
 
 
 def switching(
@@ -36,13 +36,13 @@ def switching(
     at_epoch: int,
     **hooks: Any,
 ) -> Switch:
-    """Build a `Switch` from two rules yet without network and optimizer, as a config gives them."""
+    """Build a `Switch` from two partial rules, as a config gives them."""
     one, other = (rule(model, optimizer, loss_fn, **hooks) for rule in (first, then))
     return Switch(one, other, at_epoch)
 
 
 def model_maker(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> Callable[..., nn.Module]:
-    """What builds the model of a config from a seed, for images ``(C, H, W)``."""
+    """Return a function that builds the config's model from a seed, for images ``(C, H, W)``."""
     maker: Callable[..., nn.Module] = instantiate(
         cfg.model, in_shape=shape, classes=classes, _partial_=True, _convert_="all"
     )
@@ -53,19 +53,19 @@ def model_maker(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> C
 
 
 def with_data_norm(data_norm: DataNorm, model: nn.Module) -> nn.Sequential:
-    """The network that is trained: its input normalised, then the model."""
+    """Return the network to train: input normalisation, then the model."""
     return nn.Sequential(OrderedDict(data_norm=data_norm, model=model))
 
 
 class Parts:
-    """What trainings and studies are put together from, as the config has it.
+    """The parts of a training or a study, as the config has them.
 
     Args:
-        request: What was asked for.
-        data: The data set, where another run of equal data settings has loaded it.
+        request: The run's settings.
+        data: The data set, if it is loaded already.
 
     Raises:
-        BadInput, ValueError, ...: Something cannot be had; wrap in `cli.refusing`.
+        BadInput, ValueError, ...: A part cannot be built; wrap in `cli.refusing`.
     """
 
     def __init__(self, request: Request, data: DataSplits | None = None) -> None:
@@ -84,11 +84,11 @@ class Parts:
         self.schedule = instantiate(schedule, _partial_=True, _convert_="all") if schedule["_target_"] else None
 
     def network(self, seed: int, **changes: object) -> nn.Module:
-        """The model with these initial weights, data norm first; `changes` are arguments of it besides the config's."""
+        """Return data norm and model, with the seed's initial weights; `changes` are further arguments of the model."""
         return with_data_norm(copy.deepcopy(self._data_norm), self._model(seed=seed, **changes))
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer; it decays weights alone, and may have a learning rate of its own for the last layer."""
+        """Return the optimizer; it decays weights only, and the last layer may have its own learning rate."""
         decays = (self._settings.optimizer.model_extra or {}).get("weight_decay")
         groups = weight_decay_groups(network) if decays else [{"params": list(network.parameters())}]
         if self._settings.head_lr is not None:
@@ -97,7 +97,7 @@ class Parts:
         return made
 
     def _with_head(self, groups: list[dict[str, Any]], network: nn.Module, lr: float) -> list[dict[str, Any]]:
-        """Parameter groups in which the last layer in forward order has this learning rate."""
+        """Return parameter groups in which the last layer in forward order has this learning rate."""
         images = self.few()[0].to(next(network.parameters()).device)
         head = {id(parameter) for parameter in layers(network, images)[-1].parameters}
         parted = []
@@ -108,15 +108,17 @@ class Parts:
         return [group for group in parted if group["params"]]
 
     def rule(self, *args: Any, **hooks: Any) -> Any:
-        """The update rule of network, optimizer and loss function."""
+        """Return the update rule of a network, an optimizer and a loss function."""
+        if (parts := self._settings.micro_batches) > 1:  # else a rule of your own need not know of them
+            hooks["micro_batches"] = parts
         return self._rule(*args, max_grad_norm=self._settings.max_grad_norm, **hooks)
 
     def projection(self, network: nn.Module) -> Any:
-        """What is to be done to parameters after an update; None if the network has no layer to project."""
+        """Return the projection to apply after an update; None if the network has no layer to project."""
         projected = any(isinstance(module, NormPropConv2d | NormPropLinear) for module in network.modules())
         return unit_norm_projection(network) if projected else None
 
     def few(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A few training images and their labels, to try things on."""
-        images = self.data.train.take(slice(REHEARSED))
+        """Return a few training images, as many for each micro-batch, and their labels."""
+        images = self.data.train.take(slice(min(REHEARSED, self._settings.batch_size) * self._settings.micro_batches))
         return images.x.float() / 255, images.y

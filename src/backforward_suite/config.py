@@ -1,6 +1,6 @@
-"""What a run was asked for: types, ranges, and the part that decides its result.
+"""The settings of a run: types, ranges, and the part that determines its result.
 
-Knows neither torch nor Lightning, so that a sweep of finished runs is skipped in a moment.
+Imports neither torch nor Lightning, so that a sweep skips finished runs at once.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from backforward_suite.targets import refuse_unread
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"  # of a sweep: a path that leads nowhere else
-Minutes = Annotated[float, Field(gt=0, le=5_000_000)]  # ten years: clocks count no further
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"  # of a sweep: a path within outputs/
+Minutes = Annotated[float, Field(gt=0, le=5_000_000)]  # ten years, the range of timers
 
 
 def _switched(value: object) -> object:
-    """YAML reads a bare `on` or `off` as true or false."""
+    """Undo YAML, which reads a bare `on` or `off` as true or false."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 Switched = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switched)]
 
-# Keys that leave the result as it is: they are neither in a run's name nor in the hash of its settings. `diagnostics`
-# is not among them though it changes no weight and no metric: what it measures belongs to the result, so a finished run
-# without it is no answer to one that asks for it. Such a run is trained in a folder of its own, bitwise equal.
+# Keys that do not change the result: they are neither in a run's name nor in the hash of its settings. `diagnostics` is
+# not one of them, though it changes no weight and no metric: what it measures is part of the result, so a finished run
+# without diagnostics does not answer a request with them. That run is trained in its own folder, bitwise equal.
 WITHOUT_EFFECT = frozenset(
     {
         "name",
         "scale",
         "timeout_min",
-        "go_on_from",  # a run whose settings are the same but for `max_epochs`
+        "go_on_from",  # a run whose settings differ in `max_epochs` only
         "data.root",
         "trainer.accelerator",
         "trainer.progress_bar",
@@ -55,12 +55,12 @@ WITHOUT_EFFECT = frozenset(
 
 
 def has_effect(key: str) -> bool:
-    """Whether a dotted key, or a group, can change a result."""
+    """Return whether a dotted key, or a group, can change a result."""
     return key not in WITHOUT_EFFECT and key.partition(".")[0] not in WITHOUT_EFFECT
 
 
-# Keys younger than the first committed results, with the value that means what runs did before there was the key. At
-# that value a key is left out of the hash, so that results made before it stay valid.
+# Keys newer than the first committed results, each with the value that changes nothing. At that value a key is left out
+# of the hash, so that older results stay valid.
 ADDED_LATER = {
     "head_lr": None,
     "stop_loss": None,
@@ -68,12 +68,13 @@ ADDED_LATER = {
     "min_delta": 0.0,
     "trainer.limit_train_batches": None,
     "data.layout": "auto",
+    "micro_batches": 1,
 }
 
 
-# What a hash of settings calls our own classes, whatever module they live in: the paths under which results were first
-# committed. A class that moves gets a line here, so that finished runs and committed results stay valid. A new class
-# needs none: its first path is its public name.
+# The names of our own classes in the hash of settings: the paths under which results were first committed. A class that
+# moves gets a line here, so that finished runs and committed results stay valid. A new class needs none: its first path
+# is its public name.
 PUBLIC_NAMES = {
     "backforward_suite.build.switching": "backforward.training.switching",
     "backforward_suite.studies.Moments": "backforward.studies.Moments",
@@ -114,8 +115,8 @@ class NormSettings(_Model):
 
 
 def _with_home(value: object) -> object:
-    """A leading `~` of a path stands for the home folder, also where no shell has seen it."""
-    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111  (a path may be no user's)
+    """Expand a leading `~`, which no shell has expanded in a config."""
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111  (raises for no unknown user)
 
 
 class DataSettings(_Model):
@@ -129,7 +130,7 @@ class DataSettings(_Model):
     train_images: Count | None
     evaluation_images: Count | None
     augment: Literal["none", "flip"]
-    layout: Literal["auto", "nhwc", "nchw"] | None = None  # of data=npz alone
+    layout: Literal["auto", "nhwc", "nchw"] | None = None  # of data=npz only
 
 
 class TrainerSettings(_Model):
@@ -151,7 +152,7 @@ When = list[Literal["epoch", "log"] | Count]
 
 
 class DiagnosticsSettings(_Model):
-    """The `diagnostics` group: when each is due, an empty list for never; and on how many images."""
+    """The `diagnostics` group: when each is due (an empty list: never), and on how many images."""
 
     shift: When
     update: When
@@ -165,12 +166,12 @@ class DiagnosticsSettings(_Model):
     samples: Count | None
 
     def when(self) -> dict[str, When]:
-        """By diagnostic, when it is due."""
+        """Return, by diagnostic, when it is due."""
         return {key: value for key, value in self if key != "samples"}
 
 
 class Settings(_Model):
-    """Everything that one run was asked for, in the order of `conf/train.yaml`."""
+    """All settings of a run, in the order of `conf/train.yaml`."""
 
     method: _Group
     model: _Group
@@ -187,6 +188,7 @@ class Settings(_Model):
     lr: NonNegative
     head_lr: NonNegative | None = None
     batch_size: Count
+    micro_batches: Count = 1
     max_epochs: Count
     stop_loss: Positive | None = None
     patience: Count | None = None
@@ -200,15 +202,15 @@ class Settings(_Model):
 
     @classmethod
     def check(cls, values: Mapping[str, Any], here: bool = True) -> Settings:
-        """Read settings.
+        """Check plain values of a composed config and return them as settings.
 
         Args:
-            values: Plain values of a composed config.
-            here: Whether the run is for this machine; else another one's GPUs and cores count.
+            values: The values.
+            here: Whether the run is for this machine, whose GPUs and cores are then checked.
 
         Raises:
-            BadInput: A value has the wrong type or range, or two of them do not go together. The first fault in
-                the order of `conf/train.yaml` is named.
+            BadInput: A value has the wrong type or range, or two values exclude each other. The message names the
+                first fault in the order of `conf/train.yaml`.
         """
         try:
             settings = cls.model_validate(values)
@@ -216,8 +218,8 @@ class Settings(_Model):
             raise BadInput(_first_fault(error)) from None
         if here:
             settings._check_machine()
-        if settings.go_on_from is not None:
-            settings._check_going_on()
+        if settings.go_on_from is not None and (reason := settings.why_not_go_on()):
+            raise BadInput(reason)
         settings._check_combination()
         return settings
 
@@ -235,24 +237,45 @@ class Settings(_Model):
             raise BadInput(f"trainer.devices={devices}: this machine has {have} {kinds}; give at most {have}")
 
     def _check_combination(self) -> None:
-        devices, batch = self.trainer.devices, self.batch_size
+        devices = self.trainer.devices
         if self.study is not None:
             self._check_study()
         self._check_norm()
         if self.min_delta and self.patience is None:
-            raise BadInput(f"min_delta={self.min_delta} is of patience; give patience=200, say, or no min_delta")
+            raise BadInput(f"min_delta={self.min_delta} belongs to patience; give patience=200, say, or no min_delta")
         if (self.method.model_extra or {}).get("engine") == "shortcut":
             if devices > 1:
                 raise BadInput(f"engine=shortcut works on one device, not {devices}; give method.engine=replay")
             if self.trainer.precision == "bf16-mixed":
                 raise BadInput("engine=shortcut needs full precision; give trainer.precision=32-true")
-        if batch % devices:
-            raise BadInput(f"batch_size={batch} cannot be shared by {devices} devices; give a multiple of {devices}")
         if "shortcut" in _values(self.method.model_extra) and (self.diagnostics.shift or self.diagnostics.update):
             raise BadInput(
-                "diagnostics.shift and diagnostics.update look at gradients, and engine=shortcut makes none;"
+                "diagnostics.shift and diagnostics.update need gradients, and engine=shortcut computes none;"
                 " give method.engine=replay, or diagnostics=off"
             )
+        self._check_capture()
+        self._check_batch()
+
+    def _check_batch(self) -> None:
+        devices, batch = self.trainer.devices, self.batch_size
+        if batch % devices:
+            raise BadInput(f"batch_size={batch} cannot be shared by {devices} devices; give a multiple of {devices}")
+        if batch % (least := devices * self.micro_batches):
+            parts = f"{least} micro-batches" + (f" on {devices} devices" if devices > 1 else "")
+            raise BadInput(f"batch_size={batch} cannot be split into {parts}; give a multiple of {least}")
+        if self.micro_batches > 1 and "shortcut" in _values(self.method.model_extra):
+            raise BadInput("engine=shortcut computes a batch as a whole; give method.engine=replay, or micro_batches=1")
+        each = "" if devices == 1 else " on each device"
+        what = "batch" if self.micro_batches == 1 else "micro-batch"
+        if batch == least and self.norm.kind in ("batch", "noisy_batch"):
+            raise BadInput(
+                f"norm={self.norm.kind} needs at least two samples per {what}{each}; "
+                f"give batch_size={2 * least} or more, or norm=prop"
+            )
+        if batch == least and self.data_norm == "batch":
+            raise BadInput(f"data_norm=batch needs at least two samples per {what}{each}; give data_norm=global")
+
+    def _check_capture(self) -> None:
         if self.trainer.capture == "on" and self._looks_into_steps():
             raise BadInput(
                 "diagnostics.shift and diagnostics.update look into a step, and trainer.capture=on replays it whole;"
@@ -263,16 +286,10 @@ class Settings(_Model):
                 "this method draws anew for each batch, and trainer.capture=on replays one step;"
                 " give trainer.capture=auto or off"
             )
-        if self.trainer.capture == "on" and devices > 1:
-            raise BadInput(f"trainer.capture=on works on one device, not {devices}; give trainer.capture=auto or off")
-        each = "" if devices == 1 else " on each device"
-        if batch == devices and self.norm.kind in ("batch", "noisy_batch"):
+        if self.trainer.capture == "on" and self.trainer.devices > 1:
             raise BadInput(
-                f"norm={self.norm.kind} needs at least two samples to a batch{each}; "
-                f"give batch_size={2 * devices} or more, or norm=prop"
+                f"trainer.capture=on works on one device, not {self.trainer.devices}; give trainer.capture=auto or off"
             )
-        if batch == devices and self.data_norm == "batch":
-            raise BadInput(f"data_norm=batch needs at least two samples to a batch{each}; give data_norm=global")
 
     def _check_norm(self) -> None:
         kind, model = self.norm.kind, self.model
@@ -290,24 +307,28 @@ class Settings(_Model):
 
     @property
     def draws_anew(self) -> bool:
-        """Whether the update rule itself draws random numbers for each batch."""
+        """Whether the update rule draws random numbers for each batch."""
         noise = self.method.target == "backforward_suite.study_rules.ShiftNoise"
         return noise or "random" in _values(self.method.model_extra)
 
     @property
     def capture(self) -> Literal["auto", "on", "off"]:
-        """`trainer.capture`, as far as diagnostics and method leave the choice."""
+        """`trainer.capture`, or `off` if diagnostics or method require it."""
         return "off" if self._looks_into_steps() or self.draws_anew else self.trainer.capture
 
-    def _check_going_on(self) -> None:
+    def why_not_go_on(self) -> str | None:
+        """Why these settings leave no room for `go_on_from`; None if they do."""
         if self.study is not None:
-            raise BadInput("go_on_from is of trainings, and a study has none; leave it out")
+            return "go_on_from continues a training, and this is a study; leave it out"
         if self.trainer.devices > 1:
-            raise BadInput(f"go_on_from works on one device, not {self.trainer.devices}; give trainer.devices=1")
+            return f"go_on_from works on one device, not {self.trainer.devices}; give trainer.devices=1"
         if self.stop_loss is not None or self.patience is not None:
-            raise BadInput("go_on_from needs a run that ends at max_epochs alone; leave out stop_loss and patience")
+            return "go_on_from needs a run that ends at max_epochs only; leave out stop_loss and patience"
+        return None
 
     def _check_study(self) -> None:
+        if self.micro_batches > 1:
+            raise BadInput("micro_batches splits the batches of a training, and a study has none; leave it out")
         if self.trainer.devices > 1:
             raise BadInput(f"a study works on one device, not {self.trainer.devices}; give trainer.devices=1")
         if self.trainer.precision == "bf16-mixed":
@@ -320,13 +341,13 @@ class Settings(_Model):
 
 @dataclass(frozen=True)
 class Request:
-    """What one run was asked for, checked: what was validated is what is built, hashed and written down.
+    """The checked settings of a run: what was validated is what is built, hashed and recorded.
 
     Attributes:
         cfg: The composed config, from which objects are built.
         settings: The same, typed.
         values: The same as plain values.
-        choices: By group, the name of the config it was read from, such as `method: bfp`.
+        choices: By group, the chosen config, such as `method: bfp`.
         hydra: Hydra's own node; None outside Hydra.
     """
 
@@ -343,11 +364,10 @@ class Request:
         Args:
             cfg: The config. Hydra's node in it, if any, is left out.
             hydra: Hydra's node.
-            here: Whether the run is for this machine; else another one's GPUs and cores count.
+            here: As for `Settings.check`.
 
         Raises:
-            BadInput: A value has the wrong type or range, or two of them do not go together. The first fault in
-                the order of `conf/train.yaml` is named.
+            BadInput: As for `Settings.check`.
         """
         own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         assert isinstance(own, DictConfig)
@@ -356,13 +376,13 @@ class Request:
         groups = [group for group in Settings.model_fields if has_effect(group)]
         choices = {group: str(made[group]) for group in groups if made.get(group) is not None}
         settings = Settings.check(values, here)
-        if hydra is not None:  # else settings of an earlier run, say, whose keys have long been read
+        if hydra is not None:  # else these are the settings of an earlier run, say
             refuse_unread(own, values, {_key_of(text) for text in hydra.overrides.task})
         return cls(own, settings, values, choices, hydra)
 
     @property
     def hash(self) -> str:
-        """SHA-256 over the settings that decide the result."""
+        """SHA-256 of the settings that determine the result."""
         return fingerprint(self.values)
 
 
@@ -371,15 +391,15 @@ def _key_of(override: str) -> str:
 
 
 def _values(settings: Mapping[str, Any] | None) -> list[Any]:
-    """All values in nested settings."""
+    """Return all values of nested settings."""
     return [value for _, value in flatten(settings or {})]
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A composed config, without Hydra's node, as plain values, interpolations resolved.
+    """Return a composed config as plain values, with interpolations resolved.
 
     Raises:
-        BadInput: A value is missing or an interpolation leads nowhere.
+        BadInput: A value is missing, or an interpolation cannot be resolved.
     """
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -401,9 +421,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide a result, flat: dotted key -> value; our own classes by their public names.
+    """Return the settings that determine a result: dotted key -> value, our own classes by their public names.
 
-    Keys that came later are left out where they change nothing.
+    Keys in `ADDED_LATER` are left out at the value that changes nothing.
     """
     return {
         key: PUBLIC_NAMES.get(value, value) if key.rpartition(".")[2] == "_target_" else value
@@ -413,16 +433,16 @@ def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
-    """SHA-256 over the settings that decide a result."""
+    """Return the SHA-256 of the settings that determine a result."""
     return hashlib.sha256(json.dumps(deciding(values), sort_keys=True).encode()).hexdigest()
 
 
 def differing(asked: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Name the deciding keys in which two settings differ, as `key=asked (there: found)`, or return ''."""
+    """Return the keys in which two settings differ, as `key=asked (there: found)`, or ''."""
     here, there = deciding(asked), deciding(found)
     pairs = {key: (here.get(key), there.get(key)) for key in {**here, **there} if here.get(key) != there.get(key)}
     own = [pair for key, pair in pairs.items() if "." not in key]
-    # `optimizer.lr` follows `lr`: name what was set, not what follows from it.
+    # `optimizer.lr` follows `lr`: name only what was set.
     named = {key: pair for key, pair in pairs.items() if "." not in key or pair not in own}
     return ", ".join(f"{key}={asked_for} (there: {there_is})" for key, (asked_for, there_is) in named.items())
 
@@ -432,7 +452,7 @@ def _first_fault(error: ValidationError) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     message = fault["msg"][0].lower() + fault["msg"][1:]
     if fault["type"] == "missing":
-        return f"{key} is missing; conf/train.yaml lists what there is"
+        return f"{key} is missing; conf/train.yaml lists the keys"
     if fault["type"] == "extra_forbidden":
-        return f"{key} is no key here; conf/train.yaml lists what there is"
+        return f"{key} is no key here; conf/train.yaml lists the keys"
     return f"{key}={fault['input']}: {message}"

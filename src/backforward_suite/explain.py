@@ -1,4 +1,4 @@
-"""What to tell a user about an error, in one line: what is wrong, and what would be right."""
+"""Explain an error to a user in one line: what is wrong, and what would be right."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ from omegaconf.errors import OmegaConfBaseException
 from backforward_suite.errors import BadInput, os_error
 from backforward_suite.targets import parameters
 
+# Keys that users of Lightning look for, and what to give instead.
+INSTEAD = {
+    "accumulate_grad_batches": (
+        "batch_size is the whole batch of an update, and micro_batches its number of parts;"
+        " give batch_size=512 micro_batches=4, say"
+    )
+}
 ARGUMENTS = ("model", "optimizer", "schedule", "method", "norm")  # groups whose keys are arguments of their target
 
 
 def explain(error: BaseException, conf: Path, overrides: Sequence[str]) -> str | None:
-    """What to tell a user in one line, or None if this is no error of theirs."""
+    """Return one line for the user, or None if the error is not the user's."""
     chain = list(causes(error))
     for cause in chain:
         if isinstance(cause, BadInput):
@@ -33,8 +40,8 @@ def explain(error: BaseException, conf: Path, overrides: Sequence[str]) -> str |
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, then what it came from, and so on."""
-    seen: set[int] = set()  # a chain may lead back to itself
+    """Yield an error and its causes."""
+    seen: set[int] = set()  # a chain may be circular
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
@@ -50,12 +57,12 @@ def _config_error(error: Exception, chain: list[str], conf: Path, overrides: Seq
     if isinstance(error, OverrideParseException):
         at = error.override if error.override in overrides else " ".join(overrides)
         why = re.sub(r"^Error parsing override '.*?'; | expecting \{.*", "", text)
-        return f"{at}: settings are given as key=value, with quotes around what has signs of its own ({why})"
+        return f"{at}: give settings as key=value, with quotes around values with special characters ({why})"
     return text
 
 
 class _Said(NamedTuple):
-    """What one of Hydra's messages says, found by its pattern, and of what."""
+    """One of Hydra's messages, matched by its pattern, and its context."""
 
     found: re.Match[str]
     conf: Path
@@ -78,8 +85,10 @@ def _no_config(said: _Said) -> str:
 def _no_key(said: _Said) -> str:
     full_key = said.found[1]
     group, _, leaf = full_key.rpartition(".")
+    if leaf in INSTEAD:
+        return f"{full_key}: no such key: {INSTEAD[leaf]}"
     if group == "hydra.sweeper.params":
-        return f"{full_key}: this sweeper sweeps over what stands on the command line; give -m {leaf}=VALUE,VALUE"
+        return f"{full_key}: this sweeper reads the command line only; give -m {leaf}=VALUE,VALUE"
     if takes := _argument_of_target(said.conf, full_key, said.overrides):
         return f"{full_key}: no key of the config, but an argument of {takes}; add it with +{full_key}=..."
     keys = _keys(said.conf, group, said.overrides)
@@ -88,6 +97,8 @@ def _no_key(said: _Said) -> str:
 
 
 def _no_key_or_group(said: _Said) -> str:
+    if said.found[1] in INSTEAD:
+        return f"{said.found[1]}: no such key: {INSTEAD[said.found[1]]}"
     groups = sorted(path.name for path in said.conf.iterdir() if path.is_dir())
     return f"{said.found[1]}: no such key or group; groups are {', '.join(groups)}{_close(said.found[1], groups)}"
 
@@ -115,7 +126,7 @@ def _several_values(said: _Said) -> str:
     return f"{said.found[1]}: several values are a sweep, which needs -m: {command}"
 
 
-# What Hydra and OmegaConf say, searched for in turn in the messages of an error and of its causes.
+# Messages of Hydra and OmegaConf, searched in this order in an error and its causes.
 _CASES: tuple[tuple[str, Callable[[_Said], str]], ...] = (
     (r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':((?:\n\t\S+)+)", _no_choice),
     (r"Cannot find primary config '([^']+)'", _no_config),
@@ -129,7 +140,7 @@ _CASES: tuple[tuple[str, Callable[[_Said], str]], ...] = (
 
 
 def _argument_of_target(conf: Path, full_key: str, overrides: Sequence[str]) -> str:
-    """The class that a group's config makes, if it takes an argument of that name; else empty."""
+    """Return the target of a group's config if it has an argument of this name; else ''."""
     group, _, leaf = full_key.partition(".")
     file = _file_of(conf, group, overrides)
     if file is None:
@@ -142,7 +153,7 @@ def _argument_of_target(conf: Path, full_key: str, overrides: Sequence[str]) -> 
 
 
 def _keys(conf: Path, group: str, overrides: Sequence[str]) -> list[str]:
-    """The keys of `conf/train.yaml`, or those of the choice made (else any choice) of a group."""
+    """Return the keys of `conf/train.yaml`, or those of a group's choice on the command line, else by default."""
     file = _file_of(conf, group, overrides) if group else conf / "train.yaml"
     if file is None:
         return []
@@ -153,7 +164,7 @@ def _keys(conf: Path, group: str, overrides: Sequence[str]) -> list[str]:
         merged = OmegaConf.merge(OmegaConf.load(file), loaded) if file.is_file() else loaded
         assert isinstance(merged, DictConfig)
         loaded = merged
-    loaded = loaded.get(group, loaded)  # a group's file may set other keys as well, its own under its name
+    loaded = loaded.get(group, loaded)  # a group's file may have its own keys under its name, next to others
     if loaded is None:  # a choice without keys, as study=none
         return []
     keys = [str(key) for key in loaded if key not in ("defaults", "hydra", "_target_")]
@@ -163,7 +174,7 @@ def _keys(conf: Path, group: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _file_of(conf: Path, group: str, overrides: Sequence[str]) -> Path | None:
-    """The config of the choice made of a group, else of any; None where there is no such group."""
+    """Return the file of a group's choice on the command line, else by default, else any; None without such a group."""
     chosen = [text.partition("=")[2].split(",")[0] for text in overrides if text.startswith(f"{group}=")]
     defaults = OmegaConf.load(conf / "train.yaml").defaults
     by_default = [entry[group] for entry in defaults if isinstance(entry, DictConfig) and group in entry]
@@ -178,5 +189,5 @@ def _close(word: str, words: Sequence[str]) -> str:
 
 
 def one_line(text: str) -> str:
-    """Join the lines of a text."""
+    """Join the lines of a text into one."""
     return "; ".join(line.strip() for line in text.splitlines() if line.strip()) or "unknown error"

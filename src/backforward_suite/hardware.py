@@ -1,4 +1,4 @@
-"""What this machine has, asked without importing torch."""
+"""This machine's hardware, found without importing torch."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pathlib import Path
 
 
 def cpu_count() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpu_names() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES would call each NVIDIA GPU open to this process."""
+    """Return the name in CUDA_VISIBLE_DEVICES of each NVIDIA GPU available to this process."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     present = _driver_gpus()
     if visible is None:
         return [str(index) for index in range(present)]
-    # Present or not: a list that names GPUs which are not there is a fault of the list, and torch will not see them.
+    # At most as many as are present: torch does not see further ones either.
     return [name for name in (part.strip() for part in visible.split(",")) if name and name != "-1"][:present]
 
 
 def gpu_count() -> int:
-    """NVIDIA GPUs open to this process."""
+    """Return the number of NVIDIA GPUs available to this process."""
     return len(gpu_names())
 
 
 def cpu_model() -> str:
-    """The processor's name, as far as the system tells."""
+    """Return the processor's name, if the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -41,7 +41,7 @@ def cpu_model() -> str:
 
 
 def emulates_bf16() -> bool:
-    """Whether the processor has no bfloat16 products of its own, as far as the system tells (Linux on x86-64 does)."""
+    """Return whether the processor lacks bfloat16 products; False where the system does not tell (Linux does)."""
     try:
         flags = set(re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0].split())
     except (OSError, IndexError):
@@ -50,7 +50,7 @@ def emulates_bf16() -> bool:
 
 
 def process_age() -> float | None:
-    """Seconds since this process was started or forked, to a hundredth; None where /proc does not tell (Linux does)."""
+    """Return the seconds since this process was started or forked, to a hundredth; None without /proc."""
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
@@ -60,5 +60,5 @@ def process_age() -> float | None:
 
 @cache
 def _driver_gpus() -> int:
-    # Device files, since a container sees only those of the GPUs that it was given.
+    # Device files: a container sees only those of its own GPUs.
     return sum(re.fullmatch(r"nvidia\d+", entry.name) is not None for entry in Path("/dev").iterdir())

@@ -1,4 +1,4 @@
-"""How precisely float32 is multiplied."""
+"""The precision of float32 products."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Set it for matrix products and convolutions alike.
+    """Set the precision of matrix products and convolutions.
 
-    PyTorch's own switch leaves out convolutions, whose default on a GPU is TF32: ten bits, without being asked for.
+    PyTorch's own switch does not cover convolutions, which use TF32 (ten bits) on a GPU by default.
 
     Args:
         precision: `highest` (float32), `high` (TF32 on a GPU), `medium` (bfloat16; convolutions TF32).

@@ -11,19 +11,19 @@ from backforward_suite.runs import files, names
 
 
 def run(request: Request, folder: Path | None = None) -> files.Result:
-    """Do what was asked for.
+    """Conduct a training or a study.
 
-    Torch and Lightning are imported here: they take seconds, which a finished run or a mistyped key spares.
+    Imports torch and Lightning only now: they take seconds, which a finished run or a mistyped key does not need.
 
     Args:
-        request: What was asked for.
-        folder: Where curves and checkpoints go, and where a half-done run goes on; None writes nothing.
+        request: The run's settings.
+        folder: The folder of curves and checkpoints, where a half-done run resumes; None writes nothing.
 
     Returns:
         The content of `result.json`: status, final and best metrics, settings, origin, timing.
 
     Raises:
-        BadInput: Something asked for cannot be had.
+        BadInput: The settings cannot be met.
     """
     if request.settings.study is not None:
         from backforward_suite.studies.conduct import study
@@ -35,5 +35,5 @@ def run(request: Request, folder: Path | None = None) -> files.Result:
 
 
 def train(cfg: DictConfig, folder: Path | None = None) -> files.Result:
-    """The same for a config composed from `conf/train.yaml`."""
+    """Do the same for a config composed from `conf/train.yaml`."""
     return run(names.request_of(cfg), folder)

@@ -1,12 +1,12 @@
-"""Update rules that change one thing at a time between SGD and Backforward Propagation.
+"""Update rules between SGD and Backforward Propagation that differ from one of them in one thing.
 
-Exact Backforward Propagation changes both the direction and the length of the upper layers' steps. Each rule here goes
-through the layers from first to last, as it does, and knows two gradients of each layer:
+Exact Backforward Propagation changes both the direction and the length of the upper layers' steps. Like it, each rule
+here updates the layers from first to last. It computes two gradients of each layer:
 
-    g   the stale one: at the weights before the batch, as SGD has it
-    g'  the fresh one: after the layers below have taken their steps of this batch
+    g   the stale gradient: at the weights before the batch, as in SGD
+    g'  the fresh gradient: after the layers below have taken their steps of this batch
 
-They differ in the gradient that the layer then steps along:
+The rules differ in the gradient that the layer steps along:
 
     Dose(a)                 g + a (g' - g): SGD at a = 0, Backforward Propagation at a = 1
     FreshDirection          |g| g' / |g'|
@@ -15,7 +15,7 @@ They differ in the gradient that the layer then steps along:
 
 |.| is the L2 norm over all parameters of a layer. At the first layer g' = g, and every rule steps along g.
 
-The passes are the plain ones: the whole forward for each layer. For networks without dropout and batch statistics.
+Each pass runs the whole forward. The network must have no dropout and no batch statistics.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ LossFunction = Callable[[Any, Any], Tensor]
 
 
 class _BetweenGradients:
-    """The passes that these rules share.
+    """The part that these rules share: the passes.
 
     Args:
-        model: A network of one input, in training neither drawing random numbers nor using batch statistics.
+        model: A network of one input that neither draws random numbers nor uses batch statistics.
         optimizer: Any torch optimizer that needs no closure.
         loss_fn: Maps (output, target) to a scalar loss.
         reduce: Averages a flat gradient over ranks.
         step: Takes the optimizer's step; its argument is True for the last step of a batch.
-        after_update: Called with the parameters just updated, their `.grad` being what they were stepped along.
+        after_update: Called with the updated parameters; their `.grad` is the gradient stepped along.
 
     Raises:
-        ValueError: The network draws random numbers or uses batch statistics, or gradients are to be clipped.
+        ValueError: The network draws random numbers or uses batch statistics, or `max_grad_norm` or `micro_batches` is
+            given.
     """
 
     def __init__(
@@ -58,8 +59,11 @@ class _BetweenGradients:
         reduce: Callable[[Tensor], Tensor] | None = None,
         step: Callable[[bool], None] | None = None,
         after_update: Callable[[Sequence[nn.Parameter]], None] | None = None,
+        micro_batches: int = 1,
     ) -> None:
         name = type(self).__name__
+        if micro_batches != 1:
+            raise ValueError(f"{name} takes batches as a whole; leave out micro_batches={micro_batches}")
         if max_grad_norm is not None:
             raise ValueError(f"{name}: max_grad_norm={max_grad_norm} would change the lengths that it compares")
         if unfit := next((module for module in model.modules() if _differs_by_pass(module)), None):
@@ -68,7 +72,7 @@ class _BetweenGradients:
         self._reduce = reduce
         self._step = step if step is not None else lambda _last: optimizer.step()
         self._after_update = after_update
-        # It checks the arguments, and knows the layers in forward order.
+        # Checks the arguments, and finds the layers in forward order.
         self._layers = Backforward(model, optimizer, loss_fn, engine="naive")
         self._groups: list[Group] = []
         self._batches = 0
@@ -79,12 +83,12 @@ class _BetweenGradients:
         self._groups = self._layers.groups
 
     def set_epoch(self, epoch: int, batch: int | None = None) -> None:
-        """Tell the rule after how many batches an epoch begins (see `UpdateRule.set_epoch`)."""
+        """Tell the rule how many batches precede an epoch (see `UpdateRule.set_epoch`)."""
         if batch is not None:
             self._batches = batch
 
     def step(self, x: Any, y: Any) -> StepResult:
-        """Let one mini-batch change the weights (see `UpdateRule.step`)."""
+        """Train on one mini-batch (see `UpdateRule.step`)."""
         if not self._groups:
             self.prepare(x)
         every = [parameter for _, parameters in self._groups for parameter in parameters]
@@ -109,7 +113,7 @@ class _BetweenGradients:
                     self._after_update(parameters)
             for parameter in parameters:
                 parameter.grad = None
-            torch.clear_autocast_cache()  # it holds casts of the weights as they were
+            torch.clear_autocast_cache()  # it has casts of the old weights
         self._batches += 1
         return result
 
@@ -117,26 +121,27 @@ class _BetweenGradients:
         return gradient if self._reduce is None else self._reduce(gradient.reshape(-1)).view_as(gradient)
 
     def _mixed(self, k: int, stale: Sequence[Tensor], fresh: Sequence[Tensor]) -> list[Tensor]:
-        """What layer k steps along."""
+        """Return the gradient that layer k steps along."""
         g, f = (torch.cat([self._averaged(tensor).reshape(-1) for tensor in tensors]) for tensors in (stale, fresh))
         parts = self.along(g, f, k).split([tensor.numel() for tensor in stale])
         return [part.view_as(tensor) for part, tensor in zip(parts, stale, strict=True)]
 
     def along(self, stale: Tensor, fresh: Tensor, layer: int) -> Tensor:
-        """What a layer steps along.
+        """Return the flat gradient that a layer steps along.
 
         Args:
             stale: Its flat gradient before the batch.
             fresh: The same after the layers below have been updated.
-            layer: Its place in forward order, from 0.
+            layer: Its index in forward order, from 0.
         """
         raise NotImplementedError
 
 
 class Dose(_BetweenGradients):
-    """Step along g + a (g' - g): a share `a` of the shift's removal.
+    """Step along g + a (g' - g): remove the share `a` of the shift.
 
-    Bitwise SGD at a = 0 and Backforward Propagation at a = 1. At 2 the correction is made twice, at -1 the shift is.
+    Bitwise SGD at a = 0 and Backforward Propagation at a = 1. At 2 it corrects twice as much, at -1 it doubles
+    the shift.
 
     Args:
         model, optimizer, loss_fn: See `UpdateRule`.
@@ -151,7 +156,7 @@ class Dose(_BetweenGradients):
         self.dose = float(dose)
 
     def along(self, stale: Tensor, fresh: Tensor, layer: int) -> Tensor:
-        """See the class."""
+        """Return the mixed gradient (see the class)."""
         return torch.lerp(stale, fresh, self.dose)  # exact at 0 and 1
 
 
@@ -159,7 +164,7 @@ class FreshDirection(_BetweenGradients):
     """Step along the fresh gradient, at the stale one's length: |g| g' / |g'|."""
 
     def along(self, stale: Tensor, fresh: Tensor, layer: int) -> Tensor:
-        """See the class."""
+        """Return the mixed gradient (see the class)."""
         return _at_length_of(stale, fresh)
 
 
@@ -167,7 +172,7 @@ class FreshLength(_BetweenGradients):
     """Step along the stale gradient, at the fresh one's length: |g'| g / |g|."""
 
     def along(self, stale: Tensor, fresh: Tensor, layer: int) -> Tensor:
-        """See the class."""
+        """Return the mixed gradient (see the class)."""
         return _at_length_of(fresh, stale)
 
 
@@ -176,7 +181,7 @@ class ShiftNoise(_BetweenGradients):
 
     Args:
         model, optimizer, loss_fn: See `UpdateRule`.
-        seed: Of u, which depends on it, the layer and the number of batches before, on nothing else.
+        seed: The seed of u, which also depends on the layer and on the number of earlier batches, on nothing else.
         hooks: See `UpdateRule`.
     """
 
@@ -187,20 +192,20 @@ class ShiftNoise(_BetweenGradients):
         self.seed = seed
 
     def along(self, stale: Tensor, fresh: Tensor, layer: int) -> Tensor:
-        """See the class."""
+        """Return the mixed gradient (see the class)."""
         draw = generator("ShiftNoise", self.seed, self._batches, layer)
         noise = torch.randn(len(stale), generator=draw).to(stale)
         return stale + _at_length_of(fresh - stale, noise)
 
 
 def _at_length_of(measure: Tensor, direction: Tensor) -> Tensor:
-    """The direction scaled to the length of another vector; zero where it has no direction."""
+    """Scale a vector to the length of another one; a zero vector stays zero."""
     length = direction.norm()
     return direction * torch.where(length > 0, measure.norm() / length, torch.zeros_like(length))
 
 
 def _differs_by_pass(module: nn.Module) -> bool:
-    """Whether a second forward of a module would draw anew or move statistics."""
+    """Whether a second forward of a module draws new random numbers or changes statistics."""
     drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
     batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
     return drops or batch or (isinstance(module, DataNorm) and module.kind == "batch")

@@ -1,4 +1,4 @@
-"""What the `_target_` of a group's config takes, and whether it is given that."""
+"""Check a config against the function or class in its `_target_`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PLAIN = (bool, int, float, str, NoneType)
 
 
 def refuse_wrong_types(group: str, settings: Mapping[str, Any]) -> None:
-    """Compare the arguments of a target with its annotations, where those name plain types alone.
+    """Compare the arguments of a target with its annotations, where these name plain types only.
 
     Args:
         group: The group's name.
-        settings: Its settings; `_target_` is what they are arguments of.
+        settings: The target, as `_target_`, and its arguments.
 
     Raises:
         BadInput: An argument has another type than its annotation.
@@ -37,15 +37,15 @@ def refuse_wrong_types(group: str, settings: Mapping[str, Any]) -> None:
 
 
 def refuse_unread(cfg: DictConfig, values: Mapping[str, Any], given: Set[str]) -> None:
-    """See that keys which act through a group's config are read there: else runs would differ in name alone.
+    """Check that the keys which a group's config should read are read there: else runs differ in their name only.
 
     Args:
-        cfg: The composed config, interpolations in place.
+        cfg: The composed config, with interpolations.
         values: The same as plain values.
-        given: Keys that were set by hand or by a sweep.
+        given: Keys set on the command line or by a sweep.
 
     Raises:
-        BadInput: A key does not reach what it is for.
+        BadInput: A key has no effect.
     """
     optimizer = values["optimizer"].get("_target_")
     for key, matters in {"lr": "lr" in given, "weight_decay": bool(values["weight_decay"])}.items():
@@ -62,21 +62,21 @@ def refuse_unread(cfg: DictConfig, values: Mapping[str, Any], given: Set[str]) -
                 )
     factors = {"norm.jacobian_factor", "model.jacobian_factor"} & given
     if factors and norm["kind"] != "prop":
-        raise BadInput(f"{min(factors)} is of norm=prop; with norm={norm['kind']} it changes nothing")
+        raise BadInput(f"{min(factors)} belongs to norm=prop; with norm={norm['kind']} it changes nothing")
     scheduled = {key for key in given if key.startswith("schedule.")}
     if values["schedule"].get("_target_") is None and scheduled:
         raise BadInput(f"{min(scheduled)} changes nothing with a constant learning rate; give schedule=halve, say")
 
 
 def _is_read(node: DictConfig, key: str) -> bool:
-    """Whether a group's config takes a value from a key, or from the whole group that it is of."""
+    """Return whether a config reads a key, or the whole group of the key, by interpolation."""
     names = "|".join(re.escape(name) for name in {key, key.partition(".")[0]})
     text = OmegaConf.to_yaml(node, resolve=False)
     return re.search(rf"\$\{{[^}}]*?(?<![\w.])(?:{names})(?![\w.])", text) is not None
 
 
 def callable_of(target: str) -> Callable[..., Any] | None:
-    """The class or function of that name; None where there is none."""
+    """Return the class or function with this dotted name; None if there is none."""
     module, _, name = target.rpartition(".")
     try:
         found = getattr(import_module(module), name)
@@ -86,7 +86,7 @@ def callable_of(target: str) -> Callable[..., Any] | None:
 
 
 def parameters(target: str) -> set[str]:
-    """The names of the arguments of a class or function; none where it cannot be looked at."""
+    """Return the argument names of a class or function; none if they cannot be found."""
     found = callable_of(target)
     try:
         return set() if found is None else set(inspect.signature(found).parameters)
@@ -98,7 +98,7 @@ def _hints(target: str) -> dict[str, Any]:
     found = callable_of(target)
     try:
         return typing.get_type_hints(found.__init__ if inspect.isclass(found) else found)
-    except (NameError, TypeError, AttributeError):  # it has no annotations, or some that only a type checker can read
+    except (NameError, TypeError, AttributeError):  # no annotations, or some that only a type checker can resolve
         return {}
 
 

@@ -1,4 +1,4 @@
-"""Interleaved timing: arms run in turn over many rounds, so that a busy moment of the machine affects all of them."""
+"""Interleaved timing: arms run in turn over many rounds, so that a busy moment of the machine affects all arms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Arm = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Times per call of one arm, one for each round, in milliseconds."""
+    """Milliseconds per call of one arm, one value per round."""
 
     rounds: tuple[float, ...]
 
@@ -37,11 +37,11 @@ class Timing:
         return high - low
 
     def ratio(self, base: Timing) -> float:
-        """How many times as long as `base` a call takes: the median over rounds of the ratio within a round."""
+        """Return the median over rounds of the ratio of times to those of `base` within a round."""
         return statistics.median(self._ratios(base))
 
     def ratio_quartiles(self, base: Timing) -> tuple[float, float, float]:
-        """The lower quartile, the median and the upper quartile of that ratio; thrice the same for a single round."""
+        """Return the lower quartile, median and upper quartile of that ratio; three equal values for a single round."""
         ratios = self._ratios(base)
         low, middle, high = statistics.quantiles(ratios * 2 if len(ratios) == 1 else ratios, n=4)
         return low, middle, high
@@ -59,19 +59,18 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time several arms in turn.
 
-    Each arm is called twice to warm up, then each round calls every arm for about `seconds_a_turn`, in an order that
-    moves by one from round to round.
+    Each arm is called twice to warm up. Then each round calls every arm for about `seconds_a_turn`, in an order that
+    is rotated by one from round to round.
 
     Args:
-        arms: Name to a call of no arguments.
+        arms: By name, a function without arguments.
         rounds: Number of rounds.
-        seconds_a_turn: How long an arm is called before the next one's turn; at least one call.
-        device: Where they compute; on an accelerator each turn waits for it before and after. On a GPU time is that
-            between two events among what it was given to do.
-        calls: Calls in each turn, instead of `seconds_a_turn`; the arms are then taken as warmed up.
+        seconds_a_turn: Length of a turn; at least one call.
+        device: Where the arms compute. Each turn waits for an accelerator before and after; a GPU is timed by events.
+        calls: Calls per turn, instead of `seconds_a_turn`, of arms that are warmed up already.
 
     Raises:
-        ValueError: No round, or no arm.
+        ValueError: There is no round or no arm.
     """
     if rounds < 1 or not arms:
         raise ValueError("timing needs at least one arm and one round")
@@ -91,7 +90,7 @@ def interleaved(
 
 
 def _turn_on(device: torch.device) -> Callable[[Arm, int], float]:
-    """What gives the seconds for so many calls."""
+    """Return a function that measures the seconds of so many calls."""
 
     def wait() -> None:
         if device.type != "cpu":
@@ -119,10 +118,10 @@ def _turn_on(device: torch.device) -> Callable[[Arm, int], float]:
 
 
 def peak_memory(arm: Arm, device: torch.device | str = "cpu") -> int:
-    """The most bytes that one call holds at a time, beyond what is held before it.
+    """Return the peak memory of one call in bytes, beyond that before the call.
 
-    On an accelerator as its allocator counts them; on the host, which does not count, what operators return (not what
-    they need for themselves meanwhile).
+    On an accelerator, as counted by its allocator; on the host, the tensors that operators return, without the
+    operators' workspaces.
     """
     device = torch.device(device)
     arm()
@@ -141,12 +140,12 @@ def peak_memory(arm: Arm, device: torch.device | str = "cpu") -> int:
 
 
 class _Storages(TorchDispatchMode):
-    """Looks after each operator which of the storages that operators returned are still alive."""
+    """Tracks after each operator which of the storages that operators returned are alive."""
 
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0
-        self._sizes: dict[int, int] = {}  # 0 for what was there before
+        self._sizes: dict[int, int] = {}  # 0 for storages from before
         self._alive: dict[int, StorageWeakRef] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

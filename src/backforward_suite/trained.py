@@ -1,4 +1,4 @@
-"""Trained networks: out of a run's folder, and measured on a data set."""
+"""Trained networks: load one from a run's folder, and measure it on a data set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from backforward_suite.runs.files import read_result
 
 Which = Literal["last", "best"]
 
-EVALUATION_BATCH = 500  # samples; of no effect on the result but for rounding
+EVALUATION_BATCH = 500  # samples; affects the result by rounding only
 
 
 class Trained(NamedTuple):
@@ -29,10 +29,10 @@ class Trained(NamedTuple):
 
     Attributes:
         network: In evaluation mode, on the CPU: float images [N, C, H, W] in [0, 1] to logits [N, classes].
-        request: What the run was asked for.
+        request: The run's settings.
         shape: ``(C, H, W)`` of an image.
         classes: Number of classes.
-        epoch: Epochs that it was trained for.
+        epoch: Number of epochs of training.
     """
 
     network: nn.Module
@@ -45,8 +45,8 @@ class Trained(NamedTuple):
 def load(folder: Path | str, checkpoint: Which = "last") -> nn.Module:
     """Return the trained network of a run, on the CPU and in evaluation mode.
 
-    The network normalises its input itself: it takes float images [N, C, H, W] in [0, 1] to logits [N, classes]. For a
-    model of one's own, its module must be importable.
+    The network normalises its input itself: it maps float images [N, C, H, W] in [0, 1] to logits [N, classes]. The
+    module of your own model must be importable.
 
     Example:
         >>> network = load("outputs/train/bfp-lr0.05")  # doctest: +SKIP
@@ -54,16 +54,16 @@ def load(folder: Path | str, checkpoint: Which = "last") -> nn.Module:
 
     Args:
         folder: The run's folder, such as ``outputs/train/bfp-lr0.05``.
-        checkpoint: ``last``: as the run left it; ``best``: after the epoch of the best validation accuracy.
+        checkpoint: ``last``: from the end of the run; ``best``: from the epoch of the best validation accuracy.
 
     Raises:
-        BadInput: The folder holds no such checkpoint, it is damaged, or its model cannot be built.
+        BadInput: The folder has no such checkpoint, it is damaged, or its model cannot be built.
     """
     return trained(folder, checkpoint).network
 
 
 def trained(folder: Path | str, checkpoint: Which = "last") -> Trained:
-    """The same, with what there is to know about the run. Arguments and errors as of `load`."""
+    """Return the same with the run's settings. Arguments and errors are those of `load`."""
     from backforward_suite.train.callbacks.checkpoint import read_checkpoint  # Lightning takes seconds
 
     folder = Path(folder)
@@ -75,7 +75,7 @@ def trained(folder: Path | str, checkpoint: Which = "last") -> Trained:
         raise BadInput(_why_none(path, result))
     found = read_checkpoint(path)
     if "settings" not in found:
-        raise BadInput(f"{path} is no checkpoint of a run: it holds no settings")
+        raise BadInput(f"{path} is no checkpoint of a run: it has no settings")
     with refusing():
         request = Request.of(OmegaConf.create(found["settings"]), here=False)
         if "data" in result:
@@ -98,7 +98,7 @@ def trained(folder: Path | str, checkpoint: Which = "last") -> Trained:
 
 
 def _epochs(checkpoint: dict[str, object]) -> int:
-    """Epochs that were finished when a checkpoint was written."""
+    """Return the number of epochs finished before a checkpoint."""
     loops = checkpoint["loops"]
     assert isinstance(loops, dict)
     return int(loops["fit_loop"]["epoch_progress"]["current"]["processed"])
@@ -106,21 +106,21 @@ def _epochs(checkpoint: dict[str, object]) -> int:
 
 def _why_none(path: Path, result: dict[str, object]) -> str:
     if not path.parent.is_dir():
-        return f"{path.parent}: there is no such folder; give that of a run, such as outputs/train/sgd"
+        return f"{path.parent}: no such folder; give the folder of a run, such as outputs/train/sgd"
     if "taken_over_from" in result:
-        return f"{path.parent} took its result over from {result['taken_over_from']}, where the weights are"
+        return f"{path.parent} has its result from {result['taken_over_from']}, where the weights are"
     if isinstance(settings := result.get("settings"), dict) and settings.get("study"):
-        return f"{path.parent} is a study, which leaves no network; give the folder of a training"
-    return f"{path.parent} holds no {path.name}; give the folder of a run that has trained"
+        return f"{path.parent} is a study, which saves no network; give the folder of a training"
+    return f"{path.parent} has no {path.name}; give the folder of a run that has trained"
 
 
 class Score(NamedTuple):
-    """What a network reaches on labelled images.
+    """The performance of a network on labelled images.
 
     Attributes:
         loss: Mean cross-entropy, in nats.
         accuracy: Share of images whose largest logit is that of their label.
-        images: How many there were.
+        images: Number of images.
     """
 
     loss: float
@@ -129,11 +129,11 @@ class Score(NamedTuple):
 
 
 def score(network: nn.Module, images: Images, precision: str, device: torch.device) -> Score:
-    """Measure a network on labelled images, in the arithmetic of a run.
+    """Measure a network on labelled images, in the precision of a run.
 
     Args:
         network: On the device, in evaluation mode.
-        images: What to measure on.
+        images: The images.
         precision: ``trainer.precision`` of the run.
         device: Where to compute.
     """
@@ -150,7 +150,7 @@ def score(network: nn.Module, images: Images, precision: str, device: torch.devi
 
 
 def scores(found: Trained, splits: dict[str, Images]) -> dict[str, Score]:
-    """Measure a run's network on the splits of a data set, on a GPU where there is one."""
+    """Measure a run's network on the splits of a data set, on a GPU if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_matmul_precision(found.request.settings.trainer.matmul_precision)
     network = found.network.to(device)

@@ -35,7 +35,8 @@ from backforward.models.blocks import NORMS
 from backforward.moments import ACTIVATIONS
 from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
 from backforward.rules import Backforward, Backprop, Rule
-from backforward_suite.bench.gpu import RULES, Conditions, Row, attempt, precise
+from backforward_suite.bench.common import Row
+from backforward_suite.bench.gpu import RULES, Conditions, attempt, precise
 from backforward_suite.data import DataSplits, EpochLoader, Images
 from backforward_suite.train.capture import WARM_UP, Captured, Record, record_cuda, set_capturable
 from backforward_suite.train.readings import Readings
@@ -356,7 +357,7 @@ def _trained(setting: Conditions, method: str, captured: bool) -> Row:
     import lightning as L
     from lightning.pytorch.loggers import CSVLogger
 
-    from backforward_suite.train.module import Classification, InMemoryData, quiet_lightning
+    from backforward_suite.train.module import Classification, EachBatch, InMemoryData, quiet_lightning
 
     size, steps, epochs = 8, 12 if setting.dry_run else 60, 2
     generator = torch.Generator().manual_seed(0)
@@ -369,7 +370,7 @@ def _trained(setting: Conditions, method: str, captured: bool) -> Row:
     def optimizer(network: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
 
-    class NoWaiting(L.Callback):
+    class NoWaiting(EachBatch):
         """Lets whatever makes the host wait for the GPU raise an error, once steps may be recorded in an epoch."""
 
         watched = 0

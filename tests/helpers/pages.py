@@ -46,7 +46,6 @@ def curves() -> matplotlib.figure.Figure:
     style.at_values(axes[0, 1], [0.01, 0.1])
     axes[0, 0].set(xlabel="epoch", ylabel="training loss", yscale="log")
     axes[0, 1].set(xlabel="learning rate", ylabel="accuracy, %")
-    style.legend(figure)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""What holds the passes of a batch together: draws, and what a forward does besides its result."""
+"""The state that the passes of a batch share: generators, buffers and attributes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Pair(NamedTuple):
     other: Tensor
 
 
-def test_inputs_are_positional_keyword_or_one() -> None:
+def test_inputs_are_positional_or_keyword_arguments_or_a_single_one() -> None:
     a, b = torch.ones(1), torch.zeros(1)
     assert Inputs.of(a) == ((a,), {})
     assert Inputs.of((a, b)) == ((a, b), {})
@@ -31,12 +31,12 @@ def test_inputs_are_positional_keyword_or_one() -> None:
     assert Inputs.of(Pair(a, b)).args[0] == Pair(a, b)
 
 
-def test_tensors_are_found_in_any_nest() -> None:
+def test_finds_tensors_in_nested_containers() -> None:
     a, b = torch.ones(1), torch.zeros(1)
     assert [id(t) for t in tensors_in({"x": [a, (b, 3)], "y": None, "z": a})] == [id(a), id(b), id(a)]
 
 
-def test_a_detached_nest_keeps_its_kinds() -> None:
+def test_detaching_keeps_the_classes_of_containers() -> None:
     x = torch.ones(1, requires_grad=True) * 2
     found = detached({"pair": Pair(x, x), "list": [x, 3]})
     assert type(found["pair"]) is Pair
@@ -44,7 +44,7 @@ def test_a_detached_nest_keeps_its_kinds() -> None:
     assert found["list"][1] == 3
 
 
-def test_every_global_generator_repeats_itself() -> None:
+def test_restores_every_global_generator() -> None:
     generators = Generators([torch.device("cpu")])
     states = generators.save()
     draws = [(torch.rand(3), random.random(), np.random.rand()) for _ in range(2) if not generators.restore(states)]  # type: ignore[func-returns-value]
@@ -76,7 +76,7 @@ def test_what_may_draw(called: Any, draws: bool) -> None:
 
 
 class Counter(nn.Module):
-    """Counts, keeps a list, moves a buffer and a frozen weight."""
+    """Counts, appends to a list, and changes a buffer and a frozen weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Counter(nn.Module):
         return x * self.trained
 
 
-def test_the_world_goes_back_to_the_start_and_ends_as_kept() -> None:
+def test_the_world_restores_the_start_and_ends_in_the_kept_state() -> None:
     model, x = Counter(), torch.ones(3, 2)
     world = World(model, {id(model.trained)})
     model(x)
@@ -104,7 +104,7 @@ def test_the_world_goes_back_to_the_start_and_ends_as_kept() -> None:
     assert (model.calls, model.log) == (0, [0])
     assert torch.equal(model.mean, torch.zeros(2))
     with torch.no_grad():
-        model.trained.add_(1)  # an update, which is the rule's own
+        model.trained.add_(1)  # an update by the rule
     model(x)
     model(x)
     world.end()
@@ -114,7 +114,7 @@ def test_the_world_goes_back_to_the_start_and_ends_as_kept() -> None:
     assert torch.equal(model.trained, torch.full((2,), 2.0))
 
 
-def test_compiled_parts_are_seen() -> None:
+def test_detects_compiled_modules() -> None:
     assert not is_compiled(nn.Sequential(nn.Linear(2, 2)))
     assert is_compiled(torch.compile(nn.Linear(2, 2), backend="eager"))  # type: ignore[arg-type]
     part = nn.Sequential(nn.Linear(2, 2))
@@ -122,7 +122,7 @@ def test_compiled_parts_are_seen() -> None:
     assert is_compiled(part)
 
 
-def test_memory_is_told_by_its_storage() -> None:
+def test_storage_of_identifies_memory() -> None:
     x = torch.ones(4)
     assert storage_of(x) == storage_of(x.view(2, 2)) == storage_of(x.data)
     assert storage_of(x) != storage_of(x.clone())

@@ -57,7 +57,7 @@ def test_quiet_calls_draw_nothing() -> None:
         assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_readers_leave_their_arguments_alone_or_count_the_change() -> None:
+def test_readers_that_change_an_argument_change_its_version() -> None:
     for func in READERS & {Tensor.add_, Tensor.mul_, Tensor.sub_, Tensor.copy_}:
         x = torch.ones(2)
         version = x._version

@@ -12,7 +12,7 @@ from backforward.data_norm import DataNorm
 
 
 def images(n: int = 700) -> Tensor:
-    """uint8 images whose features differ in mean and spread; one pixel never changes, one hardly."""
+    """Return uint8 images whose features differ in mean and spread; one pixel is constant, one nearly so."""
     generator = torch.Generator().manual_seed(0)
     level = torch.linspace(20, 200, 3 * 5 * 4).view(3, 5, 4)
     x = (level + torch.randn(n, 3, 5, 4, generator=generator) * level / 5).clamp(0, 255).to(torch.uint8)
@@ -23,7 +23,7 @@ def images(n: int = 700) -> Tensor:
 
 
 @pytest.mark.parametrize(("kind", "dims"), [("global", (0,)), ("channel", (0, 2, 3))])
-def test_data_norm_by_the_training_set(kind: str, dims: tuple[int, ...]):
+def test_global_and_channel_use_the_training_set(kind: str, dims: tuple[int, ...]):
     x = images().double() / 255
     std, mean = torch.std_mean(x, dim=dims, correction=0, keepdim=True)
     std[std < 1e-3] = 1
@@ -34,7 +34,7 @@ def test_data_norm_by_the_training_set(kind: str, dims: tuple[int, ...]):
     torch.testing.assert_close(given(x.float()), layer(x.float()))
 
 
-def test_data_norm_none_is_the_identity():
+def test_none_is_the_identity():
     x = torch.rand(2, 3, 5, 4)
     assert DataNorm.fit("none", images())(x) is x
 
@@ -57,14 +57,14 @@ def test_data_norm_by_the_batch():
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
-def test_data_norm_by_the_batch_refuses_one_image():
+def test_batch_refuses_a_single_image():
     layer = DataNorm("batch", shape=(1, 4, 4))
     with pytest.raises(ValueError, match="at least 2 images"):
         layer(torch.rand(1, 1, 4, 4))
     assert layer.eval()(torch.rand(1, 1, 4, 4)).shape == (1, 1, 4, 4)
 
 
-def test_fitting_never_makes_a_float_copy_of_the_set():
+def test_fit_makes_no_float_copy_of_the_images():
     class Largest(TorchDispatchMode):
         elements = 0
 
@@ -81,7 +81,7 @@ def test_fitting_never_makes_a_float_copy_of_the_set():
 
 
 def test_sums_of_a_chunk_are_exact():
-    """256 images of white: the squares sum to the last integer below 2^24."""
+    """For 256 white images the sum of squares is just below 2^24."""
     layer = DataNorm.fit("global", torch.full((1000, 1, 1, 1), 255, dtype=torch.uint8))
     assert layer(torch.ones(1, 1, 1, 1)).item() == 0
 
@@ -94,12 +94,12 @@ def test_sums_of_a_chunk_are_exact():
         (lambda: DataNorm("batch"), "data norm 'batch' needs shape="),
     ],
 )
-def test_bad_arguments_are_one_clear_line(call: Callable[[], object], message: str):
+def test_refuses_bad_arguments_in_one_line(call: Callable[[], object], message: str):
     with pytest.raises(ValueError, match="^" + message) as error:
         call()
     assert "\n" not in str(error.value)
 
 
-def test_fit_wants_bytes():
+def test_fit_refuses_images_that_are_not_uint8():
     with pytest.raises(TypeError, match="needs uint8 images"):
         DataNorm.fit("global", torch.rand(3, 1, 2, 2))

@@ -14,7 +14,7 @@ from backforward.batch import tensors_in
 
 
 def trained(problem: Problem, engine: str, optimizer: str) -> tuple[dict[str, Tensor], list[Tensor], Backforward]:
-    """Weights and buffers after three batches, what the rule showed, and the rule."""
+    """Return weights and buffers after three batches, the results, and the rule."""
     torch.manual_seed(0)
     model = problem.model()
     rule = Backforward(model, OPTIMIZERS[optimizer](list(model.parameters())), problem.loss, engine=engine)
@@ -27,7 +27,7 @@ def trained(problem: Problem, engine: str, optimizer: str) -> tuple[dict[str, Te
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.id)
-def test_the_tape_is_the_naive_engine_to_the_bit(problem: Problem, optimizer: str) -> None:
+def test_the_tape_equals_the_naive_engine_bitwise(problem: Problem, optimizer: str) -> None:
     ours, shown, rule = trained(problem, "auto", optimizer)
     theirs, expected, _ = trained(problem, "naive", optimizer)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -37,7 +37,7 @@ def test_the_tape_is_the_naive_engine_to_the_bit(problem: Problem, optimizer: st
 
 
 class Graph(nn.Module):
-    """Differentiates within its forward."""
+    """Differentiates in its forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Graph(nn.Module):
         return self.two(h * slope)
 
 
-def test_what_cannot_be_replayed_runs_in_full_and_says_why() -> None:
+def test_a_forward_that_cannot_be_replayed_runs_in_full_and_says_why() -> None:
     model = Graph()
     rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.functional.cross_entropy)
     rule.step(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
@@ -94,5 +94,34 @@ def test_freezing_and_other_grad_modes_between_batches_are_seen() -> None:
             with torch.no_grad(), pytest.raises(ValueError, match="depends on no trainable parameter"):
                 rule.step(torch.randn(6, 4), torch.arange(6) % 2)
         assert names == [["0", "4"], ["0", "4"], ["0", "2", "4"], ["0", "2", "4"], ["0", "4"], ["0", "2", "4"]]
+        ends.append(model.state_dict())
+    assert all(torch.equal(ends[0][name], value) for name, value in ends[1].items())
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse"])
+@pytest.mark.parametrize(
+    "groups", [[["0"], ["1"], ["2"], ["3", "5"]], [["0", "1"], ["2"], ["3"], ["5"]], [["0"], ["3", "5"]]]
+)
+def test_group_norm_first_in_its_group_with_channels_last(groups: list[list[str]], order: str) -> None:
+    """There torch's backward ends the process if the input's gradient is not wanted."""
+    ends = []
+    for engine in ("auto", "naive"):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.Flatten()),
+            nn.Linear(8 * 16, 2),
+        ).to(memory_format=torch.channels_last)
+        model.requires_grad_(False)
+        trained = [p.requires_grad_() for names in groups for name in names for p in model[int(name)].parameters()]
+        rule = Backforward(
+            model,
+            torch.optim.SGD(trained, lr=0.1),
+            nn.functional.cross_entropy,
+            groups=groups,
+            engine=engine,
+            order=order,
+        )
+        for _ in range(3):
+            rule.step(torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last), torch.arange(4) % 2)
         ends.append(model.state_dict())
     assert all(torch.equal(ends[0][name], value) for name, value in ends[1].items())

@@ -8,7 +8,7 @@ from backforward import Backforward
 from backforward.flops import FlopCounter
 
 
-def test_products_are_counted_by_their_sizes() -> None:
+def test_counts_products_by_their_sizes() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
     with FlopCounter() as counter:
         model(torch.randn(2, 5))

@@ -23,7 +23,7 @@ def inputs_of(problem: Problem) -> Any:
 
 
 def groups_of(model: nn.Module, x: Any, spec: Any = "layer") -> dict[str, list[str]]:
-    """Name of each group to the names of its parameters."""
+    """Map each group's name to the names of its parameters."""
     check_spec(model, spec)
     trainable = [p for p in model.parameters() if p.requires_grad]
     watch = survey(model, Inputs.of(x), count=isinstance(spec, int))
@@ -50,7 +50,7 @@ def test_multiply_accumulates_are_counted_by_layer() -> None:
 
 
 def _dear(costs: list[int]) -> nn.Sequential:
-    """Linear layers that cost so many units: cost = inputs x outputs, with outputs = 1 between them."""
+    """Return layers with these costs (inputs x outputs)."""
     return nn.Sequential(*(nn.Sequential(nn.Linear(1, cost), _Sum()) for cost in costs))
 
 
@@ -61,7 +61,7 @@ class _Sum(nn.Module):
 
 @pytest.mark.parametrize("costs", [[1, 1, 1, 1], [5, 1, 1, 1, 5], [1, 2, 3, 4, 5, 6], [9, 1, 1], [2, 2, 7, 1, 3, 3]])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_integer_groups_are_as_even_as_can_be(costs: list[int], count: int) -> None:
+def test_integer_groups_minimise_the_largest_cost(costs: list[int], count: int) -> None:
     model = _dear(costs)
     groups = groups_of(model, torch.randn(2, 1), count)
     index = {f"{i}.0.weight": cost for i, cost in enumerate(costs)}
@@ -77,13 +77,13 @@ def test_integer_groups_are_as_even_as_can_be(costs: list[int], count: int) -> N
     assert sum(p * p for p in ours) == min(sum(p * p for p in e) for e in every if max(e) == max(ours))
 
 
-def test_as_many_groups_as_layers_is_layer() -> None:
+def test_as_many_groups_as_layers_equals_layer() -> None:
     problem = BY_ID["residual"]
     by_layer = groups_of(problem.model(), inputs_of(problem))
     assert groups_of(problem.model(), inputs_of(problem), len(by_layer)) == by_layer
 
 
-def test_named_groups_take_norms_along_and_keep_their_order() -> None:
+def test_named_groups_include_their_norms_and_keep_their_order() -> None:
     problem = BY_ID["residual"]
     spec = [["head"], ["wider", "stem"], "same.conv2", ["same.conv1"]]
     groups = groups_of(problem.model(), inputs_of(problem), spec)
@@ -99,7 +99,7 @@ def test_a_network_that_is_one_layer() -> None:
     assert groups_of(nn.LayerNorm(3), (torch.randn(4, 3),)) == {"LayerNorm": ["weight", "bias"]}
 
 
-def test_frozen_layers_leave_their_norm_a_group() -> None:
+def test_the_norm_of_a_frozen_layer_is_a_group() -> None:
     model = BY_ID["batchnorm"].model()
     model[1].requires_grad_(False)
     assert groups_of(model, inputs_of(BY_ID["batchnorm"]))["1"] == ["2.weight", "2.bias"]
@@ -119,7 +119,7 @@ def test_survey_leaves_no_trace(problem: Problem) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
-def test_a_scripted_part_is_refused_by_name() -> None:
+def test_refuses_a_scripted_module_by_name() -> None:
     model = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2)))
     with pytest.raises(ValueError, match=r"the module '1' is scripted, .* give the network before it was scripted"):
         refuse_scripted(model)

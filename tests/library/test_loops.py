@@ -1,4 +1,4 @@
-"""Update rules in other people's training loops: what is trained, counted and saved."""
+"""Update rules in Lightning and Accelerate: weights, counters and checkpoints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = [
         ".*does not have many workers",
         ".*LeafSpec.* is deprecated",
         "Checkpoint directory .* exists",
-        "Using ModelCheckpoint with manual optimization",  # it saves what the step left, as is wanted
+        "Using ModelCheckpoint with manual optimization",  # saving after the step is intended
     )
 ]
 
@@ -64,7 +64,7 @@ def test_lightning_counts_batches_and_saves(rule: str, tmp_path: Path) -> None:
         assert equal(module.network, by_hand())
 
 
-def test_lightning_stops_after_so_many_batches_and_goes_on(tmp_path: Path) -> None:
+def test_lightning_stops_at_max_steps_and_resumes(tmp_path: Path) -> None:
     module = Recipe()
     fit = trainer(tmp_path, max_epochs=None, max_steps=BATCHES)
     fit.fit(module, batches())
@@ -74,11 +74,11 @@ def test_lightning_stops_after_so_many_batches_and_goes_on(tmp_path: Path) -> No
     assert equal(other.network, by_hand())  # momentum included
 
 
-@pytest.mark.filterwarnings("ignore:.*")  # Lightning's hints
+@pytest.mark.filterwarnings("ignore:.*")  # tips from Lightning
 @pytest.mark.parametrize(
     "example", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL), ids=["Lightning", "Accelerate"]
 )
-def test_the_pages_examples_run(example: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_in_the_docs_run(example: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     exec(compile(example, "docs/lightning.md", "exec"), names)
     if "Classifier" in names:
@@ -117,8 +117,8 @@ def test_two_ranks_stay_equal_and_train_as_one_process(loop: str, tmp_path: Path
         torch.testing.assert_close(one[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_the_obvious_ways_are_refused(tmp_path: Path) -> None:
-    """What Lightning and Accelerate hand out counts every step of every group, or takes none."""
+def test_refuses_lightning_modules_that_cannot_work(tmp_path: Path) -> None:
+    """Lightning's wrapper of an optimizer, for example, would count a step for every group."""
 
     class Wrapped(Recipe):
         def on_train_start(self) -> None:
@@ -144,7 +144,7 @@ def test_the_obvious_ways_are_refused(tmp_path: Path) -> None:
 
 
 class FSDPStrategy:
-    """Named as Lightning's own."""
+    """Has the name of Lightning's class."""
 
 
 @pytest.mark.parametrize(
@@ -156,13 +156,13 @@ class FSDPStrategy:
         ({"distributed_type": "DistributedType.MEGATRON_LM"}, "MEGATRON_LM gives each process a part"),
     ],
 )
-def test_what_accelerate_cannot_do_with_a_rule_is_refused(settings: dict[str, Any], message: str) -> None:
+def test_refuses_accelerate_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
     usual = {"mixed_precision": "no", "gradient_accumulation_steps": 1, "distributed_type": "NO", "num_processes": 1}
     with pytest.raises(ValueError, match=message):
         in_accelerate(SimpleNamespace(**usual | settings), optimizer_of(network()))
 
 
-def test_a_strategy_that_shards_parameters_is_refused() -> None:
+def test_refuses_a_strategy_that_shards_parameters() -> None:
     trainer = SimpleNamespace(strategy=FSDPStrategy(), world_size=2)
     optimizer = optimizer_of(network())
     module = SimpleNamespace(automatic_optimization=False, trainer=trainer, optimizers=lambda **_: optimizer)

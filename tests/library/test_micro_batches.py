@@ -20,7 +20,7 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem:
 
 
 def trained(problem: Problem, train: Train, optimizer: str = "nesterov") -> list[Tensor]:
-    """Weights, buffers and what the training returned."""
+    """Return weights, buffers and the results of a training."""
     model = problem.model()
     torch.manual_seed(3)
     losses = train(model, OPTIMIZERS[optimizer](list(model.parameters())), problem)
@@ -28,7 +28,7 @@ def trained(problem: Problem, train: Train, optimizer: str = "nesterov") -> list
 
 
 def by(rule: type[Backforward | Backprop], **arguments: Any) -> Train:
-    """Three batches by a rule."""
+    """Train on three batches with a rule."""
 
     def train(model: nn.Module, optimizer: torch.optim.Optimizer, problem: Problem) -> list[Tensor]:
         step = rule(model, optimizer, problem.loss, **arguments).step
@@ -48,7 +48,7 @@ def by_oracle(model: nn.Module, optimizer: torch.optim.Optimizer, problem: Probl
 
 
 def by_accumulation(model: nn.Module, optimizer: torch.optim.Optimizer, problem: Problem) -> list[Tensor]:
-    """Ordinary gradient accumulation."""
+    """Train with ordinary gradient accumulation."""
     losses = []
     for i in range(3):
         optimizer.zero_grad()
@@ -101,7 +101,7 @@ def test_a_mean_over_micro_batches_is_the_mean_over_the_batch(groups: Any, micro
 
 
 class Chosen(nn.Module):
-    """Each micro-batch takes its own branch, and none takes the third."""
+    """Each micro-batch uses its own branch, and none uses the third."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ def test_layers_that_only_some_micro_batches_use_are_updated(engine: str) -> Non
 
 
 class Graph(nn.Module):
-    """The second micro-batch looks at its graph, after a first that the tape could replay."""
+    """The first micro-batch can be replayed; the second reads its graph."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Graph(nn.Module):
         return self.three(h)
 
 
-def test_a_micro_batch_that_cannot_be_replayed_runs_in_full_after_those_before_it() -> None:
+def test_a_micro_batch_that_cannot_be_replayed_runs_in_full_with_those_before_it() -> None:
     ends = []
     for engine in ("auto", "naive"):
         torch.manual_seed(0)
@@ -163,7 +163,7 @@ def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 @pytest.mark.parametrize("given", [0, -1, True, 2.0, "2"])
-def test_refuses_a_number_of_micro_batches_that_makes_no_sense(given: Any) -> None:
+def test_refuses_a_bad_number_of_micro_batches(given: Any) -> None:
     with pytest.raises(ValueError, match="give an integer >= 1"):
         Backforward(*model_and_optimizer(), nn.functional.cross_entropy, micro_batches=given)
     with pytest.raises(ValueError, match="give an integer >= 1"):
@@ -187,7 +187,7 @@ def test_refuses_a_batch_that_cannot_be_split(x: Any, y: Any, match: str) -> Non
         rule.step(x, y)
 
 
-def test_the_shortcut_has_no_micro_batches() -> None:
+def test_the_shortcut_refuses_micro_batches() -> None:
     with pytest.raises(ValueError, match="needs micro_batches=1"):
         Backforward(*model_and_optimizer(), nn.functional.cross_entropy, engine="shortcut", micro_batches=2)
 

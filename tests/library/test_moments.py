@@ -14,7 +14,7 @@ from backforward.moments import ACTIVATIONS, ActivationMoments, gaussian_moments
 
 
 def smooth_abs(z: Tensor) -> Tensor:
-    """A callable that PyTorch has no module for."""
+    """A callable without a module in PyTorch."""
     return (z.square() + 0.01).sqrt()
 
 
@@ -48,8 +48,9 @@ def test_relu_as_in_the_paper():
 
 
 def test_docstring_table_holds():
-    """E[act'(z / J)^2] / (J std)^2 is what J brings the mean squared singular value to."""
-    rows = {row[0]: row[1:] for row in map(str.split, inspect.getdoc(gaussian_moments).splitlines()) if len(row) == 6}
+    """The mean squared singular value with J is E[act'(z / J)^2] / (J std)^2."""
+    lines = inspect.getdoc(gaussian_moments).splitlines()
+    rows = {row[0]: row[1:] for row in (line.replace("|", " ").split() for line in lines) if len(row) == 6}
     for name in ACTIVATIONS.keys() - {"identity"}:
         act = make_activation(name)
         act = act.double() if isinstance(act, nn.Module) else act
@@ -71,7 +72,7 @@ def test_prelu_moments_are_differentiable_in_the_slope(moment: str):
     assert torch.autograd.gradcheck(of_slope, slopes)
 
 
-def test_kinks_of_a_callable_can_be_told():
+def test_kinks_of_a_callable_can_be_given():
     def soft_threshold(z: Tensor) -> Tensor:
         return F.softshrink(z, 0.3)
 
@@ -89,7 +90,7 @@ def test_kinks_of_a_callable_can_be_told():
         (lambda: gaussian_moments(lambda z: z * 0 + 1), "an activation that is constant"),
     ],
 )
-def test_bad_arguments_are_one_clear_line(call: Callable[[], object], message: str):
+def test_refuses_bad_arguments_in_one_line(call: Callable[[], object], message: str):
     with pytest.raises(ValueError, match="^" + message) as error:
         call()
     assert "\n" not in str(error.value)

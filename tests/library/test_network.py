@@ -1,4 +1,4 @@
-"""What is known of a network is used again as long as it holds, and no longer."""
+"""Knowledge about a network is reused until the network changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from backforward.network import Network, now
 
 
 class Own(nn.Module):
-    """Code that is neither torch's nor this library's."""
+    """A module from neither torch nor this library."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Own(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-def test_what_is_known_of_a_network() -> None:
+def test_knows_a_network() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout())
     known = Network(model)
     assert list(known.modules) == ["", "0", "1", "2"]
@@ -62,7 +62,7 @@ def test_what_is_known_of_a_network() -> None:
         "own",
     ],
 )
-def test_a_network_that_has_changed_is_looked_at_anew(change: Callable[[Any], Any]) -> None:
+def test_looks_again_at_a_changed_network(change: Callable[[Any], Any]) -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU())
     known = now(model, None)
     model(torch.randn(4, 2))

@@ -26,22 +26,22 @@ Layer = NormPropLinear | NormPropConv2d
 
 
 def smooth_abs(z: Tensor) -> Tensor:
-    """A callable that PyTorch has no module for."""
+    """A callable without a module in PyTorch."""
     return (z.square() + 0.01).sqrt()
 
 
-# --- the layers against the printed formula --------------------------------------------------------------------------
+# --- The layers against the printed formula --------------------------------------------------------------------------
 
 
 def linear(activation: object, dtype: torch.dtype, **settings: object) -> tuple[Layer, Tensor]:
-    torch.manual_seed(1)  # of the initial weights
+    torch.manual_seed(1)
     generator = torch.Generator().manual_seed(1)
     layer = NormPropLinear(24, 32, activation=activation, dtype=dtype, **settings)
     return randomise(layer, generator), torch.randn(200, 24, generator=generator, dtype=dtype)
 
 
 def conv(activation: object, dtype: torch.dtype, **settings: object) -> tuple[Layer, Tensor]:
-    torch.manual_seed(1)  # of the initial weights
+    torch.manual_seed(1)
     generator = torch.Generator().manual_seed(1)
     layer = NormPropConv2d(6, 8, 3, activation=activation, dtype=dtype, **settings)
     return randomise(layer, generator), torch.randn(8, 6, 11, 10, generator=generator, dtype=dtype)
@@ -81,7 +81,7 @@ CASES = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize(("make", "activation", "settings"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
-def test_folded_is_the_printed_formula(make: Callable[..., tuple[Layer, Tensor]], activation: object, settings, dtype):
+def test_folded_equals_the_formula(make: Callable[..., tuple[Layer, Tensor]], activation: object, settings, dtype):
     layer, x = make(activation, dtype, **settings)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     x.requires_grad_()
@@ -96,7 +96,7 @@ def test_folded_is_the_printed_formula(make: Callable[..., tuple[Layer, Tensor]]
 
     upstream = torch.randn(got.shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
     if dtype == torch.float32:
-        upstream[arguments[0].abs() < 1e-5] = 0  # at the kink a rounding error turns the gradient on or off
+        upstream[arguments[0].abs() < 1e-5] = 0  # at the kink, a rounding error decides whether there is a gradient
     inputs = [x, *layer.parameters()]
     for ours, theirs in zip(
         torch.autograd.grad(got, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
@@ -107,7 +107,7 @@ def test_folded_is_the_printed_formula(make: Callable[..., tuple[Layer, Tensor]]
 @pytest.mark.parametrize("activation", ["relu", "prelu", "gelu"])
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (4,), (2, 4, 5, 5), (4, 5, 5)], ids=str)
 def test_gradcheck(activation: str, shape: tuple[int, ...]):
-    """Also for inputs with more dimensions, or without a batch: the clamp then works on a view."""
+    """With more dimensions, or without a batch, the clamp works on a view."""
     torch.manual_seed(0)
     images = shape[-1] == 5
     layer: Layer
@@ -127,7 +127,7 @@ def test_gradcheck(activation: str, shape: tuple[int, ...]):
 
 
 @pytest.mark.parametrize("settings", [{}, {"stride": 2, "padding": 2, "dilation": 2, "groups": 3}, {"padding": "same"}])
-def test_drop_in_beside_conv2d(settings: dict[str, object]):
+def test_has_the_shapes_of_conv2d(settings: dict[str, object]):
     x = torch.randn(2, 6, 9, 8)
     plain = nn.Conv2d(6, 9, (3, 5), **settings)
     layer = NormPropConv2d(6, 9, (3, 5), **settings)
@@ -148,7 +148,7 @@ def test_scaling_the_weights_changes_nothing(make: Callable[..., tuple[Layer, Te
 
 
 @pytest.mark.parametrize("make", [linear, conv])
-def test_output_does_not_depend_on_batch_companions(make: Callable[..., tuple[Layer, Tensor]]):
+def test_output_does_not_depend_on_the_other_samples(make: Callable[..., tuple[Layer, Tensor]]):
     layer, x = make("relu", torch.float32)
     together = layer(x)
     assert (layer(x[:1]) - together[:1]).abs().max() <= 1e-6 * together.abs().max()
@@ -165,13 +165,13 @@ def test_memory_layout_is_kept():
     assert layer.weight.grad.stride() == layer.weight.stride()
 
 
-# --- what the layers are for ------------------------------------------------------------------------------------------
+# --- Mean and variance of the output ----------------------------------------------------------------------------------
 
 
 def deep_moments(
     orthonormal: bool, jacobian_factor: str, samples: int, width: int = 1024, depth: int = 12
 ) -> tuple[Tensor, Tensor]:
-    """Mean and std of each unit at each layer, ``[depth, width]``, for input N(0, 1)."""
+    """Return mean and std of each unit at each layer, ``[depth, width]``, for input N(0, 1)."""
     generator = torch.Generator().manual_seed(0)
     layers = [NormPropLinear(width, width, jacobian_factor=jacobian_factor) for _ in range(depth)]
     for layer in layers:
@@ -192,12 +192,12 @@ def deep_moments(
 
 
 def pooled_std(mean: Tensor, std: Tensor) -> Tensor:
-    """Standard deviation over samples and units, from each unit's mean and std."""
+    """Return the standard deviation over samples and units from each unit's mean and std."""
     return ((mean.square() + std.square()).mean() - mean.mean().square()).sqrt()
 
 
 def test_twelve_layers_keep_every_unit_standard():
-    """J off, orthonormal rows: within .05 and .1 of mean 0 and std 1 for each of 12 x 1024 units."""
+    """With J = 1 and orthonormal rows, each of 12 x 1024 units is within .05 and .1 of mean 0 and std 1."""
     mean, std = deep_moments(orthonormal=True, jacobian_factor="none", samples=20_000)
     assert mean.abs().max() < 0.05
     assert (std - 1).abs().max() < 0.1
@@ -211,7 +211,7 @@ def test_twelve_layers_with_gaussian_rows_stay_standard_over_all_units():
 
 
 def test_with_the_jacobian_factor_the_distribution_drifts():
-    """The printed formula divides the argument by J, so the output's std is no longer 1: .83 after one layer."""
+    """J divides the activation's argument, so the output's std is no longer 1 but .83 after one layer."""
     mean, std = deep_moments(orthonormal=False, jacobian_factor="exact", samples=2_500)
     assert (mean[0].mean(), pooled_std(mean[0], std[0])) == (
         pytest.approx(-0.12, abs=0.01),
@@ -225,7 +225,7 @@ def test_with_the_jacobian_factor_the_distribution_drifts():
 
 @pytest.mark.parametrize("name", [*ACTIVATIONS])
 def test_mean_squared_singular_value_of_the_jacobian(name: str):
-    """||J||_F^2 / m at input N(0, 1): 1 with the factor for ReLU and its kin; what gaussian_moments says for others."""
+    """||J||_F^2 / m at input N(0, 1) is 1 for ReLU, LeakyReLU and PReLU, and gaussian_moments' value for others."""
     torch.manual_seed(0)
     rows = {row[0]: row[1:] for row in map(str.split, inspect.getdoc(gaussian_moments).splitlines()) if len(row) == 6}
     *_, without, reached = (float(v) for v in rows.get(name, ["1", "1"]))
@@ -260,7 +260,7 @@ def test_batch_size_one_trains():
     assert losses[-1] < losses[0] / 2
 
 
-# --- living with PyTorch ----------------------------------------------------------------------------------------------
+# --- PyTorch's own tools ----------------------------------------------------------------------------------------------
 
 
 def network() -> nn.Sequential:
@@ -284,7 +284,7 @@ COPIES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile's own doing
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # from torch.compile
 @pytest.mark.parametrize("how", COPIES)
 def test_copies_compute_the_same(how: str):
     net = network()
@@ -346,14 +346,14 @@ def test_bf16_autocast_trains_near_fp32():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_clamped_outputs_get_no_gradient_in_any_precision(dtype: torch.dtype):
-    """Backward looks for outputs above the floor, which fp16 rounds to above itself."""
+    """Backward selects outputs above the floor, and fp16 may round the floor up."""
     layer = NormPropLinear(4, 4).to(dtype)
     layer.beta.detach().fill_(-100)
     (gradient,) = torch.autograd.grad(layer(torch.randn(5, 4, dtype=dtype)).sum(), layer.beta)
     assert not gradient.any()
 
 
-# --- projection -------------------------------------------------------------------------------------------------------
+# --- Projection -------------------------------------------------------------------------------------------------------
 
 
 def row_norms(weight: Tensor) -> Tensor:
@@ -384,7 +384,7 @@ def test_hook_projects_only_the_group_just_updated():
     torch.testing.assert_close(row_norms(net[1].weight), torch.ones(8))
 
 
-def test_projection_takes_tensors_and_spares_rows_of_zeros():
+def test_projection_accepts_tensors_and_keeps_zero_rows():
     weight = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     other = torch.randn(3, 2, 3, 3)
     project_unit_norm_([weight, other])
@@ -392,7 +392,7 @@ def test_projection_takes_tensors_and_spares_rows_of_zeros():
     torch.testing.assert_close(row_norms(other), torch.ones(3))
 
 
-# --- what cannot be had -----------------------------------------------------------------------------------------------
+# --- Refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,7 @@ def test_projection_takes_tensors_and_spares_rows_of_zeros():
         (lambda: NormPropLinear(2, 2, activation=nn.Linear(2, 2)), "of the activations with parameters only PReLU"),
     ],
 )
-def test_bad_arguments_are_one_clear_line(call: Callable[[], object], message: str):
+def test_refuses_bad_arguments_in_one_line(call: Callable[[], object], message: str):
     with pytest.raises(ValueError, match="^" + message) as error:
         call()
     assert "\n" not in str(error.value)

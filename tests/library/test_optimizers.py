@@ -1,4 +1,4 @@
-"""Any optimizer as one optimizer for each group, against one optimizer object for each group."""
+"""One optimizer that acts as one per group, against one optimizer object per group."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def batches(count: int = BATCHES) -> list[tuple[Tensor, Tensor]]:
 
 
 def split(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
-    """Two param groups: weights with decay (which only some optimizers know), then biases."""
+    """Return two param groups: weights with decay (if the optimizer supports it), then biases."""
     parts = [{"params": [p for p in parameters if (p.dim() > 1) == weights], "tag": str(weights)} for weights in (1, 0)]
     return [part for part in parts if part["params"]]
 
@@ -92,14 +92,14 @@ def halve(optimizers: Sequence[Optimizer], batch: int) -> None:
                 group["lr"] = group["lr"] * 0.5 if not isinstance(group["lr"], Tensor) else group["lr"].mul_(0.5)
 
 
-# --- one optimizer for each group ------------------------------------------------------------------------------------
+# --- One optimizer per group -----------------------------------------------------------------------------------------
 
 
 @each_of_all
 @pytest.mark.parametrize(
     "how", [{}, {"max_grad_norm": 0.2}, {"joint": True}, {"max_grad_norm": 0.2, "joint": True}], ids="-".join
 )
-def test_is_one_optimizer_for_each_group(make: Make, how: dict[str, Any]) -> None:
+def test_equals_one_optimizer_per_group(make: Make, how: dict[str, Any]) -> None:
     model, oracle = network(), network()
     optimizer = make(split(list(model.parameters())))
     rule = Backforward(
@@ -133,7 +133,7 @@ def test_is_one_optimizer_for_each_group(make: Make, how: dict[str, Any]) -> Non
 
 @each
 @pytest.mark.parametrize("loaded", ["before the rule", "after the rule", "after a batch"])
-def test_a_checkpoint_goes_on_to_the_bit(make: Make, loaded: str) -> None:
+def test_resuming_from_a_checkpoint_is_bitwise(make: Make, loaded: str) -> None:
     model, other = network(), network()
     optimizer, new = (make(split(list(m.parameters()))) for m in (model, other))
     rule = Backforward(model, optimizer, F.cross_entropy)
@@ -159,7 +159,7 @@ def test_a_checkpoint_goes_on_to_the_bit(make: Make, loaded: str) -> None:
     assert same(model, other)
 
 
-def test_a_saved_state_does_not_move_with_later_batches() -> None:
+def test_later_batches_do_not_change_a_saved_state() -> None:
     model = network()
     optimizer = miniatures.CountsInGroups(model.parameters())
     rule = Backforward(model, optimizer, F.cross_entropy)
@@ -188,7 +188,7 @@ def test_a_scheduler_reaches_all_groups(make: Make, before: bool) -> None:
             each.train()
     for x, y in batches():
         rule.step(x, y)
-        scheduler.step()  # warnings are errors: it must know that the optimizer has stepped
+        scheduler.step()  # would warn, and so fail, if it had not seen the optimizer step
 
     def step_schedulers(batch: int) -> None:
         for one in schedulers if batch else []:
@@ -198,7 +198,7 @@ def test_a_scheduler_reaches_all_groups(make: Make, before: bool) -> None:
     assert same(model, oracle)
 
 
-def test_what_the_user_sets_counts_more_than_what_steps_counted() -> None:
+def test_values_set_by_the_user_override_counters() -> None:
     model = network()
     optimizer = miniatures.ChangesItsLearningRate(model.parameters(), lr=0.1)
     rule = Backforward(model, optimizer, lambda output, target: output.sum())
@@ -206,7 +206,7 @@ def test_what_the_user_sets_counts_more_than_what_steps_counted() -> None:
     rule.step(x, y)
     rule.step(x, y)
     optimizer.param_groups[0]["lr"] = 1.0
-    bias = model[4].bias.clone()  # whose gradient is the number of samples
+    bias = model[4].bias.clone()  # its gradient is the number of samples
     rule.step(x, y)
     assert torch.equal(model[4].bias, bias - 4.0 * 1.0)
     rule.step(x, y)
@@ -241,7 +241,7 @@ def test_schedule_free_evaluates_at_the_average_of_each_group() -> None:
     assert not same(model, at_training)
 
 
-# --- all parameters at once ------------------------------------------------------------------------------------------
+# --- All parameters at once ------------------------------------------------------------------------------------------
 
 
 @each_of_all
@@ -249,7 +249,7 @@ def test_schedule_free_evaluates_at_the_average_of_each_group() -> None:
     "rule", [Backprop, partial(Backforward, groups=1), partial(Backprop, repeats=2)], ids=["sgd", "one-group", "repeat"]
 )
 @pytest.mark.parametrize("frozen", [False, True], ids=["all", "frozen"])
-def test_a_step_of_all_is_an_ordinary_one(make: Make, rule: Callable[..., Any], frozen: bool) -> None:
+def test_a_step_of_all_parameters_is_an_ordinary_one(make: Make, rule: Callable[..., Any], frozen: bool) -> None:
     model, plain = network(), network()
     for each in (model, plain):
         each[0].weight.requires_grad_(not frozen)
@@ -275,7 +275,7 @@ def test_a_step_of_all_is_an_ordinary_one(make: Make, rule: Callable[..., Any], 
 
 
 class Counter(miniatures.Mini):
-    """Adds to each parameter how many steps were taken, counted in three places."""
+    """Adds to each parameter the number of steps taken, counted in three places."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, k=0)
@@ -308,12 +308,12 @@ def test_counters_follow_the_parameters_when_groups_change() -> None:
     assert step((a, b)) == [1, 1, 1]
     assert step((a, b)) == [2, 2, 2]
     assert step((c, d)) == [1, 1, 1]  # a group of its own
-    assert step((b, c)) == [3, 3, 3]  # goes on from b's, which is first
-    assert step((a,)) == [3, 3, 3]  # what is left of the first group
+    assert step((b, c)) == [3, 3, 3]  # continues from the counters of b, its first parameter
+    assert step((a,)) == [3, 3, 3]  # the rest of the first group
     assert step((d,)) == [2, 2, 2]
     assert "backforward" in one.optimizer.param_groups[0]
     everything = (a, b, c, d)
-    assert step(everything) == [4, 4, 4]  # goes on from a's
+    assert step(everything) == [4, 4, 4]  # continues from a's
     assert "backforward" not in one.optimizer.param_groups[0]
     assert one.optimizer.param_groups[0]["k"] == one.optimizer.steps == one.optimizer.state["all"] == 4
     assert step((c,)) == step((d,)) == [5, 5, 5]
@@ -326,7 +326,7 @@ def test_counters_stay_with_their_group_when_param_groups_are_added() -> None:
     with pytest.warns(UserWarning, match="no optimizer has"):
         rule = Backforward(model, optimizer, F.cross_entropy)
     rule.step(*batches()[0])
-    assert optimizer.param_groups[0]["k"] == 1  # all that it has is one group
+    assert optimizer.param_groups[0]["k"] == 1  # one group has all its parameters
     optimizer.add_param_group({"params": list(model[0].parameters())})
     rule.step(*batches()[1])
     assert optimizer.param_groups[0]["k"] == 1
@@ -339,7 +339,7 @@ def test_counters_stay_with_their_group_when_param_groups_are_added() -> None:
 
 
 @pytest.mark.parametrize("backforward_first", [True, False], ids=["warmup", "finetune"])
-def test_switching_goes_on_counting(backforward_first: bool) -> None:
+def test_counters_continue_after_a_switch(backforward_first: bool) -> None:
     model = network()
     optimizer = miniatures.CountsInGroups(model.parameters())
     rules = [Backforward(model, optimizer, F.cross_entropy), Backprop(model, optimizer, F.cross_entropy)]
@@ -379,7 +379,7 @@ def test_switching_goes_on_counting(backforward_first: bool) -> None:
     assert same(model, oracle)
 
 
-# --- what stays as it is ---------------------------------------------------------------------------------------------
+# --- What must not change --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", list(miniatures.COUNTING.values()))
@@ -429,7 +429,7 @@ def test_a_step_sees_its_group_alone_and_hooks_run_once_each() -> None:
     assert seen == [(group, group, 0) for group in GROUPS] + [(group, group, 1) for group in GROUPS]
 
 
-def test_torchs_own_keep_nothing() -> None:
+def test_torchs_optimizers_need_no_counters() -> None:
     everyone = {c for c in vars(torch.optim).values() if isinstance(c, type) and issubclass(c, Optimizer)}
     tested = {type(make(split(list(network().parameters())))) for make in TORCH.values()}
     elsewhere = {torch.optim.Muon, torch.optim.SparseAdam, torch.optim.LBFGS}  # tested below: lists, sparse, refused
@@ -443,7 +443,7 @@ def test_torchs_own_keep_nothing() -> None:
         assert all("backforward" not in group for group in optimizer.param_groups)
 
 
-# --- several optimizers ----------------------------------------------------------------------------------------------
+# --- Several optimizers ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", [{}, {"max_grad_norm": 0.2}, {"joint": True}], ids="-".join)
@@ -468,17 +468,17 @@ def test_several_optimizers_share_the_groups(how: dict[str, Any]) -> None:
     assert not torch.equal(model[4].bias, network()[4].bias)
 
 
-def test_an_optimizer_that_has_nothing_of_a_group_does_not_step_in_it() -> None:
+def test_an_optimizer_without_parameters_in_a_group_does_not_step() -> None:
     model = network()
     first, rest = (miniatures.CountsInGroups(list(part.parameters())) for part in (model[:1], model[1:]))
     rule = Backforward(model, [first, rest], F.cross_entropy)
     for x, y in batches(3):
         rule.step(x, y)
-    assert first.param_groups[0]["k"] == 3  # all that it has is one group: it counts by itself
+    assert first.param_groups[0]["k"] == 3  # one group has all its parameters, so it counts itself
     assert {counters[0, "k"][0] for counters in rest.param_groups[0]["backforward"].values()} == {3}
 
 
-def test_weights_without_an_optimizer_are_named() -> None:
+def test_warns_of_weights_without_an_optimizer() -> None:
     model = network()
     with pytest.warns(UserWarning, match=r"Backprop: no optimizer has 0\.weight, 0\.bias: not trained"):
         Backprop(model, torch.optim.SGD(model[1:].parameters(), lr=0.1), F.cross_entropy)
@@ -486,7 +486,7 @@ def test_weights_without_an_optimizer_are_named() -> None:
     Backprop(model, torch.optim.SGD(model[1:].parameters(), lr=0.1), F.cross_entropy)
 
 
-# --- sparse gradients ------------------------------------------------------------------------------------------------
+# --- Sparse gradients ------------------------------------------------------------------------------------------------
 
 
 class Embedded(nn.Module):
@@ -527,7 +527,7 @@ def test_sparse_gradients(max_grad_norm: float | None) -> None:
         assert same(model, oracle)
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- Refusals --------------------------------------------------------------------------------------------------------
 
 
 class Lookahead:
@@ -550,7 +550,7 @@ def test_refuses_what_is_no_optimizer() -> None:
             Backforward(model, given, F.cross_entropy)
 
 
-def test_refuses_lists_that_make_no_sense() -> None:
+def test_refuses_bad_lists_of_optimizers() -> None:
     model = network()
     first, second = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
     with pytest.raises(ValueError, match=r"0\.weight is in two optimizers"):
@@ -564,13 +564,13 @@ def test_refuses_lists_that_make_no_sense() -> None:
         Backforward(model, parts, F.cross_entropy, engine="shortcut")
 
 
-# --- the page --------------------------------------------------------------------------------------------------------
+# --- docs/optimizers.md ----------------------------------------------------------------------------------------------
 
 PAGE = Path(__file__).parents[2] / "docs" / "optimizers.md"
 
 
 @pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
-def test_examples_of_the_page_run(example: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_in_the_docs_run(example: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip(example.split()[1])
     exec(compile(example, str(PAGE), "exec"), {})
     assert capsys.readouterr().out

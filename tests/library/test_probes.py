@@ -1,4 +1,4 @@
-"""Every measure of a network at one moment against one written the slow way."""
+"""The measures of a network at one moment against slow oracles."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def mlp(norm: str, dropout: float = 0.0) -> nn.Module:
     return MLP((1, 3, 4), 5, hidden=6, depth=2, norm=norm, dropout=dropout, seed=3)
 
 
-# --- distributions ---------------------------------------------------------------------------------------------------
+# --- Distributions ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("network", ["mlp", "nin"])
-def test_input_moments_are_those_of_all_values_together(network: str) -> None:
+def test_input_moments_equal_those_of_all_values_at_once(network: str) -> None:
     if network == "mlp":
         net, x = mlp("none"), batch(10)[0]
     else:
@@ -51,7 +51,7 @@ def test_input_moments_are_those_of_all_values_together(network: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_moments_of_a_unit_that_never_changes_are_exact(dtype: torch.dtype) -> None:
+def test_moments_of_a_constant_unit_are_exact(dtype: torch.dtype) -> None:
     moments = probes.RunningMoments()
     values = torch.tensor([-0.4249, 1e4, 0.1], dtype=dtype).view(1, 3, 1).repeat(301, 1, 7)
     for part in values.split(50):
@@ -72,11 +72,11 @@ def test_drift_is_the_distance_between_normals() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_pre_activations_are_what_the_activation_is_applied_to(norm: str) -> None:
+def test_pre_activations_are_the_arguments_of_the_activation(norm: str) -> None:
     net = mlp(norm).eval()
     with torch.no_grad():
         for p in net.parameters():
-            p.add_(0.1 * torch.rand(p.shape, generator=torch.Generator().manual_seed(0)))  # gamma is not 1, beta not 0
+            p.add_(0.1 * torch.rand(p.shape, generator=torch.Generator().manual_seed(0)))  # gamma != 1, beta != 0
     x = batch(10)[0]
     found = probes.pre_activations(net, ["hidden1.linear", "head"], x.split(4), 1)
     hidden = net.hidden1.linear  # type: ignore[union-attr]
@@ -93,7 +93,7 @@ def test_pre_activations_are_what_the_activation_is_applied_to(norm: str) -> Non
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_pre_activations_of_a_convolution_are_those_of_some_positions(norm: str) -> None:
+def test_pre_activations_of_a_convolution_come_from_some_positions(norm: str) -> None:
     net = NIN((1, 17, 17), 3, width=0.02, norm=norm, seed=0).eval()
     x = torch.rand(3, 1, 17, 17, generator=torch.Generator().manual_seed(0))
     (everywhere,) = probes.pre_activations(net, ["conv1.conv"], [x], 1000).values()
@@ -118,8 +118,8 @@ LAWS = {
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_gaussianity_is_what_scipy_gives(law: str) -> None:
-    draws = LAWS[law].rvs(size=(300, 70), random_state=np.random.default_rng(0))  # more units than go at a time
+def test_gaussianity_equals_scipys(law: str) -> None:
+    draws = LAWS[law].rvs(size=(300, 70), random_state=np.random.default_rng(0))  # more than UNITS_AT_A_TIME units
     values = 3 + 0.2 * draws
     ours = probes.gaussianity(torch.from_numpy(values))
     np.testing.assert_allclose(ours.skewness, stats.skew(values), atol=1e-10)
@@ -128,7 +128,7 @@ def test_gaussianity_is_what_scipy_gives(law: str) -> None:
     np.testing.assert_allclose(ours.distance, fitted, atol=1e-12)
 
 
-def test_gaussianity_knows_a_normal_distribution() -> None:
+def test_gaussianity_is_near_zero_for_normal_values() -> None:
     values = torch.randn(10_000, 100, generator=torch.Generator().manual_seed(0))
     skewness, kurtosis, distance = probes.gaussianity(5 * values - 3)
     assert skewness.abs().mean() < 0.03
@@ -137,7 +137,7 @@ def test_gaussianity_knows_a_normal_distribution() -> None:
     assert probes.gaussianity(values.relu()).distance.mean() > 0.25
 
 
-def test_a_unit_that_never_changes_is_neither_normal_nor_not() -> None:
+def test_gaussianity_of_a_constant_unit_is_nan() -> None:
     values = torch.full((1000, 2), 0.1)
     values[0, 1] = 0.2
     found = probes.gaussianity(values)
@@ -165,7 +165,7 @@ def test_jacobian_of_a_convolution_at_its_middle(norm: str) -> None:
     x = torch.randn(2, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     full = torch.autograd.functional.jacobian(lambda v: block(v[None])[0, :, 3, 3], x).flatten(1)
     ours = probes.layer_jacobian(block, x)
-    assert ours.shape == (4, 2 * 5 * 5)  # the receptive field alone
+    assert ours.shape == (4, 2 * 5 * 5)  # the receptive field
     torch.testing.assert_close(ours, full[:, full.any(dim=0)], atol=1e-12, rtol=1e-10)
     spectrum = probes.spectrum(ours)
     torch.testing.assert_close(spectrum.singular, torch.linalg.svdvals(full)[:4], atol=1e-12, rtol=1e-10)
@@ -183,7 +183,7 @@ ORTHONORMAL = torch.linalg.qr(W.T).Q.T
 EQUIANGULAR = torch.eye(4, dtype=torch.float64) + 0.3
 
 
-def test_cosines_of_pairs_are_what_loops_give() -> None:
+def test_cosines_of_pairs_equal_a_loop() -> None:
     weight = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
     weight[3] = 0
     rows = weight.flatten(1)
@@ -194,7 +194,7 @@ def test_cosines_of_pairs_are_what_loops_give() -> None:
 
 
 @pytest.mark.parametrize("weight", [W, 0.1 * W, ORTHONORMAL, 2 * ORTHONORMAL, 0.5 * ORTHONORMAL, EQUIANGULAR])
-def test_incoherence_is_what_loops_give(weight: Tensor) -> None:
+def test_incoherence_equals_a_loop(weight: Tensor) -> None:
     ours = [value.item() for value in probes.incoherence(weight)]
     assert ours == pytest.approx(oracle.incoherence(weight.tolist()), rel=1e-9, abs=1e-7, nan_ok=True)
 
@@ -206,16 +206,16 @@ def test_the_distance_is_that_of_a_covariance_on_white_input() -> None:
     assert probes.incoherence(W).distance.item() == pytest.approx(distance.item(), rel=0.01)
 
 
-def test_the_mended_bound_holds_and_the_printed_one_does_not() -> None:
+def test_the_corrected_bound_holds_and_the_printed_one_does_not() -> None:
     for seed in range(200):
         weight = torch.randn(2 + seed % 6, 8, generator=torch.Generator().manual_seed(seed)) * (0.1 + seed % 7)
         found = probes.incoherence(weight)
         assert found.distance <= found.mended * (1 + 1e-12)
     tight = probes.incoherence(EQUIANGULAR)
     assert tight.distance.item() == pytest.approx(tight.mended.item())
-    assert probes.incoherence(2 * ORTHONORMAL).printed.isnan()  # the root of a negative number
-    assert probes.incoherence(0.5 * ORTHONORMAL).printed > 0.9  # of a distance of 0
-    exceeded = probes.incoherence(math.sqrt(2) * torch.tensor([[1.0, 0.0], [0.6, 0.8]]))  # long, a little coherent
+    assert probes.incoherence(2 * ORTHONORMAL).printed.isnan()  # square root of a negative number
+    assert probes.incoherence(0.5 * ORTHONORMAL).printed > 0.9  # although the distance is 0
+    exceeded = probes.incoherence(math.sqrt(2) * torch.tensor([[1.0, 0.0], [0.6, 0.8]]))  # long, slightly coherent
     assert exceeded.distance > exceeded.printed
     assert exceeded.distance <= exceeded.mended * (1 + 1e-6)
 
@@ -225,11 +225,11 @@ def test_a_row_of_zeros_is_coherent_with_none() -> None:
     assert [value.item() for value in found] == [0, 0, 0, 0]
 
 
-# --- sharpness -------------------------------------------------------------------------------------------------------
+# --- Sharpness -------------------------------------------------------------------------------------------------------
 
 
 def curved(norm: str) -> tuple[nn.Module, Callable[[int, int], Callable[[nn.Module], Tensor]]]:
-    """A small network, and its loss on some of eight images as a share of the mean over all."""
+    """Return a small network, and its loss on some of eight images as a share of the mean over all."""
     x, y = batch()
 
     def part(start: int, stop: int) -> Callable[[nn.Module], Tensor]:
@@ -249,7 +249,7 @@ def test_sharpness_is_the_largest_eigenvalue_of_the_whole_hessian(norm: str) -> 
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_sharpness_of_a_loss_in_parts_is_that_of_the_whole(norm: str) -> None:
+def test_sharpness_of_a_loss_in_parts_equals_that_of_the_whole(norm: str) -> None:
     net, part = curved(norm)
     whole = probes.sharpness(net, [part(0, 8)])
     parts = probes.sharpness(net, [part(0, 3), part(3, 6), part(6, 8)])
@@ -271,7 +271,7 @@ def test_sharpness_of_a_loss_without_curvature_and_of_one_that_is_not_finite() -
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_hessians_are_symmetric(norm: str) -> None:
-    """Also through convolutions, whose gradients come in other strides than their weights."""
+    """A convolution's gradients have other strides than its weights."""
     net = NIN((1, 17, 17), 3, width=0.02, norm=norm, seed=0).double().eval()
     random = torch.Generator().manual_seed(0)
     x = torch.rand(4, 1, 17, 17, generator=random, dtype=torch.float64)

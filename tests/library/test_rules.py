@@ -1,4 +1,4 @@
-"""The update rules against plain loops and against each other, on the table of problems and on random graphs."""
+"""The update rules against plain loops and each other, on the table of problems and on random graphs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(
     optimizer: str = "sgd",
     steps: int = 5,
 ) -> tuple[nn.Module, list[StepResult]]:
-    """Train a problem's network for a few batches from its initial weights and the same generator state."""
+    """Train a problem's network for a few batches, always from the same weights and generator state."""
     model = problem.model()
     torch.manual_seed(3)
     rule = make_rule(model, OPTIMIZERS[optimizer](list(model.parameters())))
@@ -52,18 +52,18 @@ def run(
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Bitwise the same, NaN for NaN: a diverged run must diverge alike."""
+    """Compare bitwise, NaN equal to NaN, so that diverged runs can be compared too."""
     return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def assert_same_state(model: nn.Module, other: nn.Module) -> None:
-    """Bitwise the same parameters and buffers."""
+    """Assert that parameters and buffers are bitwise equal."""
     theirs = other.state_dict()
     assert not [name for name, value in model.state_dict().items() if not same(value, theirs[name])]
 
 
 def assert_same_results(results: list[StepResult], others: list[StepResult]) -> None:
-    """Bitwise the same losses and outputs."""
+    """Assert that losses and outputs are bitwise equal."""
     ours, theirs = list(tensors_in(list(map(list, results)))), list(tensors_in(list(map(list, others))))
     assert len(ours) == len(theirs) >= 2 * len(results)
     assert all(map(same, ours, theirs))
@@ -166,7 +166,7 @@ def _torchvision_networks() -> dict[str, Callable[[], nn.Module]]:
 
 
 @pytest.mark.parametrize("name", ["vision-transformer", "swin", "convnext", "densenet"])
-def test_replay_is_naive_bitwise_on_networks_of_others(name: str) -> None:
+def test_replay_is_naive_bitwise_on_networks_from_elsewhere(name: str) -> None:
     ends, size = [], 32 if name == "densenet" else 16
     for engine in ("naive", "replay"):
         torch.manual_seed(1)
@@ -183,7 +183,7 @@ def _features(seed: int) -> tuple[Tensor, Tensor]:
     return torch.randn(6, 4, generator=generator), torch.randint(4, (6,), generator=generator)
 
 
-# --- identities ------------------------------------------------------------------------------------------------------
+# --- Identities ------------------------------------------------------------------------------------------------------
 
 
 @every_problem
@@ -212,7 +212,7 @@ def test_one_group_is_sgd_bitwise(problem: Problem, engine: str) -> None:
 
 
 class Checkpointed(nn.Module):
-    """Reentrant checkpointing of statistics and draws, and a counter."""
+    """Checkpoints (reentrantly) layers with statistics and draws, and counts its forwards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -249,7 +249,7 @@ def test_one_group_and_a_joint_pass_is_sgd_twice_on_each_batch(name: str, engine
     assert_same_results([r._replace(joint_loss=None) for r in results], expected)
 
 
-def test_joint_loss_is_the_loss_after_the_single_updates() -> None:
+def test_joint_loss_is_computed_after_the_single_updates() -> None:
     problem = BY_ID["mlp"]
     x, y = problem.batch()
     model, _ = run(problem, lambda m, o: Backforward(m, o, problem.loss), steps=1)
@@ -260,7 +260,7 @@ def test_joint_loss_is_the_loss_after_the_single_updates() -> None:
 
 @every_problem
 @pytest.mark.filterwarnings("ignore:Backforward. the naive engine takes over")
-def test_learning_rate_0_changes_nothing_but_running_statistics(problem: Problem) -> None:
+def test_learning_rate_0_changes_only_running_statistics(problem: Problem) -> None:
     before = problem.model()
     models = []
     for make in (Backforward, Backprop):
@@ -272,12 +272,12 @@ def test_learning_rate_0_changes_nothing_but_running_statistics(problem: Problem
         assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters(), strict=True))
         assert all(not p.requires_grad or p.grad is None for p in model.parameters())
         assert all(r.loss.isfinite() for r in results)
-    assert_same_state(*models)  # the statistics moved once per batch, as in backpropagation
+    assert_same_state(*models)  # the statistics changed once per batch, as in backpropagation
 
 
 @pytest.mark.parametrize("engine", ["replay", "naive"])
 @pytest.mark.parametrize("name", ["nin", "residual", "tied", "transformer"])
-def test_each_group_steps_along_the_gradient_that_it_faces(name: str, engine: str) -> None:
+def test_each_group_steps_along_its_gradient_at_the_current_weights(name: str, engine: str) -> None:
     problem = BY_ID[name]
     model = problem.model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
@@ -286,7 +286,7 @@ def test_each_group_steps_along_the_gradient_that_it_faces(name: str, engine: st
     checked = []
 
     def step(last: bool) -> None:
-        twin = copy.deepcopy(model)  # groups before this one have moved, this one and those after it not
+        twin = copy.deepcopy(model)  # earlier groups are already updated
         with torch.random.fork_rng():
             torch.set_rng_state(draws)
             problem.loss(twin(x), y).backward()
@@ -304,7 +304,7 @@ def test_each_group_steps_along_the_gradient_that_it_faces(name: str, engine: st
 
 @every_problem
 @pytest.mark.filterwarnings("ignore:Backforward. the naive engine takes over")
-def test_loss_and_output_are_those_before_the_batch(problem: Problem) -> None:
+def test_loss_and_output_are_computed_before_the_updates(problem: Problem) -> None:
     model = problem.model()
     x, y = problem.batch()
     torch.manual_seed(3)
@@ -323,7 +323,7 @@ def tensors_alive() -> int:
 
 
 @pytest.mark.parametrize("engine", ["replay", "naive", "shortcut"])
-def test_no_memory_is_kept_between_steps(engine: str) -> None:
+def test_keeps_no_memory_between_steps(engine: str) -> None:
     problem = BY_ID["mlp"]
     model = problem.model()
     rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.01), problem.loss, engine=engine)
@@ -340,7 +340,7 @@ def test_no_memory_is_kept_between_steps(engine: str) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_step_frees_what_it_held_without_the_garbage_collector() -> None:
+def test_a_step_frees_its_memory_without_the_garbage_collector() -> None:
     problem = BY_ID["residual"]
     model = problem.model()
     rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.01), problem.loss)
@@ -357,10 +357,10 @@ def test_a_step_frees_what_it_held_without_the_garbage_collector() -> None:
         gc.enable()
 
 
-# --- optimizers, hooks, precision ------------------------------------------------------------------------------------
+# --- Optimizers, hooks, precision ------------------------------------------------------------------------------------
 
 
-def test_state_of_the_other_groups_does_not_move() -> None:
+def test_a_step_leaves_the_state_of_other_groups_unchanged() -> None:
     problem = BY_ID["mlp"]
     model = problem.model()
     optimizer = torch.optim.Adam(model.parameters())
@@ -385,7 +385,7 @@ def test_state_of_the_other_groups_does_not_move() -> None:
     ],
     ids=["bfp", "bfp-joint", "shortcut", "sgd", "sgd-repeat"],
 )
-def test_the_last_step_of_a_batch_is_told_apart(make: Callable[..., UpdateRule], flags: list[bool]) -> None:
+def test_step_receives_true_for_the_last_step_alone(make: Callable[..., UpdateRule], flags: list[bool]) -> None:
     problem = BY_ID["mlp"]
     model = problem.model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -401,7 +401,7 @@ def test_the_last_step_of_a_batch_is_told_apart(make: Callable[..., UpdateRule],
 
 
 @pytest.mark.parametrize("engine", ["replay", "naive"])
-def test_reduce_gets_each_groups_flat_gradient_once(engine: str) -> None:
+def test_reduce_receives_each_groups_flat_gradient_once(engine: str) -> None:
     problem = BY_ID["residual"]
     sizes = []
 
@@ -439,7 +439,7 @@ def test_projection_and_clipping_act_on_each_update(engine: str, arguments: dict
     assert_same_state(model, oracle)
 
 
-def test_after_update_sees_the_gradient_stepped_along_and_nothing_else() -> None:
+def test_after_update_sees_the_updates_gradient_only() -> None:
     problem = BY_ID["mlp"]
     model = problem.model()
     seen = []
@@ -468,7 +468,7 @@ def test_clipped_backprop_is_the_textbook_loop() -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "residual", "transformer"])
 def test_bfloat16_autocast_sees_updated_weights(name: str) -> None:
-    """Autocast caches casts of the weights: each pass has to see them anew, as in an autocast context of its own."""
+    """Autocast caches casts of the weights, so each pass must cast again, as in an autocast context of its own."""
     problem = BY_ID[name]
     model = problem.model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -494,8 +494,8 @@ def test_bfloat16_autocast_sees_updated_weights(name: str) -> None:
     assert torch.equal(weights(model), weights(oracle))
 
 
-def test_stochastic_optimizers_draw_anew_for_each_group() -> None:
-    """Restoring the dropout draws must not make an optimizer that draws noise repeat itself."""
+def test_optimizers_that_draw_get_new_noise_for_each_group() -> None:
+    """Restoring the generators for dropout must not repeat the optimizer's noise."""
 
     now: list[Tensor] = []
 
@@ -510,7 +510,7 @@ def test_stochastic_optimizers_draw_anew_for_each_group() -> None:
         model = BY_ID["dropout"].model()
         rule = Backforward(model, Noise(model.parameters(), {}), F.cross_entropy, engine=engine)
         torch.manual_seed(3)
-        now.clear()  # of what was drawn when the rule tried the optimizer
+        now.clear()  # of the noise drawn in trial steps
         rule.step(*BY_ID["dropout"].batch())
         drawn.append(torch.stack(now))
     assert torch.equal(*drawn)
@@ -534,18 +534,18 @@ def test_a_loss_that_draws_gives_every_pass_the_same_draws() -> None:
 
 
 @pytest.mark.parametrize("rule", [Backforward, Backprop])
-def test_a_loss_that_is_not_finite_is_reported(rule: type[UpdateRule]) -> None:
+def test_reports_a_loss_that_is_not_finite(rule: type[UpdateRule]) -> None:
     model = BY_ID["mlp"].model()
     x, y = BY_ID["mlp"].batch()
     result = rule(model, torch.optim.SGD(model.parameters(), lr=0.1), F.cross_entropy).step(x * float("inf"), y)
     assert result.loss.isnan()
 
 
-# --- what changes while training -------------------------------------------------------------------------------------
+# --- Changes while training ------------------------------------------------------------------------------------------
 
 
 class Scheduled(nn.Module):
-    """Reads its mode, a probability and a buffer in its own forward."""
+    """Its forward depends on its mode, a probability and a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -588,7 +588,7 @@ def test_replay_notices_what_changes_between_steps(change: Callable[[nn.Module],
 
 
 @pytest.mark.parametrize("rule", [Backforward, Backprop])
-def test_gradients_left_from_before_move_nothing(rule: type[UpdateRule]) -> None:
+def test_ignores_gradients_left_in_grad(rule: type[UpdateRule]) -> None:
     model = WithSpare()
     model.spare.weight.grad = torch.ones(2, 2)
     model.spare.requires_grad_(False)
@@ -597,7 +597,7 @@ def test_gradients_left_from_before_move_nothing(rule: type[UpdateRule]) -> None
     assert torch.equal(model.spare.weight, before)
 
 
-def test_parameters_added_to_the_optimizer_are_trained_from_then_on() -> None:
+def test_trains_parameters_added_to_the_optimizer() -> None:
     model = BY_ID["mlp"].model()
     optimizer = torch.optim.SGD(model[5].parameters(), lr=0.1)
     with pytest.warns(UserWarning, match="no optimizer has 1.weight"):
@@ -627,11 +627,11 @@ def test_switch_changes_the_rule_at_an_epoch(reverse: bool) -> None:
         ends.append(weights(model))
         assert rule.groups == then.groups
     assert torch.equal(*ends)
-    rule.set_epoch(0)  # a run that resumes may go back
+    rule.set_epoch(0)  # a resumed run may go back
     assert rule.active is first
 
 
-def test_prepare_tells_the_groups_and_changes_nothing() -> None:
+def test_prepare_finds_the_groups_and_changes_nothing() -> None:
     problem = BY_ID["moving"]
     model, twin = problem.model(), problem.model()
     rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.1), problem.loss)
@@ -644,7 +644,7 @@ def test_prepare_tells_the_groups_and_changes_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# --- the shortcut ----------------------------------------------------------------------------------------------------
+# --- The shortcut ----------------------------------------------------------------------------------------------------
 
 
 def chain(
@@ -662,7 +662,7 @@ def chain(
     ("widths", "batch", "options"),
     [
         ((60, 50, 10), 8, {}),
-        ((60, 50, 10), 40, {}),  # too many rows: the layer itself is cheaper
+        ((60, 50, 10), 40, {}),  # so many rows that the layer itself is cheaper
         ((60, 50, 40, 30, 10), 8, {"activation": nn.Tanh}),
         ((60, 50, 40, 10), 8, {"bias": False}),
         ((60, 50, 10), 8, {"activation": partial(nn.ReLU, inplace=True)}),
@@ -672,14 +672,14 @@ def chain(
     ],
     ids=["mlp", "many-rows", "deep-tanh", "no-bias", "relu-in-place", "elu-in-place", "margin", "one-layer"],
 )
-def test_shortcut_is_replay_but_for_rounding(
+def test_shortcut_equals_replay_up_to_rounding(
     widths: tuple[int, ...], batch: int, options: dict[str, Any], dtype: torch.dtype, tolerance: float
 ) -> None:
     loss = options.get("loss", F.cross_entropy)
     options = {key: value for key, value in options.items() if key != "loss"}
     x, y = torch.randn(batch, 3, widths[0] // 3, dtype=dtype), torch.randint(10, (batch,))
     if loss is F.cross_entropy:
-        y[0] = -100  # the target that it ignores
+        y[0] = -100  # cross_entropy's ignore_index
     updates, results = [], []
     for engine in ("replay", "shortcut"):
         model = chain(*widths, dtype=dtype, **options)
@@ -710,7 +710,7 @@ def test_shortcut_is_replay_but_for_rounding(
     ],
     ids=lambda v: v if isinstance(v, str) and " " not in v else None,
 )
-def test_shortcut_refuses_what_it_cannot_do(
+def test_shortcut_refuses_unsupported_networks_and_arguments(
     problem: str, arguments: dict[str, Any], optimizer: str, message: str
 ) -> None:
     model = BY_ID[problem].model()
@@ -723,7 +723,7 @@ def test_shortcut_refuses_what_it_cannot_do(
     assert torch.equal(weights(model), before)
 
 
-def test_shortcut_refuses_settings_that_change_under_way() -> None:
+def test_shortcut_refuses_settings_that_change_during_training() -> None:
     model = BY_ID["mlp"].model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     rule = Backforward(model, optimizer, F.cross_entropy, engine="shortcut")
@@ -735,7 +735,7 @@ def test_shortcut_refuses_settings_that_change_under_way() -> None:
         rule.step(*BY_ID["mlp"].batch())
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- Refusals --------------------------------------------------------------------------------------------------------
 
 
 class Detached(nn.Module):
@@ -771,7 +771,7 @@ class Detached(nn.Module):
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else None,
 )
-def test_bad_arguments_are_refused_in_one_line(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_refuses_bad_arguments_in_one_line(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     model = BY_ID["mlp"].model()
     before = weights(model)
     with pytest.raises(error, match=message) as refusal:
@@ -790,7 +790,7 @@ def test_backprop_refuses_bad_repeats(repeats: Any) -> None:
 
 
 @pytest.mark.parametrize("rule", [Backforward, Backprop])
-def test_what_no_rule_can_do_is_refused_in_one_line(rule: type[UpdateRule]) -> None:
+def test_every_rule_refuses_bad_arguments_in_one_line(rule: type[UpdateRule]) -> None:
     model = nn.Linear(5, 4)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     x, y = BY_ID["mlp"].batch()
@@ -814,12 +814,12 @@ def test_what_no_rule_can_do_is_refused_in_one_line(rule: type[UpdateRule]) -> N
 
 
 @pytest.mark.parametrize("engine", ["replay", "naive"])
-def test_a_loss_that_does_not_depend_on_a_group(engine: str) -> None:
+def test_skips_a_group_that_the_loss_does_not_depend_on(engine: str) -> None:
     model = Detached()
     rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.1), F.cross_entropy, engine=engine)
     aside, body = model.aside.weight.clone(), model.body.weight.clone()
     rule.step(*BY_ID["mlp"].batch())
-    assert torch.equal(model.aside.weight, aside)  # its group is skipped
+    assert torch.equal(model.aside.weight, aside)  # skipped
     assert not torch.equal(model.body.weight, body)
     model.body.requires_grad_(False)
     with pytest.raises(ValueError, match="the loss of this batch depends on no trainable parameter"):
@@ -827,7 +827,7 @@ def test_a_loss_that_does_not_depend_on_a_group(engine: str) -> None:
 
 
 class WithSpare(nn.Module):
-    """Has a layer that it does not use."""
+    """Has an unused layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -837,7 +837,7 @@ class WithSpare(nn.Module):
         return self.used(x)
 
 
-def test_layers_that_the_forward_does_not_use_are_named_once_and_skipped() -> None:
+def test_warns_once_of_unused_layers_and_skips_them() -> None:
     model = WithSpare()
     spare = model.spare.weight.clone()
     rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1), F.cross_entropy)
@@ -851,7 +851,7 @@ def test_layers_that_the_forward_does_not_use_are_named_once_and_skipped() -> No
 
 @pytest.mark.parametrize("engine", ["auto", "naive"])
 @pytest.mark.filterwarnings("ignore:Backforward. the naive engine takes over")
-def test_a_network_that_changes_its_input_is_refused(engine: str) -> None:
+def test_refuses_a_network_that_changes_its_input(engine: str) -> None:
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 4))
     rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.1), F.cross_entropy, engine=engine)
     before = weights(model)
@@ -860,7 +860,7 @@ def test_a_network_that_changes_its_input_is_refused(engine: str) -> None:
     assert torch.equal(weights(model), before)
 
 
-def test_a_failing_batch_leaves_the_network_as_it_should_be() -> None:
+def test_a_failing_batch_leaves_the_network_in_a_valid_state() -> None:
     model = BY_ID["residual"].model()
     x, y = BY_ID["residual"].batch()
     fail = [True]
@@ -893,11 +893,11 @@ def test_switch_refuses_two_networks_and_bad_epochs() -> None:
         Switch(rules[0], rules[0], at_epoch=-1)
 
 
-# --- two ranks -------------------------------------------------------------------------------------------------------
+# --- Two ranks -------------------------------------------------------------------------------------------------------
 
 
 def test_two_ranks_agree_with_each_other_and_with_one_process(tmp_path: Path) -> None:
-    """BatchNorm normalises each rank's own half: weights still agree bitwise between ranks, its statistics do not."""
+    """BatchNorm normalises each rank's half, so weights agree bitwise between ranks but running statistics do not."""
     names = ["nin", "batchnorm"]
     train_as_rank(0, 1, str(tmp_path), names)
     context = multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""Every measure against one written the slow way, and what covariate shift must be for rules that are known."""
+"""The shift measures against slow oracles, and against the values known for some rules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mlp(norm: str, dropout: float = 0.0) -> nn.Module:
     return MLP((1, 3, 4), 5, hidden=6, depth=2, norm=norm, dropout=dropout, seed=3)
 
 
-# By method: the rule, and how many optimizer steps make each update of a batch.
+# By method: the rule, and the number of optimizer steps in each update of a batch.
 METHODS: dict[str, tuple[Callable[..., Any], list[int]]] = {
     "sgd": (Backprop, [1]),
     "sgd_repeat": (lambda *a, **k: Backprop(*a, repeats=2, **k), [1, 1]),
@@ -41,7 +41,7 @@ NORMS = ("none", "batch", "prop")
 
 
 class Measured:
-    """One batch of a rule after some that gave it momentum: its updates, as seen by Watch and by the oracle."""
+    """The updates of one batch, from Watch and from the oracle, after some batches that built up momentum."""
 
     def __init__(self, method: str, norm: str, dropout: float = 0.2, clip: float | None = None) -> None:
         torch.manual_seed(5)
@@ -87,7 +87,7 @@ class Measured:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("method", METHODS)
-def test_covariate_shift_is_what_copies_of_the_network_give(method: str, norm: str) -> None:
+def test_covariate_shift_equals_the_oracle(method: str, norm: str) -> None:
     seen = Measured(method, norm)
     assert len(seen.shifts) == len(seen.slow)
     for fast, slow in zip(seen.shifts, seen.slow, strict=True):
@@ -100,7 +100,7 @@ def test_covariate_shift_is_what_copies_of_the_network_give(method: str, norm: s
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_known_beforehand(method: str, norm: str) -> None:
+def test_covariate_shift_has_its_known_values(method: str, norm: str) -> None:
     for fast in Measured(method, norm).shifts:
         (_, induced, applied), *above = fast
         assert applied is not None
@@ -113,10 +113,10 @@ def test_what_is_known_beforehand(method: str, norm: str) -> None:
                 assert stepped.distance == 0
                 assert stepped.cosine == pytest.approx(1)
             elif method in ("sgd", "sgd_repeat", "stale"):
-                assert stepped == higher  # it steps along the gradient from before
+                assert stepped == higher  # it steps along the gradient before the update
 
 
-def test_groups_of_several_layers_are_stale_within() -> None:
+def test_layers_within_a_group_have_applied_shift() -> None:
     (first, second, third), *_ = Measured("two groups", "none").shifts
     assert [s.applied is not None and bool(s.applied.distance == 0) for s in (first, second, third)].count(False) == 1
 
@@ -138,7 +138,7 @@ def test_a_layer_that_an_update_leaves_out_has_no_applied_shift() -> None:
     assert found[1].induced.distance > 0
 
 
-def test_gradients_are_averaged_as_the_rule_averages_them() -> None:
+def test_averages_gradients_as_the_rule_does() -> None:
     seen = Measured("sgd", "none", dropout=0)
     x, y = batch()
     doubled = shift.covariate_shift(
@@ -181,7 +181,7 @@ def test_watching_leaves_no_trace(norm: str) -> None:
 # --- layers, blocks --------------------------------------------------------------------------------------------------
 
 
-def test_layers_come_in_forward_order_with_their_norms() -> None:
+def test_layers_are_in_forward_order_with_their_norms() -> None:
     found = shift.layers(mlp("batch"), batch()[0])
     assert [layer.name for layer in found] == ["hidden1.linear", "hidden2.linear", "head"]
     assert [len(layer.parameters) for layer in found] == [3, 3, 2]

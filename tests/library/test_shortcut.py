@@ -9,7 +9,7 @@ from backforward.batch import Inputs
 from backforward.shortcut import linear_chain
 
 
-def test_a_linear_chain_is_taken_apart() -> None:
+def test_splits_a_linear_chain() -> None:
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 4), nn.ELU(), nn.Linear(4, 3)
     )
@@ -42,6 +42,6 @@ class Branches(nn.Module):
     ],
     ids=["branches", "dropout", "no layer", "norm"],
 )
-def test_what_is_no_chain_says_why(model: nn.Module, reason: str) -> None:
+def test_refuses_what_is_no_chain_and_says_why(model: nn.Module, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         linear_chain(model, Inputs.of(torch.randn(2, 3)))

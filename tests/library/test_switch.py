@@ -26,12 +26,12 @@ def test_the_epoch_chooses_the_rule() -> None:
 
 
 @pytest.mark.parametrize("epoch", [-1, 1.5, True])
-def test_an_epoch_that_is_none(epoch: float) -> None:
+def test_refuses_a_bad_epoch(epoch: float) -> None:
     model = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="at_epoch"):
         Switch(*rules(model), at_epoch=epoch)  # type: ignore[arg-type]
 
 
-def test_rules_of_different_networks() -> None:
+def test_refuses_rules_of_different_networks() -> None:
     with pytest.raises(ValueError, match="share one network"):
         Switch(rules(nn.Linear(2, 2))[0], rules(nn.Linear(2, 2))[1], at_epoch=1)

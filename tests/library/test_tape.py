@@ -1,4 +1,4 @@
-"""What the tape spares, and what it never returns again."""
+"""The tape saves work and returns only results that are still valid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backforward import Backforward
 
 
 class _Ran(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[name-defined]
-    """Counts products below all of Python."""
+    """Counts matrix products, below all Python code."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,14 +34,14 @@ def products(depth: int, engine: str) -> int:
     return ran.products
 
 
-def test_forward_and_backward_are_spared_below_the_group() -> None:
+def test_skips_forward_and_backward_below_the_group() -> None:
     """With c_j = 1 for each layer of a chain, Backforward costs sum(2j + 1) - 1, naive L (3 L - 1)."""
     for depth in (2, 3, 5):
         assert products(depth, "auto") == sum(2 * j + 1 for j in range(1, depth + 1)) - 1
         assert products(depth, "naive") == depth * (3 * depth - 1)
 
 
-def test_nothing_of_a_batch_outlives_it() -> None:
+def test_frees_everything_at_the_end_of_a_batch() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
     rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.1), F.mse_loss)
     x = torch.randn(3, 4)
@@ -52,7 +52,7 @@ def test_nothing_of_a_batch_outlives_it() -> None:
 
 
 class Trunk(nn.Module):
-    """Two branches, one after the other: in the passes of the last groups all of the first can be replayed."""
+    """Two branches in a row: passes of the last groups can replay all of the first branch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Transposes(Trunk):
 
 
 class WritesOut(Trunk):
-    """`out=` gives an empty tensor another shape."""
+    """Reshapes an empty tensor by `out=`."""
 
     def between(self, h: Tensor) -> Tensor:
         with torch.no_grad():
@@ -98,14 +98,14 @@ class WritesOut(Trunk):
 
 
 class GathersExpanded(Trunk):
-    """A call that the tape does not know as a reader, on an expanded buffer."""
+    """Calls a function that is not in `READERS` on an expanded buffer."""
 
     def between(self, h: Tensor) -> Tensor:
         return h + torch.gather(self.steps.expand(len(h), 4), 1, torch.zeros(len(h), 4, dtype=torch.long))
 
 
 class CastsByValue(Trunk):
-    """The weights of the first branch, which change from pass to pass, switch autocast on for the second branch."""
+    """Enables autocast for the second branch depending on the first branch's weights, which change between passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class CastsByValue(Trunk):
 
 
 class CastsToAnotherType(CastsByValue):
-    """The same, with autocast on in each pass, to another type."""
+    """The same, but autocast is always on and its type changes."""
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.one(x)
@@ -136,7 +136,7 @@ class CastsToAnotherType(CastsByValue):
     [ReadsShape, Transposes, WritesOut, GathersExpanded, CastsByValue, CastsToAnotherType],
     ids=lambda network: network.__name__,
 )
-def test_is_the_naive_engine_to_the_bit_and_replays(network: type[Trunk]) -> None:
+def test_replays_and_equals_the_naive_engine_bitwise(network: type[Trunk]) -> None:
     ends = []
     for engine in ("auto", "naive"):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Whether an optimizer can be used: what a trial refuses, and that it leaves no trace."""
+"""Trial steps refuse unusable optimizers and leave no trace."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_making_a_rule_leaves_no_trace(make: Callable[..., Optimizer]) -> None:
         (partial(torch.optim.SGD, lr=0.1, differentiable=True), "SGD has differentiable=True"),
     ],
 )
-def test_refused_in_one_line(make: Callable[..., Optimizer], message: str) -> None:
+def test_refuses_in_one_line(make: Callable[..., Optimizer], message: str) -> None:
     model = network()
     with pytest.raises(ValueError, match=f"^Backforward: {message}") as refusal:
         Backforward(model, make(model.parameters()), F.cross_entropy)
@@ -75,7 +75,7 @@ def test_refused_in_one_line(make: Callable[..., Optimizer], message: str) -> No
 
 
 @pytest.mark.parametrize("lr", [0.0, 1e38, float("inf")])
-def test_a_learning_rate_that_diverges_is_no_reason_to_refuse(lr: float) -> None:
+def test_accepts_a_learning_rate_that_diverges(lr: float) -> None:
     model = network()
     rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9), F.cross_entropy)
     assert rule.step(*batch()).loss.isfinite()
@@ -96,7 +96,7 @@ class DrawsElsewhere(miniatures.Mini):
 
 
 @pytest.mark.parametrize("kind", [miniatures.Draws, DrawsElsewhere, miniatures.Fails])
-def test_draws_of_a_trial_are_undone_and_are_no_reason_to_refuse(kind: type[Optimizer]) -> None:
+def test_accepts_optimizers_that_draw_and_restores_the_generators(kind: type[Optimizer]) -> None:
     model = network()
     generators = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     if kind is miniatures.Fails:
@@ -108,7 +108,7 @@ def test_draws_of_a_trial_are_undone_and_are_no_reason_to_refuse(kind: type[Opti
     assert (random.getstate(), str(np.random.get_state())) == generators[1:]
 
 
-def test_parameters_that_have_no_shape_yet_are_left_out_of_a_trial() -> None:
+def test_a_trial_skips_lazy_parameters() -> None:
     model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 3))
     optimizer = miniatures.CountsInGroups(model.parameters())
     rule = Backforward(model, optimizer, F.cross_entropy)
@@ -117,7 +117,7 @@ def test_parameters_that_have_no_shape_yet_are_left_out_of_a_trial() -> None:
     assert len(optimizer.param_groups[0]["backforward"]) == 2
 
 
-def test_a_generator_of_parameters_that_is_used_up_is_no_reason_to_refuse() -> None:
+def test_accepts_an_exhausted_generator_of_parameters() -> None:
     class Remembers(miniatures.Mini):
         def __init__(self, params: Any) -> None:
             super().__init__(params)
@@ -131,7 +131,7 @@ def test_a_generator_of_parameters_that_is_used_up_is_no_reason_to_refuse() -> N
     "kind",
     [miniatures.ReadsTheLoss, miniatures.Wraps, miniatures.KeepsObjects, miniatures.CannotBeCopied],
 )
-def test_backprop_takes_what_only_groups_forbid(kind: type[Optimizer]) -> None:
+def test_backprop_accepts_optimizers_that_only_groups_rule_out(kind: type[Optimizer]) -> None:
     model, plain = network(), network()
     optimizer, alone = kind(model.parameters()), kind(plain.parameters())
     rule = Backprop(model, optimizer, F.cross_entropy)
@@ -146,7 +146,7 @@ def test_backprop_takes_what_only_groups_forbid(kind: type[Optimizer]) -> None:
 
 
 @pytest.mark.parametrize("kind", [miniatures.ClosureByAssertion, miniatures.SecondDerivatives, miniatures.OwnLoop])
-def test_backprop_refuses_what_has_more_than_a_step(kind: type[Optimizer]) -> None:
+def test_backprop_refuses_optimizers_that_need_more_than_step(kind: type[Optimizer]) -> None:
     model = network()
     with pytest.raises(ValueError, match=f"^Backprop: {kind.__name__} needs"):
         Backprop(model, kind(model.parameters()), F.cross_entropy)

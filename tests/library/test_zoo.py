@@ -1,4 +1,4 @@
-"""The short form of `make zoo`: the written cases and two networks of torchvision."""
+"""A short form of `make zoo`: the written cases and two torchvision networks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_naive_engine_is_the_definition(case: Entry) -> None:
     assert definition.compare(case, case.optimizers[0], trace) == []
 
 
-def test_rows_outlive_new_comments_but_not_new_code() -> None:
+def test_rows_stay_valid_under_new_comments_but_not_under_new_code() -> None:
     code = 'class A:\n    """Old."""\n\n    def f(self):\n        """Old."""\n        return 1  # old\n'
     assert code_of(code) == code_of('"""New."""\n\n' + code.replace("ld.", "ther.").replace("# old", "# new"))
     assert code_of(code) != code_of(code.replace("return 1", "return 2"))

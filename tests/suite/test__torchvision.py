@@ -58,7 +58,7 @@ def test_only_that_error_is_mended(tmp_path: Path, message: str) -> None:
         "except RuntimeError as error:\n    print(error)\n"
     )
     mended = message == "operator torchvision::nms does not exist"
-    # What the failed import left in sys.modules is imported anew, or else it stays as it was.
+    # Modules of the failed import are imported again; all others stay.
     assert out == ("imported\nimported\nmended\n" if mended else f"imported\n{message}\n")
 
 

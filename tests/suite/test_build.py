@@ -130,7 +130,7 @@ def test_a_norm_of_ones_own_is_a_config() -> None:
         (("norm=batch", "~model.norm"), "norm=batch does not reach the model: backforward.models.MLP is not given"),
         (("norm=layer", "model.norm=batch"), "norm=layer does not reach the model"),
         (("norm.kind=mine",), "norm.kind=mine: input should be 'none', 'batch' or 'prop', or norm._target_ a function"),
-        (("norm=noisy_batch", "batch_size=1"), "norm=noisy_batch needs at least two samples to a batch"),
+        (("norm=noisy_batch", "batch_size=1"), "norm=noisy_batch needs at least two samples per batch"),
     ],
 )
 def test_a_norm_that_reaches_no_layer_is_refused(overrides: tuple[str, ...], message: str) -> None:

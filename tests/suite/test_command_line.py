@@ -33,10 +33,12 @@ LINES = [
     (["optimizer=adam", "optimizer.betas=[.8,.99]"], ["argument of torch.optim.Adam; add it with +optimizer.betas="]),
     (["optimizer.dampening=0.1"], ["argument of torch.optim.SGD; add it with +optimizer.dampening="]),
     (["schedule=halve", "schedule.last_epoch=3"], ["add it with +schedule.last_epoch="]),
+    (["trainer.accumulate_grad_batches=4"], ["no such key: batch_size is the whole batch", "micro_batches=4"]),
+    (["accumulate_grad_batches=4"], ["no such key: batch_size is the whole batch", "micro_batches=4"]),
     (["trainer=cpu", "trainer.deices=2"], ["did you mean devices?"]),
     (["lr=0.1,0.2"], ["several values are a sweep, which needs -m: python src/train.py -m lr=0.1,0.2"]),
-    (["lr:0.2"], ["lr:0.2: settings are given as key=value"]),
-    (["=3"], ["=3: a setting is given as key=value"]),
+    (["lr:0.2"], ["lr:0.2: give settings as key=value"]),
+    (["=3"], ["=3: give a setting as key=value"]),
     (["model={hidden:3}"], ["model is a group; give its choice as model=..., its keys as model.key=..."]),
     (["model=null"], ["model is a group; there are mlp, nin, residual"]),
     (["-m", "hydra.sweeper.params={lr:'0.1,0.2'}"], ["hydra.sweeper.params.lr", "give -m lr=VALUE,VALUE"]),
@@ -87,7 +89,7 @@ def test_only_a_leading_tilde_is_a_home(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["one run", "a sweep"])
 def test_a_link_to_nowhere_is_named(train: Command, tmp_path: Path, sweep: list[str]) -> None:
     (tmp_path / "outputs").symlink_to(tmp_path / "gone")
-    assert_one_line(train(*sweep, *QUICK), f"outputs is a link to {tmp_path / 'gone'}, which is not there")
+    assert_one_line(train(*sweep, *QUICK), f"outputs is a link to {tmp_path / 'gone'}, which does not exist")
 
 
 @pytest.fixture(scope="module")

@@ -63,15 +63,15 @@ def test_a_value_out_of_range_is_named(override: str, message: str, monkeypatch:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["norm=batch", "batch_size=1"], "norm=batch needs at least two samples to a batch"),
-        (["data_norm=batch", "batch_size=1"], "data_norm=batch needs at least two samples to a batch"),
+        (["norm=batch", "batch_size=1"], "norm=batch needs at least two samples per batch"),
+        (["data_norm=batch", "batch_size=1"], "data_norm=batch needs at least two samples per batch"),
         (["method=bfp", "method.engine=shortcut", "trainer.devices=2"], "engine=shortcut works on one device, not 2"),
         (
             ["method=bfp", "method.engine=shortcut", "trainer.precision=bf16-mixed"],
             "engine=shortcut needs full precision",
         ),
         (["trainer.devices=2", "batch_size=3"], "batch_size=3 cannot be shared by 2 devices"),
-        (["min_delta=0.1"], "min_delta=0.1 is of patience"),
+        (["min_delta=0.1"], "min_delta=0.1 belongs to patience"),
         (["study=one_step", "patience=3"], "stop_loss and patience end a training, and a study has none"),
     ],
 )

@@ -111,7 +111,7 @@ def test_the_command_prints_a_table_and_json(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere: there is no such folder"),
+        (["nowhere"], "nowhere: no such folder"),
         (["RUN", "lr=0.1"], "lr=0.1: only data=NAME and its keys"),
         (["RUN", "data=moon"], "data=moon: no such data; there are cifar10"),
         (["RUN", "data.rot=x"], "data.rot: no such key; there are name, protocol"),
@@ -138,10 +138,10 @@ def test_what_cannot_be_evaluated_is_refused_in_a_line(
 
 
 def test_where_there_is_no_network_the_reason_is_given(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"holds no last\.ckpt"):
+    with pytest.raises(BadInput, match=r"has no last\.ckpt"):
         load(tmp_path)
     write_result(tmp_path, {"status": "finished", "taken_over_from": "bfp_norm/sgd"})
-    with pytest.raises(BadInput, match="took its result over from bfp_norm/sgd"):
+    with pytest.raises(BadInput, match="has its result from bfp_norm/sgd"):
         load(tmp_path)
     write_result(tmp_path, {"status": "finished", "settings": {"study": {"x": 1}}})
     with pytest.raises(BadInput, match="is a study"):

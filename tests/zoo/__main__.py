@@ -2,9 +2,9 @@
 
     PYTHONPATH=src python -m tests.zoo [--only WORD] [--times] [--page]       # make zoo
 
-Each network's row is appended to outputs/zoo/results.jsonl as soon as it is known; a second call does what is missing,
-and anew what another engine, other versions or another form of the list gave. `--times` then times the networks that
-are exact, one after the other: leave the machine alone meanwhile.
+Each network's row is appended to outputs/zoo/results.jsonl at once. A second call measures only rows that are missing
+or that another engine, other versions or another definition of the network gave. `--times` then times the exact
+networks one after the other; nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ _APART = {"__init__", "loops", "probes", "shift"}
 
 @functools.cache
 def engine_mark() -> str:
-    """Names what a row depends on whatever the network: the engine's code, the check's, the packages' versions."""
+    """Return a digest of what every row depends on: the code of the engine and the check, the packages' versions."""
     files = [path for path in sorted((ROOT / "src" / "backforward").glob("*.py")) if path.stem not in _APART]
     return _digest([code_of(path.read_text()) for path in [*files, Path(check.__file__)]] + [*map(_version, PACKAGES)])
 
 
 def code_of(text: str) -> str:
-    """What a module does: its syntax tree, without comments, docstrings and line numbers."""
+    """Return a module's syntax tree without comments, docstrings and line numbers."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
@@ -74,13 +74,13 @@ def _cases_source() -> str:
 
 
 def mark_of(entry: Entry) -> str:
-    """Names what a network's row depends on."""
+    """Return a digest of everything that a network's row depends on."""
     build = repr(entry.build.args) if isinstance(entry.build, functools.partial) else _cases_source()
     return _digest([engine_mark(), entry.id, build, repr(entry.groups), repr(entry.optimizers)])
 
 
 def measure(entry: Entry) -> dict[str, Any]:
-    """All checks of a network; of a written case the naive engine against the definition too."""
+    """Run all checks of a network; for a written case also compare the naive engine with the definition."""
     row = check.check(entry)
     if entry in CASES and entry.oracle and row.verdict in {"exact", "wrong"}:
         trace, _ = check.train(entry, entry.optimizers[0], engine="naive")
@@ -90,7 +90,7 @@ def measure(entry: Entry) -> dict[str, Any]:
 
 
 def run(path: Path, entries: Iterable[Entry], work: Callable[[Entry], dict[str, Any]]) -> None:
-    """Do the work for all networks of which there is no row yet."""
+    """Do the work for all networks that have no row yet."""
     for entry in entries:
         mark = mark_of(entry)
         if mark not in page.read(path):  # read each time: several processes may share the work
@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def _optimizers(path: Path) -> None:
-    """Check all optimizers, if this was not done yet."""
+    """Check all optimizers unless their rows exist."""
     from tests.zoo.optimizers import check_all
 
     if not any(mark.startswith(engine_mark()) for mark in page.read(path)):

@@ -1,4 +1,4 @@
-"""What is checked of a network: the engine against naive, one group against plain training, no trace of planning."""
+"""Checks of a network: the engine against naive, one group against plain training, `prepare` against no change."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _LIBRARY = str(Path(backforward.__file__).parent)
 
 @dataclass
 class Trace:
-    """What a training left: a state after each batch (with its loss, its output, the generators), and how it was run.
+    """The states after each batch of a training (with loss, output and generators), and how it ran.
 
     Attributes:
-        states: After each batch.
-        groups: The names of the parameters of each group, after each batch.
-        engine: The engine that ran.
-        said: The warnings, and why an engine ran passes in full.
+        states: One per batch.
+        groups: The names of each group's parameters, per batch.
+        engine: The engine that was used.
+        said: The warnings, and the reasons for passes run in full.
     """
 
     states: list[State] = field(default_factory=list)
@@ -50,11 +50,11 @@ class Trace:
 
 @dataclass
 class Row:
-    """What was found for a network. Empty lists: nothing differs.
+    """The results for a network.
 
     Attributes:
-        wrong: What differs from naive, from plain training, from the oracle, or after planning; by kind of check.
-        refused: The one-line refusal, by the default engine.
+        wrong: The differences found, by kind of check.
+        refused: The default engine's one-line refusal.
         crashed: Any other error.
     """
 
@@ -71,12 +71,12 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """One word."""
+        """The result in one word."""
         return "crashed" if self.crashed else "refused" if self.refused else "wrong" if self.wrong else "exact"
 
 
 def check(entry: Entry, *, steps: int | None = None, optimizers: Sequence[str] = ()) -> Row:
-    """Run all checks of a network but the oracle's; with all of its optimizers, or with those named."""
+    """Run all checks of a network except the oracle's, with all of its optimizers or those given."""
     row, began = Row(entry.id, entry.about), time.perf_counter()
     try:
         for optimizer in optimizers or entry.optimizers:
@@ -107,7 +107,7 @@ def _check(entry: Entry, row: Row, optimizer: str, steps: int | None) -> None:
 
 
 def _compare(ours: Trace, theirs: Trace) -> list[str]:
-    """What differs in the first batch after which something does."""
+    """Return the differences after the first batch that has any."""
     for i, (a, b) in enumerate(zip(ours.states, theirs.states, strict=True)):
         if names := differences(a, b):
             return [f"batch {i}: {name}" for name in names]
@@ -115,7 +115,7 @@ def _compare(ours: Trace, theirs: Trace) -> list[str]:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the library itself raised, in one line."""
+    """Return whether the library itself raised the error, in one line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     raised = last.filename.startswith(_LIBRARY) and str(last.line).startswith("raise ")
     return isinstance(error, ValueError | TypeError) and raised and "\n" not in str(error)
@@ -127,7 +127,7 @@ def is_refusal(error: Exception) -> bool:
 def train(
     entry: Entry, optimizer: str, *, steps: int | None = None, prepare: bool = False, **arguments: Any
 ) -> tuple[Trace, list[str]]:
-    """Train by Backforward; with `prepare`, name what `rule.prepare` has changed."""
+    """Train with Backforward; with `prepare`, also return the names of what `rule.prepare` changed."""
     model = entry.make()
     names = {id(p): name for name, p in model.named_parameters()}
     chosen = OPTIMIZERS[optimizer](list(model.parameters()))
@@ -149,7 +149,7 @@ def train(
 
 
 def plain_training(entry: Entry, optimizer: str, *, steps: int | None = None) -> Trace:
-    """The loop in every textbook."""
+    """Train with the textbook loop."""
     model = entry.make()
     chosen = OPTIMIZERS[optimizer](list(model.parameters()))
     loss_fn = entry.loss_of(model)
@@ -169,7 +169,7 @@ def plain_training(entry: Entry, optimizer: str, *, steps: int | None = None) ->
 
 
 def call(model: nn.Module, x: Any) -> Any:
-    """A tuple holds positional inputs, a dictionary keyword inputs, all else is one input."""
+    """Call a network: a tuple contains positional inputs, a dict keyword inputs, anything else is one input."""
     return model(*x) if isinstance(x, tuple) else model(**x) if isinstance(x, dict) else model(x)
 
 
@@ -178,7 +178,7 @@ def _seen(model: nn.Module, loss: Tensor, output: Any) -> State:
 
 
 def _left_by(action: Callable[[], None], model: nn.Module, optimizer: torch.optim.Optimizer, x: Any) -> list[str]:
-    """What an action has changed of network, optimizer, input and generators: values, objects, flags and hooks."""
+    """Return the names of values, objects, flags and hooks that an action changed."""
 
     def look() -> State:
         tensors = [*model.named_parameters(), *model.named_buffers()]
@@ -211,7 +211,7 @@ def _heard(said: list[str]) -> Any:
 
 
 def time_steps(entry: Entry, repeats: int = 7) -> dict[str, float]:
-    """Median seconds of a step of SGD, of the default engine and of naive, taken in turn."""
+    """Return the median seconds per step of SGD, the default engine and naive, timed in turn."""
     x, y = entry.batches()[0]
     takes: dict[str, Callable[[], Any]] = {}
     for name in ("plain", "auto", "naive"):

@@ -1,4 +1,4 @@
-"""What a network of the zoo is: how it is built, its batches, its loss, what happens between its batches."""
+"""The definition of a network of the zoo: how to build it, its batches, its loss, what happens between batches."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Entry:
     Attributes:
         id: Unique and readable.
         about: What the network is for, in one line.
-        build: Makes the network. It may draw: whoever calls it seeds the generators.
+        build: Makes the network. It may draw, so `make` seeds the generators.
         batches: Makes the batches (x, y) of a training; they may differ from each other.
-        loss_of: The loss function for a network: it may read what the forward left on it.
+        loss_of: Returns the loss function for a network; it may read attributes that the forward set.
         between: Called with the network and i before batch i > 0.
         optimizers: Names in `check.OPTIMIZERS`.
-        refused: A word of the one-line refusal, if the network may be refused.
-        oracle: Whether the independent oracle applies: it copies the network in each pass.
-        groups: As `Backforward` takes it.
+        refused: Part of the one-line refusal, if the network may be refused.
+        oracle: Whether the independent oracle, which copies the network in each pass, can handle it.
+        groups: The argument of `Backforward`.
     """
 
     id: str
@@ -49,7 +49,7 @@ class Entry:
     groups: str | int = "layer"
 
     def make(self) -> nn.Module:
-        """The network in training mode, with the same weights and generator states each time."""
+        """Build the network in training mode, with the same weights and generator states each time."""
         seed()
         model = self.build().train()
         seed(1)
@@ -57,7 +57,7 @@ class Entry:
 
 
 def seed(value: int = 0) -> None:
-    """Seed all generators that a network may draw from unasked."""
+    """Seed all global generators."""
     torch.manual_seed(value)
     random.seed(value)
     np.random.seed(value)
@@ -67,7 +67,7 @@ def seed(value: int = 0) -> None:
 
 
 def generator(value: int = 0) -> torch.Generator:
-    """A generator of its own for making batches."""
+    """Return a separate generator for making batches."""
     return torch.Generator().manual_seed(value)
 
 
@@ -76,25 +76,25 @@ def labels(rows: int, g: torch.Generator) -> Tensor:
 
 
 def vectors(rows: int = ROWS, steps: int = 3) -> list[tuple[Any, Any]]:
-    """Normal vectors with classes."""
+    """Return standard normal vectors with classes."""
     g = generator()
     return [(torch.randn(rows, FEATURES, generator=g), labels(rows, g)) for _ in range(steps)]
 
 
 def images() -> list[tuple[Any, Any]]:
-    """Small images of two channels with classes."""
+    """Return small images of two channels with classes."""
     g = generator()
     return [(torch.randn(ROWS, 2, 6, 6, generator=g), labels(ROWS, g)) for _ in range(3)]
 
 
 def sequences() -> list[tuple[Any, Any]]:
-    """Sequences of seven vectors with classes."""
+    """Return sequences of seven vectors with classes."""
     g = generator()
     return [(torch.randn(ROWS, 7, FEATURES, generator=g), labels(ROWS, g)) for _ in range(3)]
 
 
 def tokens() -> list[tuple[Any, Any]]:
-    """Sequences of seven tokens out of eleven, with classes."""
+    """Return sequences of seven tokens out of eleven, with classes."""
     g = generator()
     return [(torch.randint(11, (ROWS, 7), generator=g), labels(ROWS, g)) for _ in range(3)]
 
@@ -103,10 +103,10 @@ def tokens() -> list[tuple[Any, Any]]:
 
 
 class Cases(list[Entry]):
-    """Collects entries: `@cases.add()` above a module class, or above a function that builds a module."""
+    """Collects entries by the decorator `@cases.add()`, on a module class or a function that builds a module."""
 
     def add(self, batches: Batches = vectors, **rest: Any) -> Callable[[Build], Build]:
-        """Add what stands below, named as it is and described by its docstring."""
+        """Add the decorated class or function under its own name, described by its docstring."""
 
         def collect(build: Build) -> Build:
             name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", build.__name__).lower().strip("_")

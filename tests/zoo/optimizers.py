@@ -1,6 +1,6 @@
-"""Optimizers from elsewhere: each equals one optimizer object for each group bitwise, or is refused at construction.
+"""Optimizers from other packages: each equals one optimizer object per group bitwise, or is refused at construction.
 
-Needs the extra `zoo`. `check_all` serves `make zoo`; alone: `python -m tests.zoo.optimizers [words of names]`.
+Needs the extra `zoo`. Run by `make zoo`, or alone: `python -m tests.zoo.optimizers [words of names]`.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from torch.optim import Optimizer
 from backforward import Backforward
 
 BATCHES = 14
-HALVED = 9  # the batch before which all learning rates are set to half of the first one
+HALVED = 9  # index of the batch before which all learning rates are halved
 Trained = Callable[[str, nn.Parameter], bool]
 
 
 class Row(NamedTuple):
-    """What was found.
+    """The result for an optimizer.
 
     Attributes:
         optimizer: The class, and settings that set it apart.
         package: On PyPI, with its version.
-        verdict: `equal`, `refused`, or `wrong`. An equal one also goes on from a checkpoint to the bit, unless that
+        verdict: `equal`, `refused` or `wrong`. An equal one also resumes bitwise from a checkpoint, unless that
             cannot be loaded with `weights_only=True`, with or without Backforward.
-        reason: Of a refusal, the line that the user sees; else what is wrong, or why it has no such checkpoint.
+        reason: The message of a refusal; else what is wrong, or why there is no such checkpoint.
     """
 
     optimizer: str
@@ -50,17 +50,17 @@ class Row(NamedTuple):
     reason: str
 
 
-# --- networks and batches --------------------------------------------------------------------------------------------
+# --- Networks and batches --------------------------------------------------------------------------------------------
 
 
 def network() -> nn.Sequential:
-    """A small network with a convolution, the same each time."""
+    """Return a small network with a convolution, the same each time."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 4))
 
 
 def matrices(bias: bool = False) -> nn.Sequential:
-    """A small network of linear layers, the same each time."""
+    """Return a small network of linear layers, the same each time."""
     torch.manual_seed(0)
     layers = (
         nn.Linear(25, 8, bias=bias),
@@ -84,13 +84,13 @@ class Looked(nn.Module):
 
 
 def embeddings() -> nn.Sequential:
-    """Two embeddings with sparse gradients between frozen layers, the same each time."""
+    """Return two embeddings with sparse gradients between frozen layers, the same each time."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), Looked(), nn.Linear(25, 25), Looked(), nn.Linear(25, 4))
 
 
 def batches() -> Iterator[tuple[Tensor, Tensor]]:
-    """Small random images and labels, the same each time."""
+    """Return small random images and labels, the same each time."""
     generator = torch.Generator().manual_seed(1)
     for _ in range(BATCHES):
         yield torch.randn(6, 1, 5, 5, generator=generator), torch.randint(4, (6,), generator=generator)
@@ -98,15 +98,15 @@ def batches() -> Iterator[tuple[Tensor, Tensor]]:
 
 @dataclass(frozen=True)
 class Case:
-    """An optimizer and how it is made.
+    """An optimizer and how to make it.
 
     Attributes:
         package: Its name on PyPI.
         name: The class, and settings that set it apart.
-        make: Makes one for the parameters of a module that require a gradient.
-        trained: Which parameters it is for.
-        network: Which network it is for.
-        refused: A word of the refusal, if it is to be refused.
+        make: Makes one for a module's trainable parameters.
+        trained: Selects the parameters to train.
+        network: Builds the network to train.
+        refused: Part of the refusal, if it must be refused.
     """
 
     package: str
@@ -117,11 +117,11 @@ class Case:
     refused: str = ""
 
 
-# --- the check -------------------------------------------------------------------------------------------------------
+# --- The check -------------------------------------------------------------------------------------------------------
 
 
 def check(case: Case) -> Row:
-    """Compare Backforward with one optimizer to a plain loop with one optimizer object for each group."""
+    """Compare Backforward with one optimizer to a plain loop with one optimizer object per group."""
     row = partial(Row, case.name, f"{case.package} {version(case.package)}")
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -141,7 +141,7 @@ RESUMED_ELSEWHERE = "weights differ after a checkpoint"
 
 
 def _compare(case: Case) -> str:
-    """The refusal, or what differs, or nothing."""
+    """Return the refusal, or what differs, or ""."""
     ours, optimizer = _build(case)
     theirs, _ = _build(case)
     try:
@@ -172,7 +172,7 @@ def _compare(case: Case) -> str:
 
 
 def _resume(case: Case) -> str:
-    """Whether a training that goes on from a checkpoint ends elsewhere, or why there is none, or nothing."""
+    """Return whether resuming from a checkpoint changes the result, or why there is none, or ""."""
     ends, file = [], io.BytesIO()
     for resumed in (False, True):
         model, optimizer = _build(case)
@@ -221,7 +221,7 @@ def _train_mode(optimizer: Optimizer) -> None:
         train()
 
 
-# --- the optimizers --------------------------------------------------------------------------------------------------
+# --- The optimizers --------------------------------------------------------------------------------------------------
 
 
 def trained(module: nn.Module) -> list[nn.Parameter]:
@@ -229,12 +229,12 @@ def trained(module: nn.Module) -> list[nn.Parameter]:
 
 
 def plain(optimizer: Callable[..., Optimizer], **settings: Any) -> Callable[[nn.Module], Optimizer]:
-    """Made from a list of parameters."""
+    """Return a function that makes the optimizer from a list of parameters."""
     return lambda module: optimizer(trained(module), **settings)
 
 
 def with_muon(optimizer: Callable[..., Optimizer]) -> Callable[[nn.Module], Optimizer]:
-    """Made from param groups of matrices, and of all else, which Adam steps."""
+    """Return a function that makes it from two param groups: matrices, and all others, which Adam steps."""
 
     def make(module: nn.Module) -> Optimizer:
         parts = [{"params": [p for p in trained(module) if (p.dim() > 1) == flag], "use_muon": flag} for flag in (1, 0)]
@@ -244,7 +244,7 @@ def with_muon(optimizer: Callable[..., Optimizer]) -> Callable[[nn.Module], Opti
 
 
 def cases() -> Iterator[Case]:
-    """All optimizers, package by package."""
+    """Return all optimizers, package by package."""
     yield from _torch()
     yield from _schedulefree()
     yield from _from_packages()
@@ -330,7 +330,7 @@ def _from_packages() -> Iterator[Case]:
 
 
 def _pytorch_optimizer() -> Iterator[Case]:
-    """Every optimizer of the package."""
+    """Return every optimizer of the package."""
     package = import_module("pytorch_optimizer")
     found = {n: o for n, o in vars(package).items() if inspect.isclass(o) and issubclass(o, Optimizer)}
     for name, optimizer in sorted(found.items()):
@@ -350,7 +350,7 @@ def _pytorch_optimizer() -> Iterator[Case]:
         yield Case("pytorch_optimizer", name, make, network=net, refused=refused)
 
 
-# Of pytorch_optimizer: what cannot be made on one CPU, or not from one list of parameters.
+# Optimizers of pytorch_optimizer that cannot be made on one CPU or from one list of parameters.
 NOT_HERE = {"DeMo", "DistributedMuon", "GSAM", "WSAM", "PCGrad", "SafeFP16Optimizer"}
 OF_MATRICES = {"AdaGO", "AdaMuon", "Muon", "MuonClip", "NorMuon"}
 OF_A_MODULE = {"AdaLOMO", "LOMO", "AdamMini"}
@@ -382,7 +382,7 @@ REFUSED = {
 
 
 def check_all(words: Sequence[str] = ()) -> list[Row]:
-    """Check all optimizers, or those with one of these words in their name."""
+    """Check all optimizers, or those whose names contain one of these words."""
     return [check(case) for case in cases() if not words or any(word in case.name for word in words)]
 
 

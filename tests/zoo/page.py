@@ -1,4 +1,4 @@
-"""Writes docs/zoo.md from the rows that were measured; every number and name on it comes from there."""
+"""Writes docs/zoo.md. Every number and name on it comes from a measured row."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ optimizers that the zoo gives it:
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The last row of each id and mark; a torn last line is left out."""
+    """Return the last row of each mark, without a truncated last line."""
     rows: dict[str, dict[str, Any]] = {}
     if path.is_file():
         for line in path.read_text().splitlines():
@@ -48,13 +48,13 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def write(wanted: Mapping[str, Sequence[tuple[str, str]]], folder: Path, packages: Sequence[str], mark: str) -> str:
-    """The page.
+    """Return the page.
 
     Args:
-        wanted: For each list the networks as (id, mark).
-        folder: Where the rows are.
-        packages: Distributions whose versions are told.
-        mark: Of the optimizers' rows.
+        wanted: The networks of each list as (id, mark).
+        folder: The folder of the rows.
+        packages: Distributions whose versions the page shows.
+        mark: The engine's mark, with which optimizers' rows start.
     """
     results, times = read(folder / "results.jsonl"), read(folder / "times.jsonl")
     optimizers = [row for row in read(folder / "optimizers.jsonl").values() if row["mark"].startswith(mark)]

@@ -1,4 +1,4 @@
-"""All that a training may change, as a flat dictionary: weights, buffers, attributes, generators."""
+"""Everything that a training may change, as a flat dict: weights, buffers, attributes, generators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DEPTH = 4
 
 
 def state_of(model: nn.Module) -> State:
-    """Weights, buffers and plain attributes of all modules, by name; tensors are copied."""
+    """Return weights, buffers and plain attributes of all modules by name; tensors are copied."""
     state: State = {}
     for name, module in model.named_modules():
         state |= {f"{name}.{key}": value for key, value in attributes_of(module).items()}
@@ -26,7 +26,7 @@ def state_of(model: nn.Module) -> State:
 
 
 def attributes_of(module: nn.Module) -> State:
-    """The plain attributes of one module, those in containers and objects included."""
+    """Return a module's plain attributes, including those in containers and objects."""
     found: State = {}
     if not isinstance(module, torch.jit.ScriptModule):
         for key, value in vars(module).items():
@@ -36,7 +36,7 @@ def attributes_of(module: nn.Module) -> State:
 
 
 def generators() -> State:
-    """The states of all generators that a network may draw from unasked."""
+    """Return the states of all global generators."""
     return {
         "torch's generator": torch.get_rng_state(),
         "random's generator": repr(random.getstate()),
@@ -45,13 +45,13 @@ def generators() -> State:
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Names of what is not bitwise the same; a missing one is not."""
+    """Return the names of values that are missing on one side or not bitwise equal."""
     names = list(dict.fromkeys([*ours, *theirs]))
     return [n for n in names if n not in ours or n not in theirs or not same(ours[n], theirs[n])]
 
 
 def same(a: Any, b: Any) -> bool:
-    """The same to the bit."""
+    """Return whether two values are bitwise equal."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bytes(a), _bytes(b))
     return type(a) is type(b) and repr(a) == repr(b)
@@ -62,7 +62,7 @@ def _bytes(value: Tensor) -> Tensor:
 
 
 def flat(name: str, value: Any) -> State:
-    """An output or a loss in the same form."""
+    """Return an output or a loss as a flat dict."""
     found: State = {}
     _walk(name, value, found, _DEPTH)
     return found
@@ -97,7 +97,7 @@ def _walk(name: str, value: Any, found: State, depth: int) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A copy without a graph, dense."""
+    """Return a dense, detached copy of a tensor."""
     if not isinstance(value, Tensor):
         return value
     value = value.detach()

@@ -1,4 +1,4 @@
-"""Networks: every one takes ``norm=none|batch|prop``, and one seed gives the same initial weights under each."""
+"""Networks that take ``norm=none|batch|prop``; a seed gives the same initial weights under each norm."""
 
 from backforward.models.mlp import MLP
 from backforward.models.nin import NIN

@@ -1,7 +1,7 @@
-"""Initial weights: a pure function of the seed, the layer's position in forward order and the tensor's name.
+"""Initial weights: a function of the seed, the layer's position in forward order and the tensor's name alone.
 
 So the same seed gives every arm of a comparison (``norm=none|batch|prop``) the same weights, and a bias that only some
-arms have shifts no other draw.
+arms have changes no other draw.
 """
 
 from __future__ import annotations
@@ -20,35 +20,32 @@ INITS = ("he", "glorot", "lecun", "default")
 
 @contextmanager
 def undisturbed_generator() -> Iterator[None]:
-    """Leave torch's global generator as it was: building a layer draws weights that are drawn anew afterwards."""
+    """Restore torch's global generator at the end: building a layer draws weights that are drawn again later."""
     with torch.random.fork_rng(devices=[]):
         yield
 
 
 def initialise_(model: nn.Module, init: str, seed: int | None = None) -> None:
-    """Draw the weights of all linear and convolutional layers anew.
+    """Draw the weights of all linear and convolutional layers.
 
-    ========= ===================================== ===========================
-    init      weights                               biases
-    ========= ===================================== ===========================
-    he        N(0, 2 / fan_in)                      U(-1, 1) / sqrt(fan_in)
-    glorot    U(-1, 1) sqrt(6 / (fan_in + fan_out)) 0
-    lecun     N(0, 1 / fan_in)                      0
-    default   U(-1, 1) / sqrt(fan_in)               U(-1, 1) / sqrt(fan_in)
-    ========= ===================================== ===========================
+    | init    | weights                               | biases                  |
+    |---------|---------------------------------------|-------------------------|
+    | he      | N(0, 2 / fan_in)                      | U(-1, 1) / sqrt(fan_in) |
+    | glorot  | U(-1, 1) sqrt(6 / (fan_in + fan_out)) | 0                       |
+    | lecun   | N(0, 1 / fan_in)                      | 0                       |
+    | default | U(-1, 1) / sqrt(fan_in)               | U(-1, 1) / sqrt(fan_in) |
 
     ``he`` is the setting of the published Backforward Propagation runs (weights of He et al., 2015, PyTorch's biases),
     ``glorot`` that of NormProp (section 4.3), ``lecun`` that of self-normalising networks (SELU), ``default`` PyTorch's
-    own. Scales and shifts (of BatchNorm and NormProp)
-    keep their start at 1 and 0.
+    own. The scales of BatchNorm and NormProp stay 1, the shifts 0.
 
     Args:
-        model: Changed in place. Its layers are counted in the order in which they were registered.
+        model: Changed in place. Layers count in the order in which they were registered.
         init: One of the above.
         seed: Any integer; ``None`` draws one from torch's global generator.
 
     Raises:
-        ValueError: If ``init`` is unknown.
+        ValueError: ``init`` is unknown.
     """
     if init not in INITS:
         raise ValueError(f"unknown init {init!r}: there are {', '.join(INITS)}")
@@ -67,7 +64,7 @@ def initialise_(model: nn.Module, init: str, seed: int | None = None) -> None:
         else:
             drawn = _uniform(weight, math.sqrt(6 / (fan_in + fan_out)) if init == "glorot" else bound, draw)
         if parametrize.is_parametrized(layer, "weight"):
-            layer.weight = drawn.to(weight)  # the parametrization finds what gives this weight
+            layer.weight = drawn.to(weight)  # the parametrization computes its parameters from this weight
         else:
             _fill(weight, drawn)
         bias = getattr(layer, "bias", None)
@@ -78,13 +75,13 @@ def initialise_(model: nn.Module, init: str, seed: int | None = None) -> None:
 
 def _weight_matrix(module: nn.Module) -> Tensor | None:
     if parametrize.is_parametrized(module, "weight"):
-        return module.weight.detach()  # type: ignore[operator]  # made from what is trained
+        return module.weight.detach()  # type: ignore[operator]  # computed from the parametrization's parameters
     weight = module._parameters.get("weight")
     return weight if weight is not None and weight.ndim >= 2 else None
 
 
 def generator(*purpose: object) -> torch.Generator:
-    """A generator on the host for one purpose alone, such as seed, position and name: another's draws move no other."""
+    """Return a CPU generator seeded by a purpose (seed, position, name), so that no draw affects another's."""
     digest = hashlib.sha256("/".join(map(str, purpose)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 

@@ -16,7 +16,8 @@ from backforward.models.norms import Norm
 class MLP(Chain):
     """Fully connected network: ``flatten``, ``hidden1`` .. ``hidden<depth>``, ``head``.
 
-    The defaults with MNIST's images are the 784-256-10 of Stoica & Simionescu, "Backforward Propagation", AAAI 2023.
+    The defaults with MNIST's images give the 784-256-10 network of Stoica & Simionescu, "Backforward Propagation",
+    AAAI 2023.
 
     Shape: ``[N, *in_shape]`` to logits ``[N, classes]``.
 
@@ -28,12 +29,12 @@ class MLP(Chain):
         activation: ``relu``, ``tanh``, ... (``normprop.ACTIVATIONS``).
         norm: ``none``, ``batch``, ``prop``, or a function of a layer (``models.norms``).
         jacobian_factor: NormProp's J: ``none``, ``paper``, ``exact`` or a number. For ``norm="prop"`` only.
-        dropout: Share of hidden units dropped in training.
+        dropout: Probability of dropping a hidden unit in training.
         init: ``he``, ``glorot``, ``lecun`` or ``default`` (``models.init``).
-        seed: Of the initial weights; ``None`` draws one from torch's global generator.
+        seed: Seed of the initial weights; ``None`` draws one from torch's global generator.
 
     Raises:
-        ValueError: If a name is unknown or a size makes no sense.
+        ValueError: A name is unknown or a size is out of range.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from backforward.models.blocks import (
 from backforward.models.init import initialise_, undisturbed_generator
 from backforward.models.norms import Norm
 
-SMALLEST = 17  # pixels a side: two poolings leave 5, one tap of conv7
+SMALLEST = 17  # pixels per side: two poolings leave 5, the kernel size of conv7
 
 
 class NIN(Chain):
@@ -35,15 +35,11 @@ class NIN(Chain):
         in_shape: ``(channels, height, width)``, at least 17 x 17 pixels.
         classes: Number of logits.
         width: Scales the number of hidden filters.
-        norm: ``none``, ``batch``, ``prop``, or a function of a layer (``models.norms``).
-        activation: ``relu``, ``tanh``, ... (``normprop.ACTIVATIONS``).
-        jacobian_factor: NormProp's J: ``none``, ``paper``, ``exact`` or a number. For ``norm="prop"`` only.
-        dropout: Share of features dropped in training after pool1 and pool2. The paper uses none with NormProp.
-        init: ``he``, ``glorot``, ``lecun`` or ``default`` (``models.init``).
-        seed: Of the initial weights; ``None`` draws one from torch's global generator.
+        dropout: Probability of dropping a feature after pool1 and pool2 in training. The paper uses none with NormProp.
+        norm, activation, jacobian_factor, init, seed: See ``MLP``.
 
     Raises:
-        ValueError: If a name is unknown, a size makes no sense, or the images are too small.
+        ValueError: A name is unknown, a size is out of range, or the images are too small.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
-"""Norms beside ``none``, ``batch`` and ``prop``: functions of the layer that they are for.
+"""Further norms beside ``none``, ``batch`` and ``prop``.
 
     Blocks(norm=partial(group_norm, groups=4))        # in a config: _target_: backforward.models.norms.group_norm
 
-A norm is a function of a hidden layer (`nn.Linear` or `nn.Conv2d`, with bias). It returns the module that is to stand
-between the layer and its activation, or it changes how the layer makes its weight and returns None. `Blocks` takes the
-layer's bias away where the module has a shift of its own. The last layer of a network stays plain.
+A norm is a function of a hidden layer (`nn.Linear` or `nn.Conv2d`, with bias). It returns the module to put between the
+layer and its activation, or it changes how the layer computes its weight and returns None. `Blocks` removes the layer's
+bias if the module has a shift of its own. The last layer of a network stays plain.
 """
 
 from __future__ import annotations
@@ -23,32 +23,27 @@ Norm: TypeAlias = Callable[[nn.Module], nn.Module | None]
 
 
 def features(layer: nn.Module) -> int:
-    """The number of outputs of a linear layer, or of filters of a convolution."""
+    """Return the number of outputs of a linear layer, or of filters of a convolution."""
     return int(layer.get_parameter("weight").shape[0])
 
 
 def of_features(layer: nn.Module, make: Callable[[int], nn.Module]) -> nn.Module:
-    """Any module that is made from a number of features.
-
-    Args:
-        layer: The layer before it.
-        make: For example `functools.partial(nn.BatchNorm2d, momentum=0.01)`.
-    """
+    """Return a module made from the number of outputs: ``make=functools.partial(nn.BatchNorm2d, momentum=0.01)``."""
     return make(features(layer))
 
 
 def layer_norm(layer: nn.Module, eps: float = 1e-5) -> nn.Module:
-    """Layer normalisation (Ba, Kiros & Hinton, 2016): over all features of a sample, for images over positions too."""
+    """Layer normalisation (Ba, Kiros & Hinton, 2016): over all features, and positions in an image, of a sample."""
     if isinstance(layer, nn.Linear):
         return nn.LayerNorm(features(layer), eps)
     return nn.GroupNorm(1, features(layer), eps)
 
 
 def group_norm(layer: nn.Module, groups: int, eps: float = 1e-5) -> nn.Module:
-    """Group normalisation (Wu & He, 2018): over the features of a group, for images over positions too.
+    """Group normalisation (Wu & He, 2018): over the features, and positions in an image, of each group.
 
     Raises:
-        ValueError: The number of features is no multiple of that of groups.
+        ValueError: The number of features is not a multiple of ``groups``.
     """
     return nn.GroupNorm(groups, features(layer), eps)
 
@@ -67,18 +62,18 @@ def weight_standardization(layer: nn.Module, activation: str = "relu", eps: floa
 
 
 class ScaledStandardization(nn.Module):
-    """The weight as a function of what is trained, v ``[units, ...]`` with N numbers a unit.
+    """Computes the weight from a trained v ``[units, ...]`` with N numbers per unit.
 
         W_i = gain_i gamma (v_i - mean(v_i)) / sqrt(N var(v_i) + eps)
 
-    The gain (trained) starts at 1. gamma is 1 / std(act(z)), z standard normal: 1.7129 for ReLU, the inverse of
-    NormProp's .5838. Activations then keep variance 1 from layer to layer, and W_i x has mean 0 where all of x have one
-    mean.
+    The gain is trained and starts at 1. gamma is 1 / std(act(z)) for a standard normal z: 1.7129 for ReLU, the inverse
+    of NormProp's .5838. Activations then keep variance 1 from layer to layer, and W_i x has mean 0 if all features of x
+    have the same mean.
 
     Args:
         units: Outputs of the layer.
         activation: The activation after it (``normprop.ACTIVATIONS``).
-        eps: Against a division by 0.
+        eps: Avoids a division by 0.
 
     Source: Brock, De & Smith, "Characterizing signal propagation to close the performance gap in unnormalized ResNets",
     ICLR 2021.
@@ -91,39 +86,39 @@ class ScaledStandardization(nn.Module):
         self.eps = eps
 
     def forward(self, v: Tensor) -> Tensor:
-        """The weight that the layer uses."""
+        """Return the weight that the layer uses."""
         flat = v.flatten(1)
         variance, mean = torch.var_mean(flat, dim=1, keepdim=True, correction=0)
         scale = self.gain[:, None] * self.gamma * torch.rsqrt(variance * flat.shape[1] + self.eps)
         return ((flat - mean) * scale).view_as(v)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """What is trained starts as the weight that was drawn."""
+        """Start training from the weight that was drawn."""
         return weight
 
 
 def noisy_batch_norm(
     layer: nn.Module, mean: float = 0.5, std: float = 1.25, mean_radius: float = 0.1, std_radius: float = 0.1
 ) -> nn.Module:
-    """BatchNorm with noise after it: see `NoisyBatchNorm`."""
+    """BatchNorm followed by noise: see `NoisyBatchNorm`."""
     return NoisyBatchNorm(features(layer), mean, std, mean_radius, std_radius)
 
 
 class NoisyBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm whose output is scaled and shifted by noise whose distribution changes at every step.
+    """BatchNorm followed by random scales and shifts, whose distribution changes at every step.
 
-    In training, with a the output of BatchNorm, for each unit (feature or channel) j anew at each step
+    In training, each step draws for each unit (feature or channel) j
 
         m_j ~ U(-mean, mean)        s_j ~ U(1, std)
 
-    and for each sample, and position of an image, i within the unit
+    and then changes BatchNorm's output a for each sample (and position of an image) i:
 
         a_ij <- S_ij a_ij + M_ij    M_ij ~ U(m_j - mean_radius, m_j + mean_radius)    S_ij ~ N(s_j, std_radius^2)
 
-    so that what the next layer sees shifts from step to step, by construction. In evaluation it is BatchNorm. All
-    passes of a batch see the same noise, as with dropout.
+    So the next layer's input shifts from step to step, by construction. In evaluation it is BatchNorm. All passes of a
+    batch see the same noise, as with dropout.
 
-    Shape: ``[N, features]`` or ``[N, features, H, W]``, kept.
+    Shape: ``[N, features]`` or ``[N, features, H, W]`` to the same.
 
     Args:
         num_features: Features or channels.
@@ -151,7 +146,7 @@ class NoisyBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"NoisyBatchNorm takes [N, features] or [N, channels, H, W], got {list(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """See the class."""
+        """Normalise, and add noise in training."""
         a = super().forward(input)
         if not self.training:
             return a
@@ -164,5 +159,5 @@ class NoisyBatchNorm(nn.modules.batchnorm._BatchNorm):
         return torch.addcmul(shifts, scales, a)
 
     def extra_repr(self) -> str:
-        """The noise beside the features."""
+        """Show the features and the noise."""
         return f"{self.num_features}, noise={self.noise}"

@@ -1,4 +1,4 @@
-"""The residual network for CIFAR of He et al., 2016."""
+"""The residual network for CIFAR by He et al., 2016."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ from backforward.models.norms import Norm
 
 
 class ResidualBlock(nn.Module):
-    """``act(conv2(conv1(x)) + shortcut(x))``, the shortcut without parameters (He et al., section 4.2, option A).
+    """``act(conv2(conv1(x)) + shortcut(x))`` with a shortcut that has no parameters (He et al., section 4.2, option A).
 
-    Where the block halves the image and adds channels, the shortcut takes every other pixel and is 0 in the new
-    channels. With NormProp the sum of two values of variance 1 is scaled back to variance 1 before the standardised
-    activation.
+    If the block halves the image and adds channels, the shortcut takes every other pixel and is 0 in the new channels.
+    Under NormProp, the sum of two values of variance 1 is scaled back to variance 1 before the standardised activation.
 
     Shape: ``[N, c_in, H, W]`` to ``[N, c_out, H / stride, W / stride]``, rounded up.
     """
@@ -49,7 +48,7 @@ class ResidualBlock(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform and add."""
+        """Add the transformed input to the shortcut."""
         branch = self.conv2(self.conv1(x))
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
@@ -63,26 +62,22 @@ class ResidualBlock(nn.Module):
 class Residual(Chain):
     """Residual network of He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
 
-    A 3 x 3 convolution, three groups of (depth - 2) / 6 blocks with 16, 32 and 64 filters, the last two groups halving
-    the image, average over all positions, linear layer. The default is ResNet-20: with BatchNorm 269,722 parameters
-    for 10 classes.
+    A 3 x 3 convolution; three groups of (depth - 2) / 6 blocks with 16, 32 and 64 filters, of which the last two halve
+    the image; the average over all positions; a linear layer. The default is ResNet-20, which has 269,722 parameters
+    with BatchNorm and 10 classes.
 
     Shape: ``[N, *in_shape]`` to logits ``[N, classes]``.
 
     Args:
         in_shape: ``(channels, height, width)``.
         classes: Number of logits.
-        depth: Layers with weights: 8, 14, 20, 26, ...
+        depth: Number of layers with weights: 8, 14, 20, 26, ...
         width: Scales the number of filters.
-        norm: ``none``, ``batch``, ``prop``, or a function of a layer (``models.norms``).
-        activation: ``relu``, ``tanh``, ... (``normprop.ACTIVATIONS``).
-        jacobian_factor: NormProp's J: ``none``, ``paper``, ``exact`` or a number. For ``norm="prop"`` only.
-        dropout: Share of features dropped in training before the last layer.
-        init: ``he``, ``glorot``, ``lecun`` or ``default`` (``models.init``).
-        seed: Of the initial weights; ``None`` draws one from torch's global generator.
+        dropout: Probability of dropping a feature before the last layer in training.
+        norm, activation, jacobian_factor, init, seed: See ``MLP``.
 
     Raises:
-        ValueError: If a name is unknown or a size makes no sense.
+        ValueError: A name is unknown or a size is out of range.
     """
 
     def __init__(

@@ -10,12 +10,12 @@ from torch.nn.utils.parametrizations import _WeightNorm
 
 
 def weight_decay_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Parameter groups for any optimizer: its ``weight_decay`` holds for weight matrices and filters alone.
+    """Return parameter groups that apply an optimizer's ``weight_decay`` to weight matrices and filters alone.
 
-    Biases, scales, shifts (of BatchNorm and NormProp) and slopes have one dimension and get ``weight_decay=0``. So do
-    the lengths g of torch's weight normalisation, whatever their shape.
+    Biases, scales, shifts (of BatchNorm and NormProp) and slopes, which have one dimension, get ``weight_decay=0``. So
+    do the lengths g of torch's weight normalisation, in any shape.
 
-    Example:
+    Examples:
         >>> optimizer = torch.optim.SGD(weight_decay_groups(model), lr=0.05, weight_decay=5e-4)
     """
     lengths = {

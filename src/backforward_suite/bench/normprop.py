@@ -1,83 +1,31 @@
-"""What normalisation costs: a training step of the Network in Network without norm, with BatchNorm, with NormProp."""
+"""Cost of normalisation: the study of a training step without norm, with BatchNorm and with NormProp, in turn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
-from typing import Any
+from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from backforward.models import NIN, weight_decay_groups
-from backforward.normprop import unit_norm_projection
-from backforward_suite.timing import Timing, interleaved
+from backforward_suite.bench.common import Row, data_overrides, train
 
 WIDTHS = (1.0, 0.25)
 BATCHES = (50, 100)
-LAYOUTS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
-ROUNDS = 15
-SECONDS_A_TURN = 0.2
-
-RATIOS = (("prop", "none"), ("prop", "batch"), ("prop_unprojected", "none"))
 
 
-def run() -> dict[str, Any]:
-    """Time one training step on images of CIFAR's size: forward, cross-entropy, backward, SGD with momentum and decay.
-
-    Images are in memory, normalised. ``prop`` projects its weights to unit norm after each step, ``prop_unprojected``
-    does not. Every width and batch size is measured in the networks' own memory layout (channels last) and in PyTorch's
-    default one: BatchNorm's overhead differs, and so does the step as a whole.
+def run(root: Path) -> list[Row]:
+    """Time a training step of NIN with momentum, weight decay and, for NormProp, the projection to unit norm.
 
     Returns:
-        ``cases``: width, batch, layout, ``milliseconds`` per step of each arm (the median round) and ``ratios``, each
-        with the quartiles and the median of the ratio within a round. The paper has .875 for NormProp / BatchNorm.
+        One row per width and batch size: milliseconds per step, and medians of the ratios within a round. The paper
+        reports .875 for NormProp / BatchNorm.
     """
-    return {"cases": [_case(*case) for case in product(WIDTHS, BATCHES, LAYOUTS)]}
+    return [_row(root, width, batch) for width, batch in product(WIDTHS, BATCHES)]
 
 
-def _case(width: float, batch: int, layout: str) -> dict[str, Any]:
-    def arm(norm: str, *, project: bool = False) -> Callable[[], None]:
-        network = NIN((3, 32, 32), 10, width, norm, seed=0)
-        network.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]  # missing in torch's stubs
-        return training_step(network, x, y, project=project)
-
-    x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    y = torch.arange(batch) % 10
-    arms = {
-        "none": arm("none"),
-        "batch": arm("batch"),
-        "prop": arm("prop", project=True),
-        "prop_unprojected": arm("prop"),
-    }
-    times = interleaved(arms, ROUNDS, SECONDS_A_TURN)
+def _row(root: Path, width: float, batch: int) -> Row:
+    choice = [f"model.width={width:g}", f"batch_size={batch}", "optimizer=sgd_momentum", "weight_decay=5e-4"]
+    final = train(["study=speed", "model=nin", *data_overrides("cifar10", root), *choice])["final"]
     return {
-        "case": f"NIN, width {width:g}, batch {batch}, {layout}",
-        "width": width,
-        "batch": batch,
-        "layout": layout,
-        "milliseconds": {name: timing.median for name, timing in times.items()},
-        "ratios": {f"{ours}/{theirs}": _ratio(times[ours], times[theirs]) for ours, theirs in RATIOS},
+        "case": f"nin, width {width:g}, batch {batch}",
+        **{f"{norm}_ms": final[f"time/median_ms/{norm}"] for norm in ("none", "batch", "prop")},
+        **{f"prop/{norm}": final[f"time/ratio/prop_{norm}"] for norm in ("none", "batch")},
     }
-
-
-def training_step(network: NIN, x: Tensor, y: Tensor, *, project: bool) -> Callable[[], None]:
-    """One batch of plain training as a call: momentum 0.9, weight decay, and the projection where asked for."""
-    optimizer = torch.optim.SGD(weight_decay_groups(network), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    parameters = list(network.parameters())
-    after_update = unit_norm_projection(network)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(network(x), y).backward()
-        optimizer.step()
-        if project:
-            after_update(parameters)
-
-    return step
-
-
-def _ratio(ours: Timing, theirs: Timing) -> dict[str, float]:
-    low, middle, high = ours.ratio_quartiles(theirs)
-    return {"lower_quartile": low, "median": middle, "upper_quartile": high}

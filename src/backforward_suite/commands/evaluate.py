@@ -1,7 +1,7 @@
 """Evaluate the trained network of a run on a data set.
 
 python src/evaluate.py outputs/train/bfp-lr0.05                              # on the run's own data set
-python src/evaluate.py outputs/train/bfp-lr0.05 data=npz data.name=mine      # on another one
+python src/evaluate.py outputs/train/bfp-lr0.05 data=npz data.name=mine      # on another data set
 python src/evaluate.py outputs/train/bfp-lr0.05 --checkpoint best --json
 """
 
@@ -30,14 +30,14 @@ def evaluate(folder: Path, overrides: list[str], checkpoint: str) -> dict[str, A
 
     Args:
         folder: The run's folder.
-        overrides: Of the `data` group, such as `data=npz`, `data.name=mine`; none: the run's own data set.
+        overrides: Overrides of the `data` group, such as `data=npz`, `data.name=mine`; none: the run's own data set.
         checkpoint: `last` or `best`.
 
     Returns:
-        What was measured, ready for JSON.
+        Plain values for JSON.
 
     Raises:
-        BadInput: The network or the data set cannot be had, or the one does not take the other.
+        BadInput: Network or data set cannot be loaded, or they do not fit each other.
     """
     from backforward_suite.data import load_asked
     from backforward_suite.trained import scores, trained
@@ -45,7 +45,7 @@ def evaluate(folder: Path, overrides: list[str], checkpoint: str) -> dict[str, A
     for override in overrides:
         if override.partition("=")[0].partition(".")[0] != "data" or "=" not in override:
             raise BadInput(f"{override}: only data=NAME and its keys, such as data.root=DIR, apply here")
-    found = trained(folder, checkpoint)  # type: ignore[arg-type]  # it says which there are
+    found = trained(folder, checkpoint)  # type: ignore[arg-type]  # `trained` checks it
     data = load_asked(_data_settings(found.request, overrides))
     if data.shape != found.shape or data.classes != found.classes:
         size = f"; data.size={found.shape[1]} resizes" if data.shape[0] == found.shape[0] else ""
@@ -64,7 +64,7 @@ def evaluate(folder: Path, overrides: list[str], checkpoint: str) -> dict[str, A
 
 
 def _data_settings(request: Request, overrides: list[str]) -> DataSettings:
-    """The run's data group, or the one named, with its keys as given."""
+    """Return the run's data settings, or those of the named choice, with the overrides applied."""
     own = OmegaConf.create({"data": request.values["data"]})
     if names := [text.partition("=")[2] for text in overrides if text.startswith("data=")]:
         path = CONF / "data" / f"{names[-1]}.yaml"
@@ -85,7 +85,7 @@ def _data_settings(request: Request, overrides: list[str]) -> DataSettings:
 
 
 def show(found: dict[str, Any]) -> None:
-    """Print what was measured as a table."""
+    """Print the scores as a table."""
     table = Table()
     table.add_column("")
     for column in ("images", "loss", "accuracy"):
@@ -99,7 +99,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Parse the command line and do what it says."""
+    """Parse the command line, evaluate, and print."""
     parser = argparse.ArgumentParser(description="Evaluate the trained network of a run on a data set.")
     parser.add_argument("run", type=Path, help="the run's folder, such as outputs/train/bfp-lr0.05")
     parser.add_argument("data", nargs="*", help="data=NAME and keys of it, such as data.root=DIR; else the run's own")
@@ -116,5 +116,5 @@ def main() -> None:
 
 
 def command() -> int:
-    """The command line; returns its exit code."""
+    """Run the command line; return its exit code."""
     return cli.run(main, CONF)

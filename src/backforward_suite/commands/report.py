@@ -37,8 +37,8 @@ def page(scale: str | None, of_reference: bool) -> None:
     """Write the report: of the runs in `outputs/`, or of the committed results, without training.
 
     Args:
-        scale: `smoke`, `small` or `paper`; None: the largest that there is.
-        of_reference: Whether to take the committed results.
+        scale: `smoke`, `small`, `medium` or `paper`; None takes the largest that has runs.
+        of_reference: Whether to read the committed results.
 
     Raises:
         BadInput: There is nothing to report on.
@@ -60,7 +60,7 @@ def page(scale: str | None, of_reference: bool) -> None:
 
 
 def keep(scale: str | None) -> None:
-    """Pack the finished runs of a scale into `outputs/reference/`, to be committed.
+    """Pack the finished runs of a scale into `outputs/reference/`, for a commit.
 
     Raises:
         BadInput: There are none.
@@ -76,22 +76,22 @@ def keep(scale: str | None) -> None:
 
 
 def verify(folder: Path) -> None:
-    """Check what finished runs left: checksums, settings, tables, checkpoints, data and source.
+    """Check the files of finished runs: checksums, settings, tables, checkpoints, data and source.
 
     Raises:
         BadInput: There is no finished run.
-        RunsFailed: Some are not as they were left.
+        RunsFailed: Some have changed.
     """
     from backforward_suite.report.verify import table_of, verified
 
     found = verified(folder, {"checkpoint": _checkpoint, "data, source": _data_and_source})
     _wide().print(table_of(found, folder), highlight=False)
     if wrong := sum(one.wrong for one in found):
-        raise cli.RunsFailed(f"{wrong} of {len(found)} runs are not as they were left")
+        raise cli.RunsFailed(f"{wrong} of {len(found)} runs have changed")
 
 
 def _checkpoint(folder: Path, result: Result) -> str:
-    """What is wrong with a finished run's checkpoints; a study, and a run taken over from another, has none."""
+    """What is wrong with a finished run's checkpoints; studies, and runs taken over from others, have none."""
     from backforward_suite.train.callbacks.checkpoint import read_checkpoint
 
     if result.get("settings", {}).get("study") or "taken_over_from" in result:
@@ -106,14 +106,14 @@ def _checkpoint(folder: Path, result: Result) -> str:
         if fingerprint(checkpoint["settings"]) != result.get("settings_hash") or (
             data is not None and data != result.get("data", {}).get("sha256")
         ):
-            return f"{folder / name} is of another run"
+            return f"{folder / name} belongs to another run"
         if name == "last.ckpt" and checkpoint["global_step"] != result.get("final", {}).get("step"):
-            return f"{folder / name} is of another step than the result"
+            return f"{folder / name} is from another step than the result"
     return ""
 
 
 def _data_and_source(_: Path, result: Result) -> str:
-    """What has changed since of what a run stands on."""
+    """What has changed in the data and source of a run."""
     from omegaconf import DictConfig
 
     from backforward_suite.config import Request
@@ -132,7 +132,7 @@ def _largest(folder: Path) -> str:
 
 
 def _wide() -> Console:
-    """A console that cuts nothing off where its output goes into a file or another program."""
+    """A console that does not truncate output to a file or another program."""
     return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=240)
 
 
@@ -147,32 +147,32 @@ def _table(given: Namespace) -> None:
 
 
 def main() -> None:
-    """Parse the command line and do what it says."""
+    """Parse the command line and run the command."""
     parser = Parser(description="Read finished runs.")
     commands = parser.add_subparsers(required=True, metavar="command")
     table = commands.add_parser("table", help="a sweep as a table: mean and spread over seeds")
     table.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/quickstart")
     table.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this setting")
-    table.add_argument("--sort", metavar="KEY", help="by a setting, or loss, val, test, norm, sec: the best first")
+    table.add_argument("--sort", metavar="KEY", help="by a setting, or loss, val, test, norm, sec; the best first")
     table.add_argument("--csv", action="store_true", help="as comma-separated values, in full precision")
     table.set_defaults(call=_table)
-    status = commands.add_parser("status", help="which runs of a sweep are finished, running, failed, missing")
+    status = commands.add_parser("status", help="which runs of a sweep are finished, running, failed or missing")
     status.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/quickstart")
-    status.add_argument("--all", action="store_true", help="every failed run, also those that failed of the same")
+    status.add_argument("--all", action="store_true", help="every failed run, even if the reason is the same")
     status.set_defaults(call=lambda given: Console().print(sweep_status(given.folder, given.all), highlight=False))
-    checked = commands.add_parser("verify", help="whether finished runs' files, data and source are as they were")
+    checked = commands.add_parser("verify", help="whether files, data and source of finished runs are unchanged")
     checked.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/quickstart")
     checked.set_defaults(call=lambda given: verify(given.folder))
     pages = commands.add_parser("page", help="every claim with its verdict: outputs/report/index.html")
-    pages.add_argument("--scale", choices=SCALES, help="of which runs; else the largest that there is")
+    pages.add_argument("--scale", choices=SCALES, help="of the runs; default: the largest that has runs")
     pages.add_argument("--reference", action="store_true", help="of the committed results, into outputs/reference/")
     pages.set_defaults(call=lambda given: page(given.scale, given.reference))
-    kept = commands.add_parser("keep", help="pack finished runs into outputs/reference/, to be committed")
-    kept.add_argument("--scale", choices=SCALES, help="of which runs; else the largest that there is")
+    kept = commands.add_parser("keep", help="pack finished runs into outputs/reference/, for a commit")
+    kept.add_argument("--scale", choices=SCALES, help="of the runs; default: the largest that has runs")
     kept.set_defaults(call=lambda given: keep(given.scale))
     arguments = sys.argv[1:]
     if not arguments or arguments[0].partition("=")[0] in ("--scale", "--reference"):
-        arguments = ["page", *arguments]  # what it is for
+        arguments = ["page", *arguments]  # the default command
     given = parser.parse_args(arguments)
     given.call(given)
 

@@ -1,8 +1,8 @@
-"""Run what the referee's experiments still miss, then write its report.
+"""Run what is missing of the report's experiments, then write the report.
 
     python src/reproduce.py --scale smoke --only bfp_learning_rates
 
-What is done is skipped; what was interrupted goes on. Further arguments are overrides for every run.
+Finished runs are skipped, interrupted ones continue. Further arguments are overrides for every run.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ CONF = ROOT / "conf"
 OUTPUTS = Path("outputs")
 REFERENCE = ROOT / "outputs" / "reference"
 CONSOLE = Console()
-STAND_IN = OUTPUTS / "stand_in"  # where the runs on scikit-learn's digits go, and their report
+STAND_IN = OUTPUTS / "stand_in"  # runs on scikit-learn's digits, and their report
 
-# The data sets that experiments need, by the beginning of their names, longest first.
+# The data sets that experiments need, by the prefix of their names, longest first.
 NEEDS = {
     "bfp_": ("mnist",),
     "np_table": ("cifar10", "cifar100", "mnist"),
     "np_": ("cifar10",),
 }
-# Sweeps into the same folder, by the data set that they need besides.
+# Further sweeps into the same folder, by the data set that they need.
 MORE = {"bfp_norm": {"cifar10": "bfp_norm_nin"}, "np_table": {"svhn": "np_table_svhn"}}
 # Digits instead of every data set, enlarged for NIN.
 DIGITS = ("data=digits", "data.size=32", "data.train_images=1000", "data.evaluation_images=250")
@@ -56,12 +56,12 @@ class ExperimentSweep:
 
 
 def main() -> None:
-    """Parse the command line and do what it says."""
-    parser = Parser(description="Run the referee's experiments; write the report.")
-    parser.add_argument("--scale", choices=SCALES, help="default: paper where there is a GPU, else small")
-    parser.add_argument("--only", default="", metavar="NAMES", help="experiments, with commas between; default: all")
+    """Parse the command line and run the experiments."""
+    parser = Parser(description="Run the experiments and write the report.")
+    parser.add_argument("--scale", choices=SCALES, help="default: paper with a GPU, otherwise small")
+    parser.add_argument("--only", default="", metavar="NAMES", help="experiments, separated by commas; default: all")
     parser.add_argument("--stand-in", action="store_true", help="on scikit-learn's digits, marked as stand-in data")
-    parser.add_argument("--go-on-from", type=Path, metavar="FOLDER", help="take the results kept there for done")
+    parser.add_argument("--go-on-from", type=Path, metavar="FOLDER", help="count the results there as done")
     parser.add_argument("overrides", nargs="*", help="for every run, such as trainer.matmul_precision=high")
     given = parser.parse_args()
     scale = given.scale or ("paper" if gpu_count() else "small")
@@ -75,7 +75,7 @@ def main() -> None:
 
     sweeps = [sweep for name in names for sweep in _sweeps(name, scale)]
     if not sweeps:
-        raise BadInput(f"{names[0]}: it has no scale {scale}")
+        raise BadInput(f"{names[0]}: there is no scale {scale} for it")
     lacking = {} if given.stand_in else _lacking({data for sweep in sweeps for data in sweep.needs})
     _announce(sweeps, lacking, scale, outputs)
     extra = [*DIGITS, *given.overrides] if given.stand_in else given.overrides
@@ -106,7 +106,7 @@ def _sweeps(name: str, scale: str) -> list[ExperimentSweep]:
 
 
 def _lacking(names: Iterable[str]) -> dict[str, str]:
-    """The data sets that cannot be had, and why. Those that can be downloaded are."""
+    """The data sets that are missing and cannot be downloaded, and why."""
     import backforward_suite._torchvision  # noqa: F401  (before torchvision)
     from backforward_suite.data import DataError, default_root, load_data
 
@@ -130,7 +130,7 @@ def _run(arguments: Sequence[str]) -> bool:
     process = subprocess.Popen(command, env={**os.environ, "BACKFORWARD_PARENT": str(os.getpid())})  # noqa: S603
     try:
         code = process.wait()
-    except BaseException:  # Ctrl-C reaches the sweep as well; it ends its runs
+    except BaseException:  # Ctrl-C also reaches the sweep, which ends its runs
         process.wait()
         raise
     if code == cli.INTERRUPTED:
@@ -141,13 +141,13 @@ def _run(arguments: Sequence[str]) -> bool:
 
 
 def _announce(sweeps: Sequence[ExperimentSweep], lacking: Mapping[str, str], scale: str, outputs: Path) -> None:
-    """Say what will be run and how long that may take, by the times of the committed results."""
+    """Print what will be run and an estimate of the time, from the times of the committed results."""
     from backforward_suite.sweep import estimate
 
     slots = gpu_count() or cpu_count()
     table = Table("experiment", "runs done", "of", "minutes left", box=SIMPLE_HEAD)
     estimates: list[float | None] = []
-    done = set(files.done_below(outputs / scale))  # experiments share runs of equal settings: none is counted twice
+    done = set(files.done_below(outputs / scale))  # experiments share runs of equal settings; each is counted once
     for name in dict.fromkeys(sweep.experiment for sweep in sweeps):
         parts = [sweep for sweep in sweeps if sweep.experiment == name]
         missing = sorted({data for sweep in parts for data in sweep.needs if data in lacking})

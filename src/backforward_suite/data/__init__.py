@@ -1,4 +1,4 @@
-"""Data sets, their splits, and batches out of memory."""
+"""Data sets, their splits, and batches from memory."""
 
 from backforward_suite.data.asked import load_asked
 from backforward_suite.data.errors import DataError

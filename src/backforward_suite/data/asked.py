@@ -1,4 +1,4 @@
-"""The data set that settings ask for."""
+"""The data set of a run's settings."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:  # pydantic is not needed to load data
 
 
 def load_asked(asked: DataSettings) -> DataSplits:
-    """Load what the `data` group asks for, and note how its files looked before they were read.
+    """Load the data set of the `data` group, and note size and time of its files before reading them.
 
     Raises:
-        DataError: It cannot be had.
+        DataError: The data set cannot be loaded.
     """
     root = Path(asked.root)
     before = stamps(asked.name, root)
@@ -30,4 +30,4 @@ def load_asked(asked: DataSettings) -> DataSplits:
         evaluation_images=asked.evaluation_images,
         layout=asked.layout,
     )
-    return replace(data, files=before or stamps(asked.name, root))  # none before: they have been downloaded
+    return replace(data, files=before or stamps(asked.name, root))  # none before: they were downloaded

@@ -1,17 +1,17 @@
-"""Class-balanced draws that never change: NumPy froze the stream of ``RandomState`` (NEP 19)."""
+"""Class-balanced draws that are the same in every version: NumPy froze the stream of ``RandomState`` (NEP 19)."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-_SEED = 0  # of every split; a run's seed moves none of them
+_SEED = 0  # of every split, independent of a run's seed
 
 
 def turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Deal each class out in a random order: return for each image how many of its class come before it, ``[N]``.
+    """Shuffle each class: return for each image how many of its class come before it, ``[N]``.
 
-    ``turns(labels) < n`` is then a draw of n images of each class, and a smaller n draws a subset of them.
+    ``turns(labels) < n`` then draws n images of each class, and a smaller n draws a subset of them.
     """
     random, turn = np.random.RandomState(_SEED), np.empty(len(labels), np.int64)
     for label in range(int(labels.max()) + 1):

@@ -1,4 +1,4 @@
-"""Labelled images held whole, as bytes."""
+"""Labelled images in memory, as bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_BLOCK = 1024  # images turned to floats at a time
+_BLOCK = 1024  # images converted to floats at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,8 +16,8 @@ class Images:
     """Labelled images; ``x`` is uint8 ``[N, C, H, W]``, ``y`` is int64 ``[N]``, both on one device.
 
     Raises:
-        TypeError: ``x`` is not uint8 or ``y`` is not int64.
-        ValueError: the shapes do not fit each other.
+        TypeError: ``x`` is not uint8, or ``y`` is not int64.
+        ValueError: The shapes do not match.
     """
 
     x: Tensor
@@ -39,15 +39,15 @@ class Images:
         return Images(self.x[index], self.y[index])
 
     def to(self, device: torch.device | str) -> Images:
-        """Return the images on ``device``; without a copy where they are there already."""
+        """Return the images on ``device``, without a copy if they are there."""
         return Images(self.x.to(device), self.y.to(device))
 
     def resize(self, size: int) -> Images:
-        """Return the images at ``size`` x ``size`` pixels: bilinear, rounded; smoothed first when shrinking."""
+        """Return the images at ``size`` x ``size`` pixels: bilinear, antialiased, rounded."""
         if self.x.shape[-2:] == (size, size):
             return self
         out = self.x.new_empty((*self.x.shape[:2], size, size))
-        for to, block in zip(out.split(_BLOCK), self.x.split(_BLOCK), strict=True):  # never a float copy of the whole
+        for to, block in zip(out.split(_BLOCK), self.x.split(_BLOCK), strict=True):  # no float copy of all images
             floats = F.interpolate(block.float(), (size, size), mode="bilinear", align_corners=False, antialias=True)
             to.copy_(floats.round_().clamp_(0, 255))
         return Images(out, self.y)

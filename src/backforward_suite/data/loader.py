@@ -1,4 +1,4 @@
-"""Batches out of memory, in an order that depends on nothing but the seed and the epoch."""
+"""Batches from memory, in an order that depends on nothing but seed and epoch."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ AUGMENTATIONS = ("none", "flip")
 
 
 class EpochLoader:
-    """Iterate over the batches of an epoch; the images stay on the device as bytes, a batch is an index.
+    """Iterate over the batches of an epoch, by index from images that stay on the device as bytes.
 
     Yields ``(x, y)``: x float32 ``[B, C, H, W]`` in [0, 1], y int64 ``[B]``, both on ``device``.
 
-    The order of samples, and which of them are flipped, is a pure function of ``(seed, epoch)``: not of the process,
-    the method, the number of ranks or what was drawn before. Call :meth:`set_epoch` before each epoch (Lightning does,
-    through :attr:`sampler`); without it every epoch has the same order.
+    The order of samples, and which of them are flipped, is a pure function of ``(seed, epoch)``: it does not depend on
+    the process, the method, the number of ranks or earlier draws. Call :meth:`set_epoch` before each epoch (Lightning
+    does, through :attr:`sampler`); without it every epoch has the same order.
 
-    **Resuming.** :meth:`state_dict`, taken while batch k is being worked on or after, makes the next iterator of the
-    loader that loads it start at batch k + 1. It holds whole numbers alone, the same on every rank.
+    **Resuming.** A loader that loads the :meth:`state_dict` taken while or after training on batch k starts its next
+    iterator at batch k + 1. The state consists of integers, the same on every rank.
 
-    **Several processes.** ``batch_size`` is the global one. Every rank takes its own contiguous share of every global
-    batch, so that n ranks together see what one process sees. With ``drop_last=False`` (evaluation) the shares of a
-    batch may differ by one image, though none is empty: a remainder too small for that joins the batch before it. Then
-    *sums* over images (of losses, of hits, of the images themselves) are what must be added over batches and ranks, and
-    divided at the end; means of means would be wrong.
+    **Several processes.** ``batch_size`` is global. Every rank takes its own contiguous share of every global batch, so
+    that n ranks together see what one process sees. With ``drop_last=False`` (evaluation) the shares of a batch may
+    differ by one image; none is empty, as a remainder too small for that joins the batch before it. So add *sums* over
+    images (of losses, of correct predictions, of counts) over batches and ranks and divide at the end: means of means
+    would be wrong.
 
     Args:
-        images: what to iterate over.
-        batch_size: images in a global batch.
+        images: The images.
+        batch_size: Images per global batch.
         seed: 0 to 2**32 - 1.
-        shuffle: a new order each epoch, else the order of ``images``.
-        drop_last: leave out the images that fill no whole batch.
-        limit: end each epoch after so many batches; with ``drop_last`` only.
-        augment: ``none``, or ``flip``: each image left to right with probability 1/2, anew each epoch.
-        device: where images are held and batches made.
-        rank: number of this process, from 0.
-        world_size: number of processes.
+        shuffle: Draw a new order each epoch; else keep the order of ``images``.
+        drop_last: Leave out the last images if they do not fill a batch.
+        limit: Batches per epoch at most; with ``drop_last`` only.
+        augment: ``none``, or ``flip``: flip each image left to right with probability 1/2, drawn each epoch.
+        device: The device of images and batches.
+        rank: Index of this process, from 0.
+        world_size: Number of processes.
 
     Raises:
-        ValueError: an argument is out of range, or ``batch_size`` does not fit the images or the processes.
+        ValueError: An argument is out of range, or ``batch_size`` does not fit the images or the processes.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class EpochLoader:
         if augment not in AUGMENTATIONS:
             raise ValueError(f"augment={augment!r}: there are {', '.join(AUGMENTATIONS)}")
         if limit is not None and (not drop_last or limit < 1):
-            raise ValueError(f"limit={limit!r}: a positive number, with drop_last=True, is right")
+            raise ValueError(f"limit={limit!r}: must be an integer >= 1, with drop_last=True")
         if drop_last and batch_size > len(images):
             raise ValueError(f"batch_size={batch_size} is more than the {len(images)} images there are to train on")
         if len(images) < world_size:
@@ -88,7 +88,7 @@ class EpochLoader:
         self.rank = rank
         self.world_size = world_size
         self._epoch = 0
-        self._batch = 0  # batches of this epoch handed out so far
+        self._batch = 0  # batches of this epoch yielded so far
         self._resume = 0  # where the next iterator starts
 
     def __len__(self) -> int:
@@ -99,8 +99,8 @@ class EpochLoader:
         return max(1, whole + (rest >= self.world_size))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of the epoch, or what is left of it after a state was loaded."""
-        # A generator: nothing here runs before the first batch is asked for. Lightning makes iterators ahead of
+        """Yield the batches of the epoch, or the rest of them after a state was loaded."""
+        # A generator: nothing runs before the first batch is requested. Lightning creates iterators before it calls
         # `set_epoch`, and some that it never uses.
         start, self._resume = self._resume, 0
         self._batch = start
@@ -115,7 +115,7 @@ class EpochLoader:
             yield x.to(torch.float32).div_(255), labels[share]
 
     def _share(self, batch: int) -> slice:
-        """Return where in the epoch's order this rank's share of a global batch lies."""
+        """Return this rank's share of a global batch, as a slice of the epoch's order."""
         start, stop = batch * self.batch_size, (batch + 1) * self.batch_size
         if not self.drop_last and batch == len(self) - 1:
             stop = len(self.images)
@@ -123,7 +123,7 @@ class EpochLoader:
         return slice(start + self.rank * size // self.world_size, start + (self.rank + 1) * size // self.world_size)
 
     def order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
-        """Return an epoch's order of images, int64 ``[N]``, and which places are flipped, bool ``[N, 1, 1, 1]``."""
+        """Return an epoch's order of images, int64 ``[N]``, and which of them are flipped, bool ``[N, 1, 1, 1]``."""
         # NumPy froze the stream of RandomState (NEP 19): the same order under every version and on every device.
         random, count = np.random.RandomState([self.seed, epoch]), len(self.images)
         order: NDArray[np.int64] = random.permutation(count) if self.shuffle else np.arange(count)
@@ -134,36 +134,36 @@ class EpochLoader:
         return torch.from_numpy(order).to(device), flips
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; to the one already being worked on changes nothing, so a loaded state stays."""
+        """Go to the start of an epoch, unless it is the current one: a loaded state stays."""
         if epoch < 0:
-            raise ValueError(f"epoch={epoch}: epochs are counted from 0")
+            raise ValueError(f"epoch={epoch}: must be >= 0")
         if epoch != self._epoch:
             self._epoch, self._batch, self._resume = epoch, 0, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Return the place in the data, and what must be the same for the place to mean the same."""
+        """Return the position in the data, and the settings that it depends on."""
         return {"epoch": self._epoch, "batch": self._batch, **self._setting()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iterator go on where :meth:`state_dict` was taken.
+        """Let the next iterator start where :meth:`state_dict` was taken.
 
         Raises:
-            ValueError: the state is of another seed, batch size or number of images, or is damaged.
+            ValueError: The state has another seed, batch size or number of images, or is damaged.
         """
         for key, value in self._setting().items():
             if state.get(key) != value:
                 raise ValueError(
-                    f"the place in the data is of another run: {key} was {state.get(key)} and is {value} now"
+                    f"the position in the data is of another run: {key} was {state.get(key)} and is {value} now"
                 )
         epoch, batch = state.get("epoch"), state.get("batch")
         if not isinstance(epoch, int) or not isinstance(batch, int) or epoch < 0 or not 0 <= batch <= len(self):
-            raise ValueError(f"the place in the data is damaged: batch {batch} of {len(self)} in epoch {epoch}")
+            raise ValueError(f"the position in the data is damaged: batch {batch} of {len(self)} in epoch {epoch}")
         self._epoch, self._batch, self._resume = epoch, batch, batch
 
     def _setting(self) -> dict[str, int]:
         return {"seed": self.seed, "batch_size": self.batch_size, "images": len(self.images)}
 
-    # Lightning asks a loader's `sampler` for `set_epoch`, and reads `batch_sampler` wherever there is a `sampler`.
+    # Lightning calls `set_epoch` of a loader's `sampler`, and reads `batch_sampler` if there is a `sampler`.
     batch_sampler = None
 
     @property

@@ -1,7 +1,7 @@
-"""Where images come from: scikit-learn's digits, an npz file, torchvision's files, torchvision's download.
+"""Read images: scikit-learn's digits, an npz file, torchvision's files, torchvision's download.
 
-Arrays leave this module as they lie in the source, viewed as ``[N, C, H, W]`` (an uncompressed npz file is mapped, not
-read), so that a split copies each image once, and only if it is used.
+Arrays are views of the source, as ``[N, C, H, W]`` (an uncompressed npz file is mapped, not read), so that a split
+copies each image once, and only if it is used.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ Parts = dict[str, tuple[NDArray[Any], NDArray[Any]]]  # part -> images [N, C, H,
 
 Layout = Literal["auto", "nhwc", "nchw"]  # of the images of an npz file
 
-_TIMEOUT = 30.0  # seconds without a byte until a download is given up: torchvision itself would wait for ever
+_TIMEOUT = 30.0  # seconds without a byte until a download fails: torchvision itself waits forever
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a data set of that name is: a file that holds something else is refused.
+    """A known data set; a file with anything else under its name is refused.
 
     Attributes:
-        title: its name in messages.
+        title: Its name in messages.
         shape: ``[C, H, W]``.
-        classes: number of classes.
-        sizes: images in each official part.
-        held_out: validation images drawn from each part, the same number of each class.
-        files: what torchvision keeps under the root.
+        classes: Number of classes.
+        sizes: Images in each official part.
+        held_out: Validation images drawn from each part, the same number of each class.
+        files: Torchvision's files under the root.
     """
 
     title: str
@@ -83,26 +83,26 @@ KNOWN = {
 
 def default_root() -> Path:
     """Return the folder of data sets: ``$BACKFORWARD_DATA``, else ``data``."""
-    return Path(os.path.expanduser(os.environ.get("BACKFORWARD_DATA") or "data"))  # noqa: PTH111  (may be no user's)
+    return Path(os.path.expanduser(os.environ.get("BACKFORWARD_DATA") or "data"))  # noqa: PTH111  (Path.expanduser raises for an unknown user)
 
 
 def read(name: str, root: Path, layout: Layout | None = None) -> tuple[Parts, str]:
-    """Return the parts of a data set and where they came from (a path, or a library's name).
+    """Return the parts of a data set and their source (a path, or a library's name).
 
-    A set of one's own may have a part ``val``: its validation set.
+    Your own data set may have a part ``val``, its validation set.
 
-    Order: ``<root>/<name>.npz``, torchvision's files under ``root``, torchvision's download into ``root``. What is
-    found first is taken or, if it is damaged, refused: never another data set in silence.
+    Order: ``<root>/<name>.npz``, torchvision's files under ``root``, torchvision's download into ``root``. The first
+    source found is used or, if it is damaged, refused; the others are never used instead.
 
     Raises:
-        DataError: nothing by that name can be had, or what there is cannot be read.
+        DataError: There is no such data set, or it cannot be read.
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-        raise DataError(f"{name!r} is no name of a data set; {_names()}")
+        raise DataError(f"{name!r} cannot be the name of a data set; {_names()}")
     if layout is not None and name in KNOWN:
         raise DataError(
             f"data=npz data.name={name}: {KNOWN[name].title} is a data set of its own, data={name};"
-            f" a set of yours takes another name"
+            f" give your own data set another name"
         )
     if name == BUNDLED:
         return _digits(), "scikit-learn"
@@ -119,7 +119,7 @@ def read(name: str, root: Path, layout: Layout | None = None) -> tuple[Parts, st
             with contextlib.nullcontext() if len(there) == len(files) else _locked(root):
                 return _read_torchvision(name, root), str(root / files[0])
         return _download(name, root), str(root / files[0])
-    except OSError as error:  # a root or file that may not be looked at
+    except OSError as error:  # a root or file without permission
         raise DataError(f"cannot read {name} under {root}: {error.strerror or error}") from error
 
 
@@ -134,12 +134,12 @@ def _unknown(name: str, path: Path) -> DataError:
 
 
 def _digits() -> Parts:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels, 0 to 16. There is no official test set: it is drawn here."""
+    """Return scikit-learn's 1,797 digits of 8 x 8 pixels, 0 to 16. There is no official test set; draw one."""
     package = find_spec("sklearn")
     if package is None or package.origin is None:
         raise DataError("the digits come with scikit-learn, which is not installed: pip install scikit-learn")
     table = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    if table.exists():  # reading it takes 5 ms, importing sklearn.datasets 900 ms in each run of a sweep
+    if table.exists():  # 5 ms; importing sklearn.datasets takes 900 ms in each run of a sweep
         rows = np.loadtxt(table, delimiter=",")
         pixels, y = rows[:, :-1], rows[:, -1].astype(np.int64)
     else:
@@ -153,10 +153,10 @@ def _digits() -> Parts:
 
 
 def _read_npz(path: Path, official: Iterable[str] | None, layout: Layout) -> Parts:
-    """Map the arrays ``x_<part>`` and ``y_<part>`` of an npz file: checksums are checked, nothing is unpickled."""
+    """Map the arrays ``x_<part>`` and ``y_<part>`` of an npz file; compare checksums, unpickle nothing."""
     parts = list(official or ("train", "test"))
     wanted: list[str] = []
-    if not (path.is_file() or path.is_dir()):  # a pipe would be read for ever
+    if not (path.is_file() or path.is_dir()):  # reading a pipe would never end
         raise DataError(f"{path} is no regular file; write one with numpy.savez")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -165,7 +165,7 @@ def _read_npz(path: Path, official: Iterable[str] | None, layout: Layout) -> Par
                 parts.insert(1, "val")
             wanted = [f"{letter}_{part}" for part in parts for letter in "xy"]
             if unused := [key for key in members if re.match("[xy]_", key) and key not in wanted]:
-                own = "" if official is None else "; a set of your own takes another name (data=npz)"
+                own = "" if official is None else "; give your own data set another name (data=npz)"
                 more = own or ("" if "val" in parts else ", and x_val, y_val for a validation set")
                 raise DataError(
                     f"{path} has {', '.join(unused)}, which would not be used: it takes {', '.join(wanted)}{more}"
@@ -183,7 +183,7 @@ def _read_npz(path: Path, official: Iterable[str] | None, layout: Layout) -> Par
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} is damaged or no npz file ({error}); write it anew with numpy.savez") from error
+        raise DataError(f"{path} is damaged or no npz file ({error}); write it again with numpy.savez") from error
     return {part: (_channels_first(path, part, arrays[f"x_{part}"], layout), arrays[f"y_{part}"]) for part in parts}
 
 
@@ -197,7 +197,7 @@ def _channels_first(path: Path, part: str, x: NDArray[Any], layout: Layout) -> N
     if layout == "nchw":
         return x
     _, height, width, channels = x.shape
-    # One to four channels, or pictures that are square only if the channels come last, leave no doubt.
+    # No doubt with one to four channels, or if the images are square only with channels last.
     if layout == "auto" and not (channels <= 4 < height or height == width != channels):
         raise DataError(
             f"{shape}; images are [N, H, W] or [N, H, W, C], and here the channels may come first:"
@@ -207,7 +207,7 @@ def _channels_first(path: Path, part: str, x: NDArray[Any], layout: Layout) -> N
 
 
 def _read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
-    """Return one array of an npz file: mapped where it is stored as it is, unpacked where it is compressed."""
+    """Return one array of an npz file: mapped if it is stored uncompressed, else unpacked."""
     raw: NDArray[np.uint8]
     if member.compress_type == zipfile.ZIP_STORED and member.file_size:
         with path.open("rb") as file:  # the local header repeats the name; its extra field may differ in length
@@ -225,10 +225,10 @@ def _read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
         raise ValueError(f"{member.filename} has format {version}, not (1, 0)")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
     if dtype.hasobject:
-        raise DataError(f"{path}: {member.filename} holds pickled objects, which are never loaded; store plain numbers")
+        raise DataError(f"{path}: {member.filename} has pickled objects, which are never loaded; store plain numbers")
     body = raw[header.tell() :]
     if body.size != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{member.filename} holds {body.size} bytes, not {list(shape)} of {dtype}")
+        raise ValueError(f"{member.filename} has {body.size} bytes, not {list(shape)} of {dtype}")
     return np.ndarray(shape, dtype, body.data, order="F" if fortran else "C")
 
 
@@ -236,7 +236,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
 
 
 def _read_torchvision(name: str, root: Path, download: bool = False) -> Parts:
-    """Read torchvision's files; it checks their MD5 before it unpickles (CIFAR) or parses (SVHN) anything."""
+    """Read torchvision's files; torchvision checks their MD5 before it unpickles (CIFAR) or parses (SVHN) them."""
     import_module("backforward_suite._torchvision")  # makes the next line work beside a CPU-only torch
     datasets = import_module("torchvision.datasets")
     if not download and (missing := [file for file in KNOWN[name].files if not (root / file).exists()]):
@@ -257,9 +257,7 @@ def _read_torchvision(name: str, root: Path, download: bool = False) -> Parts:
             found = kinds[name](root, download=download, **which)
         except MemoryError:
             raise
-        except (
-            Exception
-        ) as error:  # torchvision has no error of its own: damage shows as anything from assert to pickle
+        except Exception as error:  # torchvision raises many kinds of errors on damaged files
             if download:
                 raise
             raise DataError(
@@ -274,12 +272,12 @@ def _read_torchvision(name: str, root: Path, download: bool = False) -> Parts:
 
 
 def _download(name: str, root: Path) -> Parts:
-    """Let torchvision download into a folder beside, and move what it keeps to its place when all of it is whole."""
+    """Let torchvision download into a temporary folder, and move its files to their place when all are complete."""
     created = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root) as alone:
-            if any((root / file).exists() for file in KNOWN[name].files):  # another process was quicker
+            if any((root / file).exists() for file in KNOWN[name].files):  # another process has downloaded them
                 return _read_torchvision(name, root)
             for left in root.glob(f".{name}-????????") if alone else ():  # by a killed download
                 shutil.rmtree(left, ignore_errors=True)
@@ -294,7 +292,7 @@ def _download(name: str, root: Path) -> Parts:
             return parts
     except (DataError, MemoryError):
         raise
-    except Exception as error:  # torchvision raises what its network, archive and file libraries raise
+    except Exception as error:  # of the libraries that torchvision uses
         for folder in created:
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -302,14 +300,14 @@ def _download(name: str, root: Path) -> Parts:
 
 
 def _why_not(name: str, root: Path, error: BaseException) -> str:
-    """Say in a line why a download failed; the cause may lie below what other libraries made of it."""
+    """Return in one line why a download failed, from the chain of causes."""
     title = KNOWN[name].title
     cause: BaseException | None = error
-    seen: list[BaseException] = []  # a chain of causes may lead back to itself
+    seen: list[BaseException] = []  # a chain of causes may be circular
     while cause is not None and cause not in seen:
         seen.append(cause)
         if isinstance(cause, HTTPError):
-            cause.close()  # it holds its connection open
+            cause.close()  # else it keeps its connection open
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"no space left under {root} to download {title}; free some, or set data.root or $BACKFORWARD_DATA"
         if isinstance(cause, OSError) and not isinstance(cause, URLError) and cause.filename is not None:
@@ -320,7 +318,7 @@ def _why_not(name: str, root: Path, error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     arrays = ", ".join(f"x_{part}, y_{part}" for part in KNOWN[name].sizes)
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    reason = " ".join(dict.fromkeys((lines[0], lines[-1])))  # of all mirrors' faults the last one's will do
+    reason = " ".join(dict.fromkeys((lines[0], lines[-1])))  # of all mirrors, name the last one's error
     return (
         f"{title} is not under {root} and its download failed ({reason}); give {root / name}.npz ({arrays}; uint8),"
         f" or torchvision's files under {root}, or a network to download from"
@@ -354,7 +352,7 @@ def _locked(root: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _timeout(seconds: float) -> Iterator[None]:
-    """Give up connections that stay silent for ``seconds``."""
+    """Give up connections without data for ``seconds``."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -28,15 +28,15 @@ class DataSplits:
     """A data set, split.
 
     Attributes:
-        name: as asked for.
-        classes: number of classes; labels run from 0 to ``classes - 1``.
+        name: Its name.
+        classes: Number of classes; labels are 0 to ``classes - 1``.
         shape: ``(C, H, W)`` of an image.
-        train: what is trained on.
-        validation: what settings are chosen on (the test set itself under ``protocol="paper"`` and ``"poster"``).
-        test: what is reported at the end.
-        fingerprint: SHA-256 of the images and labels of all three, as hexadecimal digits.
-        source: the path that was read, or ``scikit-learn``.
-        files: path, size and time of change of each file that was read, as they were before; empty if nobody looked.
+        train: The training set.
+        validation: The set on which settings are chosen (the test set under ``protocol="paper"`` and ``"poster"``).
+        test: The test set.
+        fingerprint: SHA-256 of the images and labels of all three, in hexadecimal.
+        source: The path that was read, or ``scikit-learn``.
+        files: Path, size and modification time of each file, as they were before reading; empty if not recorded.
     """
 
     name: str
@@ -60,7 +60,7 @@ def load_data(
     evaluation_images: int | None = None,
     layout: Layout | None = None,
 ) -> DataSplits:
-    """Return a data set, split; every draw is class-balanced, fixed for ever and independent of a run's seed.
+    """Return a data set, split. Every draw is class-balanced, the same in every version, and independent of the run.
 
     | name | train / validation / test |
     |---|---|
@@ -71,19 +71,20 @@ def load_data(
     | any other | ``<root>/<name>.npz``; validation is its ``x_val``, else a tenth of each class |
 
     Args:
-        name: one of those names.
-        root: the folder of data sets; :func:`default_root` says which by default.
-        protocol: ``holdout``; ``paper`` trains on the same images but validates on the test set, as the figures of
-            Normalization Propagation (Arpit et al., ICML 2016) do; ``poster`` trains on all training images and
-            validates on the test set, as the published runs of Backforward Propagation do (Stoica & Simionescu, 2023).
-        size: height and width to bring the images to; as they are by default.
-        train_images: train on the first so many of a fixed class-balanced order, for smaller runs.
-        evaluation_images: keep as many of the validation set and of the test set, likewise.
-        layout: of the images of an npz file of one's own: channels last (``nhwc``), first (``nchw``), or ``auto``: last
-            where there is no doubt. Given, the name must be of such a file.
+        name: One of these names.
+        root: The folder of data sets (see :func:`default_root`).
+        protocol: ``holdout`` holds out validation images; ``paper`` trains on the same images but validates on the test
+            set, as in the figures of Normalization Propagation (Arpit et al., ICML 2016); ``poster`` trains on all
+            training images and validates on the test set, as in the published runs of Backforward Propagation (Stoica &
+            Simionescu, 2023).
+        size: Height and width to resize the images to; None: unchanged.
+        train_images: Number of training images, the first of a fixed class-balanced order; None: all.
+        evaluation_images: Number of validation images, and of test images, likewise.
+        layout: Of the images in your own npz file: channels last (``nhwc``), first (``nchw``), or ``auto``: last,
+            unless that is in doubt. If given, the name must be that of such a file.
 
     Raises:
-        DataError: the data set cannot be had, is damaged, or does not fit these arguments.
+        DataError: The data set cannot be loaded, is damaged, or does not fit these arguments.
     """
     if protocol not in PROTOCOLS:
         close = difflib.get_close_matches(str(protocol), PROTOCOLS, n=1)
@@ -91,26 +92,26 @@ def load_data(
         raise DataError(f"no data protocol {protocol!r}: {hint}there are {', '.join(PROTOCOLS)}")
     for key, value in (("size", size), ("train_images", train_images), ("evaluation_images", evaluation_images)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise DataError(f"data.{key}={value!r}: a whole number from 1 up, or null, is right")
+            raise DataError(f"data.{key}={value!r}: must be an integer >= 1, or null")
     found, source = read(name, Path(root), layout)
     known = KNOWN.get(name)
     parts, classes = _checked(source, found, known)
     trained_on = {part: y for part, (_, y) in parts.items() if part != "test"}
     if "val" in parts:
-        held = {part: np.full(len(y), part == "val") for part, y in trained_on.items()}
+        validated = {part: np.full(len(y), part == "val") for part, y in trained_on.items()}
     else:
-        held = {part: _hold_out(source, part, y, classes, known) for part, y in trained_on.items()}
-    used = {part: np.ones_like(mask) if protocol == "poster" else ~mask for part, mask in held.items()}
+        validated = {part: _hold_out(source, part, y, classes, known) for part, y in trained_on.items()}
+    used = {part: np.ones_like(mask) if protocol == "poster" else ~mask for part, mask in validated.items()}
     if train_images is not None:
         _keep_first(source, parts, used, "train_images", train_images, classes)
     tested = {"test": np.ones(len(parts["test"][1]), bool)}
     if evaluation_images is not None:
         _keep_first(source, parts, tested, "evaluation_images", evaluation_images, classes)
-        _keep_first(source, parts, held, "evaluation_images", evaluation_images, classes)
+        _keep_first(source, parts, validated, "evaluation_images", evaluation_images, classes)
 
     train = _gather(parts, used, size)
     test = _gather(parts, tested, size)
-    validation = _gather(parts, held, size) if protocol == "holdout" else test
+    validation = _gather(parts, validated, size) if protocol == "holdout" else test
     channels, height, width = test.x.shape[1:]
     return DataSplits(
         name=name,
@@ -125,40 +126,44 @@ def load_data(
 
 
 def _checked(source: str, found: Parts, known: Known | None) -> tuple[dict[str, Part], int]:
-    """Return the parts with their labels as int64, and the number of classes; or say what is wrong with them."""
+    """Return the parts with int64 labels, and the number of classes; raise DataError if anything is wrong."""
     for part, (x, y) in found.items():
         if x.dtype != np.uint8:
-            raise DataError(f"{source}: x_{part} is {x.dtype}; images are uint8, 0 to 255")
+            raise DataError(f"{source}: x_{part} is {x.dtype}; images must be uint8, 0 to 255")
         if y.dtype.kind not in "ui":
-            raise DataError(f"{source}: y_{part} is {y.dtype}; labels are whole numbers from 0 up (uint8)")
+            raise DataError(f"{source}: y_{part} is {y.dtype}; labels must be integers >= 0 (uint8)")
         if y.shape != x.shape[:1]:
-            raise DataError(f"{source}: y_{part} has shape {list(y.shape)}; beside {len(x)} images it is [{len(x)}]")
+            raise DataError(
+                f"{source}: y_{part} has shape {list(y.shape)}; it must be [{len(x)}], as there are {len(x)} images"
+            )
         if not x.size:
             raise DataError(f"{source}: x_{part} is empty, of shape {list(x.shape)}")
         if known and x.shape != (known.sizes[part], *known.shape):
             raise DataError(
                 f"{source}: {part} has {len(x)} images of {list(x.shape[1:])} (channels, height, width),"
                 f" {known.title} has {known.sizes[part]} of {list(known.shape)};"
-                f" a set of your own takes another name (data=npz)"
+                f" give your own data set another name (data=npz)"
             )
     shape = found["train"][0].shape[1:]
     classes = known.classes if known else len(np.unique(found["train"][1]))
     if classes < 2:
-        raise DataError(f"{source}: all training images are of one class; two or more are needed")
+        raise DataError(f"{source}: all training images are of one class; there must be at least two")
     for part, (x, y) in found.items():
         if x.shape[1:] != shape:
             raise DataError(
-                f"{source}: images are {list(shape)} in train, {list(x.shape[1:])} in {part}; one shape is right"
+                f"{source}: images are {list(shape)} in train, {list(x.shape[1:])} in {part}; they must have one shape"
             )
         labels = np.unique(y)
         if labels[0] < 0 or labels[-1] >= classes:
             wrong = labels[0] if labels[0] < 0 else labels[-1]
             raise DataError(
-                f"{source}: y_{part} holds the label {wrong}; for {classes} classes they are 0 to {classes - 1}"
+                f"{source}: y_{part} has the label {wrong}; labels of {classes} classes must be 0 to {classes - 1}"
             )
         if len(labels) < classes:
             empty = min(set(range(classes)) - set(labels.tolist()))
-            raise DataError(f"{source}: {part} has no image of class {empty}; each of the {classes} classes needs some")
+            raise DataError(
+                f"{source}: {part} has no image of class {empty}; each of the {classes} classes needs at least one"
+            )
     return {part: (x, y.astype(np.int64)) for part, (x, y) in found.items()}, classes
 
 
@@ -168,8 +173,8 @@ def _hold_out(source: str, part: str, y: NDArray[np.int64], classes: int, known:
     quota = np.full(classes, known.held_out[part] // classes) if known else np.maximum(1, counts // 10)
     if (short := np.flatnonzero(counts <= quota)).size:
         raise DataError(
-            f"{source}: {part} has too few images of class {short[0]}: {counts[short[0]]}, of which {quota[short[0]]}"
-            f" would be held out for validation"
+            f"{source}: {part} has only {counts[short[0]]} images of class {short[0]},"
+            f" and validation takes {quota[short[0]]} of them"
         )
     return turns(y) < quota[y]
 
@@ -183,7 +188,7 @@ def _keep_first(
         what = "training" if key == "train_images" else "test" if "test" in used else "validation"
         raise DataError(
             f"data.{key}={count}: {source} has {total:,} {what} images of {classes} classes;"
-            f" from {classes} to {total} is right"
+            f" must be {classes} to {total}"
         )
     kept = first(np.concatenate([parts[part][1][mask] for part, mask in used.items()]), count)
     for mask in used.values():
@@ -192,12 +197,12 @@ def _keep_first(
 
 
 def _gather(parts: dict[str, Part], masks: dict[str, NDArray[np.bool_]], size: int | None) -> Images:
-    """Copy the chosen images of all parts, in their order, into one array of their own; resize them if asked."""
+    """Copy the chosen images of all parts, in order, into one array; resize them if asked."""
     chosen = {part: np.flatnonzero(mask) for part, mask in masks.items()}
     x = np.empty((sum(map(len, chosen.values())), *parts["test"][0].shape[1:]), np.uint8)
     start = 0
     for part, index in chosen.items():
-        for block in np.split(index, range(_BLOCK, len(index), _BLOCK)):  # a mapped file passes through in pieces
+        for block in np.split(index, range(_BLOCK, len(index), _BLOCK)):  # a mapped file is read in blocks
             x[start : start + len(block)] = parts[part][0][block]
             start += len(block)
     y = np.concatenate([parts[part][1][index] for part, index in chosen.items()])

@@ -1,7 +1,7 @@
-"""What both papers claim and what we ask besides: where it stands, with which number, and by which rule it is judged.
+"""The claims of both papers and our own questions: source, published number, and the rule that judges them.
 
 To add one, write an entry in `claims.yaml` and name its word (the part of its id after the dot) in the experiment that
-measures it; `backforward_suite.report.experiments` says how.
+measures it; `backforward_suite.report.experiments` explains how.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ Number = float | Annotated[tuple[float, float], Field(strict=False)]
 
 
 class Claim(BaseModel):
-    """One statement of a paper that can be measured, or one question that no paper answers.
+    """A statement of a paper that can be measured, or a question that no paper answers.
 
     Attributes:
-        id: Its name, unique: the experiment's name, a dot, a word.
+        id: Its unique name: the experiment's name, a dot, a word.
         experiment: The experiment that measures it.
-        kind: `claim`: a paper states it. `question`: no paper does; it is answered, and counted apart.
+        kind: `claim`: a paper states it. `question`: no paper does; it is answered, and counted separately.
         statement: What is claimed, in our words; a question ends with a question mark.
-        source: Paper, section, page or figure; of a question, what it follows from.
-        rule: How it is judged; `backforward_suite.report.verdicts` says what each rule asks.
-        published: Published numbers by name, in `unit`, or pairs of them where a range is published; empty where the
-            paper gives none.
-        unit: Of `published`, `tolerance` and of our estimate: `%`, `s`, `nats`; empty for a pure number or a ratio.
-        tolerance: By how much ours may differ (`value`, `identity`, `curve`); how small an effect counts as none
-            (`direction`). A `share` has none: it asks for `arguments["at_least"]`.
-        tolerance_why: Why that much, or how the paper's words were turned into a number.
-        post_hoc: Whether tolerance, rows or wording were set when results were known already.
-        data: Data sets the claim is about; empty: any. Runs on another one are stand-ins.
-        least_images: Training images that a run must have seen before it says anything; fewer leave a row open.
-        arguments: Of the rule. `sign`: of the effect that is claimed (direction); 0: there is none either way. `over`:
-            for which rows, `all` (the default), `most` or `any`. `rows`: labels of the rows that the paper speaks of;
-            the others are shown. `negated`: the claim is that an effect of this sign is not there. `relative`: the
-            tolerance is a share of the number (value). `at_least`: see above. `protocol`: judged only where the
-            paper's whole protocol was run. Others are for the experiment, which alone knows what they mean.
+        source: Paper, section, page or figure; for a question, its motivation.
+        rule: How it is judged; `backforward_suite.report.verdicts` explains the rules.
+        published: Published numbers by name, in `unit`, or pairs of numbers for a published range; empty if the paper
+            gives none.
+        unit: The unit of `published`, `tolerance` and our estimate: `%`, `s`, `nats`; empty for a number or a ratio.
+        tolerance: How far ours may differ (`value`, `identity`, `curve`), or which effect counts as none (`direction`).
+            A `share` has no tolerance but `arguments["at_least"]`.
+        tolerance_why: The reason for it, or how the paper's words became a number.
+        post_hoc: Whether tolerance, rows or wording were set after results were known.
+        data: The data sets that the claim is about; empty for any. Runs on others are stand-ins.
+        least_images: The training images that a run must have seen; with fewer a row stays open.
+        paper_images: Training images that a run sees under the paper's whole protocol, for estimates of its price.
+        arguments: Of the rule. `sign`: the sign of the claimed effect (direction); 0 for no effect either way. `over`:
+            how many rows must agree, `all` (the default), `most` or `any`. `rows`: labels of the rows that the claim is
+            about; others are only shown. `negated`: the claim is that there is no effect of this sign. `relative`: the
+            tolerance is relative to the number (value). `at_least`: see above. `protocol`: only rows under the paper's
+            whole protocol are judged. Further arguments belong to the experiment.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -67,6 +68,7 @@ class Claim(BaseModel):
     post_hoc: bool = False
     data: Annotated[tuple[str, ...], Field(strict=False)] = ()
     least_images: Annotated[int, Field(ge=0)] = 0
+    paper_images: Annotated[int, Field(ge=0)] = 0
     arguments: Mapping[str, Any] = {}
 
     @property
@@ -84,7 +86,7 @@ class Claim(BaseModel):
         elif self.tolerance is None:
             raise ValueError(f"rule {self.rule} needs a tolerance")
         if not self.tolerance_why:
-            raise ValueError("does not say why its tolerance is what it is")
+            raise ValueError("give the reason for the tolerance: tolerance_why")
         if self.rule == "direction" and self.arguments.get("sign") not in (-1, 0, 1):
             raise ValueError("claims a direction: give arguments.sign, 1, -1 or 0")
         if self.rule in ("value", "identity") and not self.published:
@@ -96,7 +98,7 @@ class Claim(BaseModel):
         return self
 
     def number(self, label: str) -> float:
-        """A published number that is no range."""
+        """A published number that is not a range."""
         found = self.published[label]
         assert isinstance(found, float | int), f"{self.id}: {label} is a range"
         return float(found)
@@ -106,7 +108,7 @@ def read_claims(path: Path = FILE) -> tuple[Claim, ...]:
     """Read a file of claims, in its order.
 
     Raises:
-        BadInput: It is no list of claims; an entry misses something, has a key too many, or an id that is taken.
+        BadInput: The file is not a list of claims, or an entry lacks a key, has an unknown one or a duplicate id.
     """
     try:
         found = TypeAdapter(tuple[Claim, ...]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -125,18 +127,13 @@ def read_claims(path: Path = FILE) -> tuple[Claim, ...]:
 
 @cache
 def claims_of(experiment: str) -> dict[str, Claim]:
-    """The claims that an experiment judges, by the word after the dot of their id; none for an unknown one."""
+    """The claims that an experiment judges, by the word after the dot of their id."""
     return {claim.word: claim for claim in read_claims() if claim.experiment == experiment}
-
-
-def experiments() -> tuple[str, ...]:
-    """The experiments that judge a claim, in the order of the file."""
-    return tuple(dict.fromkeys(claim.experiment for claim in read_claims()))
 
 
 @cache
 def published_runs() -> pd.DataFrame:
-    """The published runs of Backforward Propagation; the file's head says what they are and where they come from.
+    """The published runs of Backforward Propagation; see the head of the file.
 
     Returns:
         Columns lr, arm (`sgd`, `bfp_poster`), epoch, train_loss_as_logged (nats), weight_norm, test_accuracy and

@@ -1,4 +1,4 @@
-"""What an experiment of the referee found: estimates, verdicts, tables, figures. Plain data, ready for the page."""
+"""What an experiment found: estimates, verdicts, tables and figures, as plain data for the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from backforward_suite.report.reading import Run
 Method = Literal["t", "bootstrap", "quantile", "exact"]
 Kind = Literal["reproduced", "contradicted", "inconclusive", "not run", "stand-in data"]
 KINDS: tuple[Kind, ...] = ("reproduced", "contradicted", "inconclusive", "not run", "stand-in data")
-#: What a question's answer is called.
+#: The answers to questions.
 ANSWERS: dict[Kind, str] = {"reproduced": "yes", "contradicted": "no", "inconclusive": "open"}
 State = Literal["for", "against", "open"]
 
@@ -26,12 +26,12 @@ class Estimate:
     """A number with its interval.
 
     Attributes:
-        value: The estimate; None where nothing could be measured.
-        low: Lower end of the interval; None where there is none (one seed).
-        high: Upper end; None where there is none.
-        n: How many values it rests on: seeds, pairs of runs, images.
-        method: How the interval was made: Student's `t`, `bootstrap`, order statistics (`quantile`), or `exact`: a
-            proportion's Wilson interval, or both ends at the value where nothing was sampled.
+        value: The estimate; None if nothing could be measured.
+        low: Lower end of the interval; None without one (one seed).
+        high: Upper end, likewise.
+        n: The number of values: seeds, pairs of runs, images.
+        method: The kind of interval: Student's `t`, `bootstrap`, order statistics (`quantile`), or `exact`: Wilson's
+            interval of a proportion, or the value itself if nothing was sampled.
         level: Of the interval.
         unit: As in `Claim.unit`.
     """
@@ -49,15 +49,10 @@ class Estimate:
             if number is not None and not math.isfinite(number):
                 raise ValueError(f"an estimate is finite or None, not {number}")
 
-    @property
-    def has_interval(self) -> bool:
-        """Whether both ends are known."""
-        return self.low is not None and self.high is not None
-
     def __str__(self) -> str:
-        """As `0.943 [0.911, 0.975]`, rounded to where the interval's width has its second digit.
+        """Such as `0.943 [0.911, 0.975]`, rounded to the second digit of the interval's width.
 
-        Where the interval spans a good part of a power of ten, or is one of a quantile, each number has two digits.
+        If the interval spans most of a power of ten, or belongs to a quantile, each number has two digits.
         """
         if self.value is None:
             return "-"
@@ -88,15 +83,15 @@ def _rounded(value: float, width: float) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """What one row of a table (a learning rate, a data set) says of a claim.
+    """What one row of a table (a learning rate, a data set) says about a claim.
 
     Attributes:
-        label: Names the row; empty where there is one only.
-        state: Whether it speaks for the claim, against it, or for neither.
+        label: The row's name; empty if there is only one.
+        state: Whether it speaks for the claim, against it, or neither.
         estimate: Its number, with the 95 % interval.
-        why: Why this state.
-        judged: Whether the claim is about it; else it is shown beside.
-        corrected: The number with the interval that is corrected over the rows; None where there is no other row.
+        why: The reason for the state.
+        judged: Whether the claim is about it; otherwise it is only shown.
+        corrected: The number with the interval corrected for several rows; None if there is only one.
     """
 
     label: str
@@ -109,15 +104,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim, or of a question.
+    """The verdict on a claim, or the answer to a question.
 
     Attributes:
         claim: The claim.
         kind: One of `KINDS`.
-        ours: What was measured, in a few words and numbers, with its scale.
-        why: Why this verdict; what to do where it is `not run`.
-        rows: What it rests on, and what is shown beside.
-        holds: For which tolerances the verdict is the same, in words; empty where it does not depend on one.
+        ours: What was measured, in a few words and numbers.
+        why: The reason; what to do if it is `not run`.
+        rows: The rows that it rests on, and those that are only shown.
+        settle: If it is open, what would settle it, and the price.
+        holds: The tolerances for which the verdict is the same, in words; empty if there is no tolerance.
     """
 
     claim: Claim
@@ -126,14 +122,15 @@ class Verdict:
     why: str
     rows: tuple[Row, ...] = ()
     holds: str = ""
+    settle: str = ""
 
     @property
     def word(self) -> str:
-        """What it is called: a question is answered by yes, no, or open."""
+        """Its name; the answer to a question is yes, no or open."""
         return ANSWERS.get(self.kind, self.kind) if self.claim.kind == "question" else self.kind
 
     def row(self, label: str = "") -> Row | None:
-        """The row of a label; None where there is none."""
+        """The row with a label, or None."""
         return next((row for row in self.rows if row.label == label), None)
 
 
@@ -143,8 +140,8 @@ class Table:
 
     Attributes:
         title: One line.
-        frame: Cells as strings; its columns are the headings, its index is not shown.
-        note: What a reader must know: kind of interval, number of seeds, correction for several comparisons.
+        frame: Cells as strings; the columns are the headings, the index is not shown.
+        note: Below the table: kind of interval, definitions.
     """
 
     title: str
@@ -157,10 +154,10 @@ class Figure:
     """A figure for the page.
 
     Attributes:
-        name: Its file's name without ending, unique over all experiments.
+        name: The name of its file without extension, unique over all experiments.
         title: One line.
-        caption: What is drawn, and what to see in it.
-        draw: Draws it, with `backforward_suite.report.style`.
+        caption: What it shows, and what to look for.
+        draw: Draws it with `backforward_suite.report.style`.
     """
 
     name: str
@@ -171,19 +168,19 @@ class Figure:
 
 @dataclass(frozen=True)
 class Finding:
-    """Everything that one experiment found.
+    """Everything that an experiment found.
 
     Attributes:
         experiment: Its name.
-        question: What it asks, in one sentence.
+        question: One sentence.
         verdicts: One for each of its claims.
         tables: In reading order.
         figures: In reading order.
         runs: The runs behind it.
         scale: `smoke`, `small` or `paper`.
-        hardware: What the runs were made on.
-        notes: What is missing, and what else a reader must know.
-        stand_in: Whether a claim was looked into on another data set than it is about.
+        hardware: The machines of the runs.
+        notes: What is missing, and other remarks.
+        stand_in: Whether a claim was tested on a data set that it is not about.
     """
 
     experiment: str

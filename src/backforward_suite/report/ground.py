@@ -1,10 +1,10 @@
-"""What a verdict stands on: the runs, and the rows that are judged together.
+"""The runs that a verdict rests on, and the rows that are judged together.
 
-**Correction.** "All rows speak for it" is an intersection-union test: each row has to pass at 95 %, so that nothing is
-to be corrected. "One row speaks against it" is a union: each of m rows is read at Bonferroni's level, 1 - .05 / m.
-`any` is the reverse; `most` lies between (k of m rows, each at level 1 - .05 / (m - k + 1)). Equality ("within the
-tolerance", "the effect is not there") is always read at level 1 - .05 / m. Rows that the claim is not about, or that
-cannot be judged, do not count into m.
+**Correction.** "All rows speak for the claim" is an intersection-union test: each row has to pass at 95 %, without any
+correction. "One row speaks against it" is a union: each of m rows is tested at Bonferroni's level, 1 - .05 / m. `any`
+is the reverse; `most` is between (k of m rows, each at level 1 - .05 / (m - k + 1)). Equality ("within the tolerance",
+"the effect is absent") is always tested at level 1 - .05 / m. Rows that the claim is not about, or that cannot be
+judged, do not count in m.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from backforward_suite.runs.files import DONE
 
 @dataclass(frozen=True)
 class Ground:
-    """What a verdict stands on.
+    """The runs that a verdict rests on.
 
     Attributes:
-        scale: `smoke`, `small` or `paper`.
-        runs: The runs behind it.
-        missing: What ought to be there and is not, such as `bfp at lr 0.1`.
-        awaited: Names of runs that sweeps have planned and that are not done. A verdict on part of a sweep would
-            depend on where it happened to stand, so that it is open until they are.
+        scale: `smoke`, `small`, `medium` or `paper`.
+        runs: Finished and diverged runs.
+        missing: What should exist and does not, such as an arm or a failed run.
+        awaited: Names of planned runs that are not done. Until they are, the verdict stays open: on part of a sweep it
+            would depend on the moment.
     """
 
     scale: str
@@ -38,31 +38,31 @@ class Ground:
 
     @classmethod
     def of(cls, runs: Sequence[Run], scale: str, missing: Sequence[str] = ()) -> Ground:
-        """The ground that the finished and diverged of these runs give; failed ones are missing."""
+        """From runs of any status; failed ones count as missing."""
         failed = tuple(f"{run.name} (failed: {run.result.get('cause', 'no cause')})" for run in runs if not _done(run))
         there = tuple(run for run in runs if _done(run))
         return cls(scale, there, (*missing, *failed), planned_and_not_done(runs))
 
     def of_data(self, claim: Claim) -> Ground:
-        """Less the runs on data that the claim is not about.
+        """Without the runs on data that the claim is not about.
 
-        Where all are, they stand in for its own, unless another claim of the experiment is about them.
+        If no others are left, those stand in, unless another claim of the experiment is about their data.
         """
         if not claim.data:
             return self
         theirs = {data for other in claims_of(claim.experiment).values() for data in other.data}
-        beside = any(run.data in theirs for run in self.runs)
+        of_others = any(run.data in theirs for run in self.runs)
         own = tuple(run for run in self.runs if run.data in claim.data)
-        return replace(self, runs=own if own or beside else self.runs)
+        return replace(self, runs=own if own or of_others else self.runs)
 
     def stands_in(self, claim: Claim) -> str:
-        """Name of the data set that stands in for the claim's; empty where none does."""
+        """Name of the data set that stands in for the claim's own; empty if none does."""
         other = {run.data for run in self.runs if claim.data and run.data not in claim.data}
         return ", ".join(sorted(other))
 
     @property
     def diverged(self) -> int:
-        """How many of the runs diverged."""
+        """The number of diverged runs."""
         return sum(run.status == "diverged" for run in self.runs)
 
 
@@ -72,30 +72,30 @@ def _done(run: Run) -> bool:
 
 @dataclass(frozen=True)
 class Family:
-    """The rows that a claim is about: how many must say the same, and at which level each is read.
+    """The rows that a claim is about: how many must agree, and the level of each one's interval.
 
     Attributes:
-        rows: How many of them can be judged.
-        over: `all`, `most` or `any` must speak for the claim.
+        rows: The number of rows that can be judged.
+        over: Whether `all`, `most` or `any` must speak for the claim.
     """
 
     rows: int
     over: str = "all"
 
     def level(self, state: State) -> float:
-        """At which a row's interval is read, where it would count for (or against) the claim."""
+        """The level of a row's interval in the test for (or against) the claim."""
         return self._corrected(self.rows - _needed(self.over, self.rows, state) + 1)
 
     @property
     def equality(self) -> float:
-        """At which it is read where it would count as no difference."""
+        """The level of a row's interval in the test of equality."""
         return self._corrected(self.rows)
 
     def _corrected(self, comparisons: int) -> float:
         return 1 - (1 - LEVEL) / max(1, comparisons)
 
     def together(self, states: Sequence[State], complete: bool = True) -> State:
-        """What the rows say together; where rows are missing, not what all of them would have to say."""
+        """What the rows say together; if rows are missing, nothing that needs all of them."""
         asks_all = {"all": "for", "any": "against"}.get(self.over)
         states_: tuple[State, State] = ("against", "for")
         for state in states_:
@@ -105,16 +105,16 @@ class Family:
         return "open"
 
     def told(self) -> str:
-        """At which level rows were read, in words; empty where there is nothing to correct."""
+        """The corrected levels, in words; empty if there is only one row."""
         if self.rows < 2:
             return ""
         widest, most = 100 * self.equality, 100 * self.level("for")
         what = {"all": "against the claim or as equal", "any": "for the claim or as equal"}.get(self.over, "as equal")
-        beside = f", at {most:.3g} % else" if self.over == "most" and most > 100 * LEVEL else ""
-        return f"read at {widest:.3g} % where a row counts {what}{beside} (Bonferroni over {self.rows} rows)"
+        rest = f", and otherwise by its {most:.3g} % interval" if self.over == "most" and most > 100 * LEVEL else ""
+        return f"a row counts {what} by its {widest:.3g} % interval{rest} (Bonferroni over {self.rows} rows)"
 
 
 def _needed(over: str, rows: int, state: State) -> int:
-    """How many rows must say so for all of them together to say so."""
+    """The number of rows that must agree."""
     most = rows // 2 + 1
     return {"all": (rows, 1), "most": (most, most), "any": (1, rows)}[over][state == "against"]

@@ -1,7 +1,7 @@
-"""From findings to something to read: `index.html`, `report.md`, and each figure as SVG and PNG.
+"""Write findings as `index.html` and `report.md`, and each figure as SVG and PNG.
 
-The page is one file that asks for nothing else: styles within, figures as data, no script. It holds no date, so that
-the same runs give the same bytes. Everything that comes from runs is escaped.
+The page is one file without scripts; styles and figures are embedded. It contains no date, so that the same runs give
+the same bytes. Everything that comes from runs is escaped.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ SIGNS: Mapping[Kind, str] = {
 }
 MEANINGS: Mapping[Kind, str] = {
     "reproduced": "the 95 % interval of what was measured agrees with the claim",
-    "contradicted": "the interval excludes the claim, or lies within what counts as no effect",
+    "contradicted": "the interval excludes the claim, or lies within the tolerance that counts as no effect",
     "inconclusive": "the interval allows both, or the runs are too few or too short to say",
-    "not run": "there are no runs for it; its row says what to do",
-    "stand-in data": "measured on another data set than the claim is about, which says nothing of the claim",
+    "not run": "there are no runs for it; its entry says what to do",
+    "stand-in data": "measured on a data set that the claim is not about, which says nothing about the claim",
 }
 SCALES: Mapping[str, str] = {
-    "smoke": "minutes; shows that everything runs, and gives no verdict beyond inconclusive",
-    "small": "hours on two cores; real data, fewer images and smaller networks; verdicts speak of direction only, but "
-    "for what was run under a paper's whole protocol",
-    "medium": "all of CIFAR-10 on a NIN of width .25, hours on a CPU",
+    "smoke": "minutes; shows that everything runs; every verdict stays inconclusive",
+    "small": "hours on two cores; real data, but fewer images and smaller networks; verdicts are about direction only, "
+    "except where a paper's whole protocol was run",
+    "medium": "hours on a CPU; all of CIFAR-10 on a NIN of a quarter of its width",
     "paper": "the papers' own protocol",
 }
 PAPERS = {"bfp": "Backforward Propagation", "np": "Normalization Propagation"}  # by the start of an experiment's name
@@ -57,11 +57,11 @@ class Drawn:
     """A figure as files.
 
     Attributes:
-        figure: What it was drawn from.
-        svg: The file's content.
-        png: The same as pixels.
-        width: CSS pixels.
-        height: CSS pixels.
+        figure: Its description.
+        svg: The SVG file.
+        png: The PNG file.
+        width: In CSS pixels.
+        height: In CSS pixels.
     """
 
     figure: Figure
@@ -72,7 +72,7 @@ class Drawn:
 
     @property
     def uri(self) -> str:
-        """The figure as an address that holds it."""
+        """The figure as a data URI."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
 
 
@@ -83,7 +83,7 @@ class Examined:
     Attributes:
         finding: What was found.
         drawn: Its figures.
-        fault: In one line, why it could not be examined; empty if it could.
+        fault: Why it could not be examined, in one line; empty if it could.
     """
 
     finding: Finding
@@ -92,13 +92,13 @@ class Examined:
 
 
 def examine_all(outputs: Path, scale: str) -> list[Examined]:
-    """Examine all experiments of a scale, in the order of the page; what was not run is among them as such.
+    """Examine all experiments of a scale, in the order of the page, including those without runs.
 
-    An experiment that cannot be examined hides no other: it stands on the page with the cause.
+    If an experiment cannot be examined, the page shows the cause in its place and all the others.
 
     Args:
         outputs: Holds `<scale>/<experiment>/<run>/`.
-        scale: `smoke`, `small` or `paper`.
+        scale: `smoke`, `small`, `medium` or `paper`.
     """
     claims = read_claims()
     return [
@@ -122,33 +122,34 @@ def _examine(name: str, runs: Sequence[Run], claims: Sequence[Claim], scale: str
 
 
 def stamp_of(finding: Finding) -> str:
-    """What stands small in each of its figures."""
+    """The small print of its figures."""
     stand_in = "stand-in data" if finding.stand_in else ""
     return " · ".join(filter(None, [f"scale {finding.scale}", finding.hardware, stand_in]))
 
 
 def draw(figure: Figure, stamp: str) -> Drawn:
-    """Draw a figure in the report's style, stamped."""
+    """Draw a figure in the report's style, with legend and stamp."""
     with style.applied():
         canvas = figure.draw()
+        style.legend(canvas)
         style.stamp(canvas, stamp)
         width, height = (round(96 * inches) for inches in canvas.get_size_inches())
         return Drawn(figure, style.encode(canvas, "svg"), style.encode(canvas, "png"), width, height)
 
 
 def faults(examined: Sequence[Examined]) -> list[str]:
-    """Which experiments could not be examined, and why, a line each."""
+    """The experiments that could not be examined, and why, a line each."""
     return [f"{each.finding.experiment} {each.fault}" for each in examined if each.fault]
 
 
 def counted(examined: Sequence[Examined], kind: str) -> Counter[Kind]:
-    """How many of the papers' claims (`claim`), or of our questions (`question`), got which verdict."""
+    """The number of verdicts of each kind, of the papers' claims (`claim`) or our questions (`question`)."""
     verdicts = (verdict for each in examined for verdict in each.finding.verdicts)
     return Counter(verdict.kind for verdict in verdicts if verdict.claim.kind == kind)
 
 
 def tally(examined: Sequence[Examined]) -> str:
-    """How many claims got which verdict, and how many questions which answer, in one line."""
+    """The number of verdicts and answers of each kind, in one line."""
     claims, questions = counted(examined, "claim"), counted(examined, "question")
     told = ", ".join(f"{claims[kind]} {kind}" for kind in KINDS if claims[kind])
     asked = ", ".join(f"{questions[kind]} {ANSWERS.get(kind, kind)}" for kind in KINDS if questions[kind])
@@ -163,18 +164,18 @@ def tally(examined: Sequence[Examined]) -> str:
 
 
 def write(examined: Sequence[Examined], folder: Path, scale: str) -> Path:
-    """Write page, text and figures; each file appears whole or not at all.
+    """Write page, text and figures, each file atomically.
 
     Args:
         examined: In the order of the page.
-        folder: Where to; figures that the report there shows, and this one does not, go.
-        scale: Of all of them.
+        folder: The target; figures of an earlier report there that this one does not have are deleted.
+        scale: The scale of all findings.
 
     Returns:
         The page's path.
     """
     context = _context(examined, scale)
-    # All of it is made before the first file is touched.
+    # Everything is made before the first file is touched.
     files = {f"figures/{drawn.figure.name}.{kind}": getattr(drawn, kind) for e in examined for drawn in e.drawn
              for kind in ("svg", "png")}  # fmt: skip
     files["index.html"] = _environment().get_template("page.html.j2").render(context).encode()
@@ -194,7 +195,7 @@ def write(examined: Sequence[Examined], folder: Path, scale: str) -> Path:
 
 
 def _figures_of(report: Path) -> set[str]:
-    """The figures that a report in Markdown shows, as it names them; none of no report."""
+    """The figures that an existing report in Markdown links to."""
     try:
         return set(re.findall(r"\((figures/\w[\w-]*\.(?:svg|png))\)", report.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError):
@@ -204,7 +205,7 @@ def _figures_of(report: Path) -> set[str]:
 def _environment(markdown: bool = False) -> Environment:
     environment = Environment(
         loader=PackageLoader("backforward_suite.report", "."),
-        autoescape=not markdown,  # noqa: S701 (Markdown has an escape of its own)
+        autoescape=not markdown,  # noqa: S701 (Markdown is escaped by `in_markdown`)
         undefined=StrictUndefined,
         finalize=in_markdown if markdown else None,
         trim_blocks=True,
@@ -250,11 +251,11 @@ def _context(examined: Sequence[Examined], scale: str) -> dict[str, Any]:
 
 
 def _trained(runs: Iterable[Run]) -> list[Run]:
-    """Each training once: a run that an experiment took over from another has the result of where it was trained."""
+    """Each training once: experiments may share a run, which then has the same result in each."""
     found: dict[object, Run] = {}
     for run in runs:
         settings = run.result.get("settings_hash")  # a run that failed to begin has none
-        ended = run.result.get("timing", {}).get("finished_at")  # of equal settings trained twice, each counts
+        ended = run.result.get("timing", {}).get("finished_at")  # equal settings trained twice count twice
         found.setdefault((settings, ended) if settings else run.folder, run)
     return list(found.values())
 
@@ -264,26 +265,26 @@ def _distinct(values: Any) -> list[str]:
 
 
 def commit_of(run: Run) -> str:
-    """Of the code that made a run, `+changes` if there were some."""
+    """The commit of the code behind a run, with `+changes` if it had uncommitted changes."""
     commit, changes = str(run.result.get("code", {}).get("commit") or "").partition("+")[::2]
     return commit[:COMMIT_LENGTH] + ("+" + changes if changes else "")
 
 
 def torch_of(run: Run) -> str:
-    """With which a run was made."""
+    """The version of torch behind a run."""
     version = run.result.get("code", {}).get("torch")
     return f"torch {version}" if version else ""
 
 
 def duration(seconds: float) -> str:
-    """In the unit that suits it."""
+    """Seconds in words, in a suitable unit."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
 
 
 def row(run: Run) -> dict[str, str]:
-    """A run in the list of runs."""
+    """A run's row in the list of runs."""
     seconds = run.result.get("timing", {}).get("training_seconds")
     return {
         "run": run.name,
@@ -302,7 +303,7 @@ def _number(value: Any, form: str) -> str:
 
 
 def published(claim: Claim, most: int | None = None) -> str:
-    """The paper's numbers of a claim, in one line; beyond `most` of them, how many more there are."""
+    """The published numbers of a claim in one line; `most` of them, and how many more there are."""
     numbers = [f"{name}: {_span(value)}" for name, value in claim.published.items()]
     rest = len(numbers) - most if most is not None else 0
     unit = f" ({claim.unit})" if claim.unit and numbers else ""
@@ -314,7 +315,7 @@ def _span(value: Any) -> str:
 
 
 def commands(finding: Finding) -> list[str]:
-    """What to type to have an experiment run: its own sweep, and with it what else belongs to its report."""
+    """The commands that run an experiment: its own sweep, and the sweep with the report."""
     name, scale = finding.experiment, finding.scale
     if finding.stand_in:
         return [f"make reproduce ONLY={name} SCALE={scale} STAND_IN=1"]
@@ -324,8 +325,8 @@ def commands(finding: Finding) -> list[str]:
 RULES: Mapping[str, str] = {
     "direction": "sign of the effect",
     "value": "published number",
-    "identity": "what mathematics says",
-    "share": "how often it happens",
+    "identity": "mathematical identity",
+    "share": "frequency",
     "curve": "published curve",
 }
 
@@ -335,9 +336,9 @@ def rule(claim: Claim) -> str:
     if claim.tolerance is None:
         asked = f", at least {claim.arguments['at_least']:.0%}" if "at_least" in claim.arguments else ""
     else:
-        share = " as a share" if claim.arguments.get("relative") else f" {claim.unit}".rstrip()
+        share = " relative" if claim.arguments.get("relative") else f" {claim.unit}".rstrip()
         asked = f", tolerance {claim.tolerance:g}{share}"
-    late = " Set when results were known (post hoc)." if claim.post_hoc else ""
+    late = " Set after results were known (post hoc)." if claim.post_hoc else ""
     return f"{RULES[claim.rule]}{asked}. {claim.tolerance_why}{late}"
 
 
@@ -347,31 +348,31 @@ def count_of_runs(count: int) -> str:
 
 
 def prose(text: str) -> Markup:
-    """A sentence as HTML: escaped, what stands between backticks as code."""
+    """A sentence as HTML: escaped, with text between backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 (escaped just here)
 
 
 def prose_in_markdown(text: str) -> Plain:
     """The same as Markdown."""
     parts = text.split("`")
-    if len(parts) % 2 == 0:  # a backtick of its own
+    if len(parts) % 2 == 0:  # an unpaired backtick
         return Plain(in_markdown(text))
     return Plain("".join(f"`{part}`" if number % 2 else in_markdown(part) for number, part in enumerate(parts)))
 
 
 def anchor(text: str) -> str:
-    """A text as the name of a place on the page."""
+    """A text as an anchor on the page."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 class Plain(str):
-    """Text that Markdown shall not escape: code, and addresses that this module made."""
+    """Text that must not be escaped in Markdown: code, and links that this module made."""
 
     __slots__ = ()
 
 
 def in_markdown(value: Any) -> str:
-    """Text as Markdown shows it: nothing in it is markup, and it stays in its line."""
+    """Text escaped for Markdown, in one line."""
     if isinstance(value, Plain):
         return value
     text = re.sub(r"\s*\n\s*", " ", str(value)).replace("&", "&amp;").replace("<", "&lt;")

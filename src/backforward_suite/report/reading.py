@@ -1,4 +1,4 @@
-"""Runs as the referee sees them: result.json, metrics.csv, diagnostics.csv and study.csv of a folder."""
+"""Runs as reports read them: result.json, metrics.csv, diagnostics.csv and study.csv of a folder."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ SCALES = ("smoke", "small", "medium", "paper")
 class Run:
     """One run: a training, or a study.
 
-    A diverged run is a result. `final` gives such a run the accuracy of a guess (1 / classes), and as loss the
-    larger of a uniform guess's (log of the number of classes) and the highest that it recorded; its curves are as it
-    recorded them.
+    A diverged run is a result. `final` gives it the accuracy of a guess (1 / classes), and as loss the larger of a
+    uniform guess's (log of the number of classes) and the highest that it recorded. Its curves are as recorded.
 
     Attributes:
-        folder: Where it lies; its name is the run's.
-        result: What stands in `result.json`.
-        frames: Its tables where they come from elsewhere than files: `metrics`, `diagnostics`, `study`.
+        folder: The run's folder, whose name is the run's.
+        result: The content of `result.json`.
+        frames: Its tables `metrics`, `diagnostics` and `study`, if they do not come from files.
     """
 
     folder: Path
@@ -41,17 +40,6 @@ class Run:
     def name(self) -> str:
         """The run's name, such as `bfp-lr0.05-seed3`."""
         return self.folder.name
-
-    @property
-    def experiment(self) -> str:
-        """The experiment whose folder it lies in."""
-        return self.folder.parent.name
-
-    @property
-    def scale(self) -> str:
-        """The scale whose folder it lies in: `smoke`, `small`, `paper`; empty outside of the referee."""
-        scale = self.folder.parent.parent.name
-        return scale if scale in SCALES else ""
 
     @property
     def status(self) -> str:
@@ -65,12 +53,12 @@ class Run:
 
     @property
     def hardware(self) -> str:
-        """What it ran on, in words."""
+        """The machine it ran on."""
         return str(self.result.get("hardware", {}).get("device", "unknown hardware"))
 
     @property
     def data(self) -> str:
-        """Name of the data set that it was trained on; empty where none was needed."""
+        """Name of its data set; empty if it needed none."""
         return str(self.result.get("data", {}).get("name", ""))
 
     @cached_property
@@ -85,7 +73,7 @@ class Run:
 
     @cached_property
     def study(self) -> pd.DataFrame:
-        """`study.csv`, with the columns that the study says."""
+        """`study.csv`; its columns depend on the study."""
         return self._frame("study")
 
     def setting(self, key: str, default: Any = None) -> Any:
@@ -98,11 +86,27 @@ class Run:
         return value
 
     def choice(self, group: str) -> str:
-        """The choice of a group, such as `bfp` of `method`; empty where there is none."""
+        """The choice in a config group, such as `bfp` in `method`; empty without one."""
         return str(self.result.get("choices", {}).get(group, ""))
 
+    @property
+    def images(self) -> int:
+        """Training images that its settings ask for, each epoch counted."""
+        return int(self.result.get("data", {}).get("train") or 0) * int(self.setting("max_epochs") or 0)
+
+    @property
+    def width(self) -> float:
+        """Width of its network, 1 if it has none to choose."""
+        return float(self.setting("model.width") or 1)
+
+    @property
+    def core_seconds(self) -> float:
+        """Seconds of training times threads."""
+        timing = self.result.get("timing", {})
+        return float(timing.get("training_seconds") or 0) * float(timing.get("threads") or 1)
+
     def final(self, key: str) -> float | None:
-        """A number after the last epoch, such as `accuracy/test`; None where it was not measured."""
+        """A number after the last epoch, such as `accuracy/test`; None if it was not measured."""
         if self.status == "diverged" and key.startswith(("loss/", "accuracy/")):
             classes = int(self.result.get("data", {}).get("classes") or 10)
             if key.startswith("accuracy/"):
@@ -114,7 +118,7 @@ class Run:
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
     def curve(self, key: str) -> pd.Series[float]:
-        """A column of `metrics.csv` by epoch, epochs at which it was not measured left out."""
+        """A column of `metrics.csv` by epoch, without the epochs at which it was not measured."""
         if key not in self.metrics:
             return pd.Series([], index=pd.Index([], dtype="int64", name="epoch"), dtype="float64", name=key)
         by_epoch = self.metrics.set_index("epoch")[key].astype("float64").dropna()
@@ -127,7 +131,7 @@ class Run:
         try:
             kept = self.result.get("files", {}).get(f"{kind}.csv")
             if kept is not None and files.sums_of_tables(self.folder).get(f"{kind}.csv") != kept:
-                raise ValueError("it is not what the run left")
+                raise ValueError("its checksum differs from that in result.json")
             return _READERS[kind](self.folder)
         except (ValueError, TypeError, OSError) as error:  # pandas' own are ValueErrors
             cause = str(error).partition("\n")[0]
@@ -156,7 +160,7 @@ _READERS = {"metrics": _read_metrics, "diagnostics": _read_diagnostics, "study":
 
 
 def refuse_mixed_data(runs: Iterable[Run]) -> None:
-    """Raise BadInput if runs of equal data settings were trained on data that differ: no mean is to be taken."""
+    """Raise BadInput if runs with equal data settings were trained on different data, which must not be averaged."""
     seen: dict[str, Run] = {}
     for run in runs:
         content = run.result.get("data", {}).get("sha256")
@@ -170,7 +174,7 @@ def refuse_mixed_data(runs: Iterable[Run]) -> None:
 
 
 def planned_and_not_done(runs: Iterable[Run]) -> tuple[str, ...]:
-    """What sweeps have planned in the folders of these runs and no result is of yet, by name in natural order."""
+    """Names of the runs that sweeps planned in the folders of these runs and that have no result yet."""
     roots = {run.folder.parent for run in runs}
     return tuple(sorted((name for root in roots for name in _not_done(root)), key=natural))
 
@@ -181,7 +185,7 @@ def _not_done(root: Path) -> set[str]:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Read the runs below a folder that have ended, in natural order; a folder that is not there holds none.
+    """Read the ended runs below a folder, in natural order; none if the folder does not exist.
 
     A run whose result cannot be read counts as failed, with the cause.
     """

@@ -1,10 +1,10 @@
-"""Committed results: the finished runs of a scale in a few text files, and back into run folders.
+"""Committed results: pack the finished runs of a scale into a few text files, and unpack them into run folders.
 
     outputs/reference/<scale>/<experiment>.jsonl    one line a run, in natural order of names
 
-A line holds `run` (its name), `result` (what stands in `result.json`, less what belongs to the machine and its user)
-and the text of `metrics.csv`, `study.csv` and `diagnostics.csv`, the last with the measures alone that the experiment
-reads. What is kept is kept bit for bit: unpacking and packing again gives the same file. Weights are not kept.
+A line holds `run` (its name), `result` (`result.json` without what identifies the machine and its user) and the text of
+`metrics.csv`, `study.csv` and `diagnostics.csv`, the last with only the measures that the experiment reads. Unpacking
+and packing again gives the same bytes. Weights are not kept.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ Line = dict[str, Any]
 
 
 def scales_in(folder: Path) -> list[str]:
-    """The scales of which a folder (`outputs`, `outputs/reference`) holds results, the smallest first."""
+    """The scales with results in a folder (`outputs`, `outputs/reference`), the smallest first."""
     marks = ("*/*/result.json", "*.jsonl")
     return [scale for scale in SCALES if any(any((folder / scale).glob(mark)) for mark in marks)]
 
 
 def pack(outputs: Path, scale: str, reference: Path) -> dict[str, int]:
-    """Write the finished runs of a scale, an experiment a file; an experiment without any keeps the file it has.
+    """Write the finished runs of a scale, one file an experiment; an experiment without runs keeps its file.
 
     Args:
-        outputs: Holds `<scale>/<experiment>/<run>/`.
-        scale: `smoke`, `small` or `paper`.
-        reference: Where to, below it `<scale>/<experiment>.jsonl`.
+        outputs: Contains `<scale>/<experiment>/<run>/`.
+        scale: `smoke`, `small`, `medium` or `paper`.
+        reference: The target of `<scale>/<experiment>.jsonl`.
 
     Returns:
-        By experiment, how many runs were packed.
+        The number of runs packed, by experiment.
 
     Raises:
         BadInput: There is no finished run, or a result is damaged.
@@ -70,15 +70,15 @@ def pack(outputs: Path, scale: str, reference: Path) -> dict[str, int]:
 
 
 def unpack(reference: Path, scale: str, outputs: Path) -> dict[str, int]:
-    """Make run folders of committed results; a run that is done there, or worked on, is left alone.
+    """Make run folders from committed results; runs that are done there, or in progress, are left alone.
 
     Args:
-        reference: Holds `<scale>/<experiment>.jsonl`.
-        scale: `smoke`, `small` or `paper`.
-        outputs: Where to, below it `<scale>/<experiment>/<run>/`.
+        reference: Contains `<scale>/<experiment>.jsonl`.
+        scale: `smoke`, `small`, `medium` or `paper`.
+        outputs: The target of `<scale>/<experiment>/<run>/`.
 
     Returns:
-        By experiment, how many runs were made.
+        The number of runs made, by experiment.
 
     Raises:
         BadInput: There are no results of that scale, or a file is damaged.
@@ -93,7 +93,7 @@ def unpack(reference: Path, scale: str, outputs: Path) -> dict[str, int]:
 
 
 def seconds(reference: Path, scale: str, experiment: str) -> dict[str, float]:
-    """Seconds that each committed run of an experiment took, by the hash of its settings; empty where none is kept."""
+    """Seconds of each committed run of an experiment, by the hash of its settings."""
     path = reference / scale / f"{experiment}.jsonl"
     if not path.exists():
         return {}
@@ -104,8 +104,8 @@ def line_of(folder: Path, measures: Iterable[str]) -> Line:
     """What is kept of a run.
 
     Args:
-        folder: Of a finished run.
-        measures: Those of `diagnostics.csv` to keep.
+        folder: The folder of a finished run.
+        measures: The measures of `diagnostics.csv` to keep.
     """
     result = copy.deepcopy(files.read_result(folder))
     assert result is not None
@@ -162,7 +162,7 @@ def _done(root: Path) -> list[Path]:
 
 
 def _only(text: str, measures: frozenset[str]) -> str:
-    """The rows of these measures, as they stand."""
+    """The rows of these measures, unchanged."""
     rows = csv.reader(io.StringIO(text))
     head = next(rows, [])
     column = head.index("measure") if "measure" in head else 0
@@ -173,7 +173,7 @@ def _only(text: str, measures: frozenset[str]) -> str:
 
 
 def _place(line: Line, folder: Path) -> bool:
-    """Make a run's folder, the result last; whether it was made."""
+    """Make a run's folder, the result last; return whether it was made."""
     if (folder / "result.json").exists():
         return False
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """Estimates from runs: paired effects over seeds, intervals, cost of a loss level, choice of settings.
 
-What is compared: two arms' runs of the same seed and setting, which share initial weights and the order of samples, so
-that their difference is free of most of the spread between seeds. What is reported: the mean of these differences (or
-the geometric mean of ratios) with a 95 % interval. Student's t is the first choice; with fewer than 10 pairs, or heavy
-tails, a bias-corrected and accelerated bootstrap is made too, and the wider of the two is reported with its name.
+Two arms are compared by their runs of the same seed and setting. These share initial weights and the order of samples,
+so most of the spread between seeds cancels in their difference. An estimate is the mean difference (or the geometric
+mean of ratios) with a 95 % interval: Student's t, or for fewer than 10 pairs or heavy tails the wider of it and a
+bias-corrected and accelerated bootstrap.
 """
 
 from __future__ import annotations
@@ -26,21 +26,20 @@ from backforward_suite.report.reading import Run
 from backforward_suite.runs.files import natural
 
 LEVEL = 0.95
-FEW = 10  # values under which the bootstrap is made beside the t interval
-HEAVY = 2.0  # excess kurtosis from which tails count as heavy
+FEW = 10  # with fewer values the bootstrap is computed too
+HEAVY = 2.0  # excess kurtosis above which tails count as heavy
 RESAMPLES = 9999
 GENERATOR_SEED = 20230207  # of the bootstrap: the same runs give the same report
 
 Values = NDArray[np.float64]
 Currency = Literal["epochs", "updates", "macs", "seconds"]
-CURRENCIES: tuple[Currency, ...] = ("epochs", "updates", "macs", "seconds")
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------
 
 
 def mean(values: Iterable[float], unit: str = "", level: float = LEVEL) -> Estimate:
-    """Mean with its interval: t, or the bootstrap where it was made and is wider.
+    """Mean with its interval: t, or the bootstrap if it was computed and is wider.
 
     Args:
         values: One a seed or pair; all finite.
@@ -48,7 +47,7 @@ def mean(values: Iterable[float], unit: str = "", level: float = LEVEL) -> Estim
         level: Of the interval.
 
     Returns:
-        Without an interval for one value, without a number for none.
+        Without an interval if there is one value, without a number if there is none.
     """
     data = np.asarray(list(values), dtype=np.float64)
     if len(data) == 0:
@@ -80,10 +79,10 @@ def _t_interval(data: Values, level: float) -> tuple[float, float]:
 
 
 def _bootstrap_interval(data: Values, level: float) -> tuple[float, float] | None:
-    """BCa; None where resampling says nothing (all values are equal)."""
+    """BCa; None if all values are equal."""
     if np.ptp(data) == 0:
         return None
-    with warnings.catch_warnings(action="ignore"):  # that the data are degenerate: then it says nan
+    with warnings.catch_warnings(action="ignore"):  # on degenerate data it returns nan
         found = scipy.stats.bootstrap(
             (data,),
             np.mean,
@@ -97,7 +96,7 @@ def _bootstrap_interval(data: Values, level: float) -> tuple[float, float] | Non
 
 
 def share(successes: int, n: int, level: float = LEVEL) -> Estimate:
-    """A proportion with Wilson's interval, which never leaves 0 to 1 and is sound at 0 and 1."""
+    """A proportion with Wilson's interval, which stays within 0 to 1 and is valid at both ends."""
     if n == 0:
         return Estimate(None, None, None, 0, "exact", level)
     interval = scipy.stats.binomtest(successes, n).proportion_ci(level, method="wilson")
@@ -105,13 +104,13 @@ def share(successes: int, n: int, level: float = LEVEL) -> Estimate:
 
 
 def quantile(values: Iterable[float], q: float, unit: str = "", level: float = LEVEL) -> Estimate:
-    """A quantile with the interval between order statistics that holds whatever the distribution.
+    """A quantile with its interval between order statistics, which holds for any distribution.
 
     Args:
-        values: Any, infinite ones (diverged) included: they count as largest.
+        values: Infinite ones (diverged runs) count as largest.
         q: In (0, 1): 0.5 is the median.
         unit: Of the values.
-        level: At least that of the interval; it exists from 6 values on for a median.
+        level: The least level of the interval; for a median it needs 6 values.
     """
     data = np.asarray(list(values), dtype=np.float64)
     data = np.sort(np.where(np.isnan(data), np.inf, data))
@@ -133,21 +132,22 @@ def _finite(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class Effect:
-    """What separates two arms in one row of a table: a value for each pair.
+    """The difference between two arms in one row of a table: a value for each pair.
 
     Attributes:
-        label: Names the row, such as `lr 0.1`.
-        values: One a pair; logarithms if `ratio`.
-        ratio: Whether arms are compared by ratio; their equality is then 1, else 0.
+        label: The row's name, such as `lr 0.1`.
+        values: One a pair; logarithms if `ratio`; 0 or 1 if `share`.
+        ratio: Whether arms are compared by ratio; equal arms give 1 then, and 0 otherwise.
         unit: Of the difference.
-        lost: Pairs that gave no value: a run is missing, or neither run reached the level (`note` says).
-        note: What a reader must know of this row.
-        exact: Whether nothing was sampled (a closed form, hand-picked matrices): its one value has no interval.
-        reach: By how much the mean may be off, either way, because values were read from a grid; logarithm if `ratio`.
-            It widens an interval only where arms are said to be equal: a grid hides differences, and makes none.
-        what: What is compared, in words, such as `epochs to the loss, BFP / SGD`.
-        images: The fewest training images that a run behind it saw; None where it rests on no training.
-        protocol: Whether it was measured under the paper's whole protocol, whatever the scale.
+        lost: Number of pairs without a value: a run is missing or did not reach the level (`note` says which).
+        note: A remark for the reader.
+        exact: Whether nothing was sampled (a closed form, hand-picked matrices), so that there is no interval.
+        reach: How far off the mean may be, in both directions, because values were read from a grid; a logarithm if
+            `ratio`. It widens the interval only in tests of equality: a grid can hide a difference but not create one.
+        what: What is compared, such as `epochs to the loss, BFP / SGD`.
+        images: The fewest training images that a run behind it saw; None without any training.
+        protocol: Whether it was measured under the paper's whole protocol, at any scale.
+        share: Whether the mean of the values is a share; its interval is then Wilson's.
     """
 
     label: str
@@ -161,10 +161,11 @@ class Effect:
     what: str = ""
     images: int | None = None
     protocol: bool = False
+    share: bool = False
 
     @property
     def equality(self) -> float:
-        """What it is where the arms do not differ."""
+        """The value for equal arms."""
         return 1.0 if self.ratio else 0.0
 
     def estimate(self, level: float = LEVEL, *, with_reach: bool = False) -> Estimate:
@@ -174,6 +175,9 @@ class Effect:
             level: Of the interval.
             with_reach: Widen the interval by `reach` on both sides.
         """
+        if self.share:
+            found = share(round(sum(self.values)), len(self.values), level)
+            return replace(found, low=found.value, high=found.value) if self.exact else found
         if self.exact and len(self.values) == 1:
             (value,) = self.values
             return Estimate(value, value, value, 1, "exact", level, self.unit)
@@ -198,13 +202,13 @@ def paired(
     ratio: bool = False,
     unit: str = "",
 ) -> Effect:
-    """The effect of an arm against another, pair by pair: ours - theirs, or log(ours / theirs).
+    """The effect of one arm against another, pair by pair: ours - theirs, or log(ours / theirs).
 
     Args:
-        ours: By pair (a seed, or a seed with a setting), the number of one arm; None where there is none.
+        ours: The number of each pair (a seed, or a seed with a setting) in one arm; None if it has none.
         theirs: The other arm's.
-        label: Names the row.
-        ratio: Compare by ratio; numbers must be above 0 (a pair where one is not is lost).
+        label: The row's name.
+        ratio: Compare by ratio; pairs with a number that is not positive are lost.
         unit: Of the difference.
     """
     values, lost = [], 0
@@ -217,22 +221,27 @@ def paired(
     return Effect(label, tuple(values), ratio, "" if ratio else unit, lost)
 
 
+def how_often(label: str, hits: int, n: int) -> Effect:
+    """How often something happened, of how many; its estimate has Wilson's interval."""
+    return Effect(label, (1.0,) * hits + (0.0,) * (n - hits), share=True)
+
+
 def told_lost(effect: Effect) -> str:
-    """How many pairs a row with values goes without, in words; empty where none is lost."""
+    """How many pairs gave a value, in words; empty if all did."""
     total = len(effect.values) + effect.lost
-    return f"{len(effect.values)} of {total} pairs, the others gave no value" if effect.values and effect.lost else ""
+    return f"{len(effect.values)} of {total} pairs; the others gave no value" if effect.values and effect.lost else ""
 
 
 def sign_test(ours: Sequence[float | None], theirs: Sequence[float | None]) -> tuple[int, int, float]:
-    """Who was first, pair by pair, where some never arrived: None counts as after everybody who did.
+    """Which arm was first, pair by pair; runs that never arrived come last.
 
     Args:
         ours: Cost at which each of our runs reached a level; None: never.
         theirs: The same for the runs they are paired with.
 
     Returns:
-        Pairs that ours won, pairs that theirs won (ties and pairs of two Nones count for neither), and the exact
-        two-sided p of the sign test.
+        The pairs that ours won, the pairs that theirs won (ties count for neither), and the exact two-sided p of the
+        sign test.
     """
     pairs = [
         (math.inf if one is None else one, math.inf if other is None else other)
@@ -247,13 +256,13 @@ def sign_test(ours: Sequence[float | None], theirs: Sequence[float | None]) -> t
 
 
 def spent(run: Run, currency: Currency) -> pd.Series[float] | None:
-    """What a run had spent by the end of each epoch, by epoch.
+    """The cost of a run up to the end of each epoch, by epoch.
 
-    epochs: passes over the data. updates: how often each weight was updated. macs: multiply-accumulates of all passes.
-    seconds: time in training steps, shared out over epochs by their number of batches.
+    epochs: passes over the data. updates: updates of each weight. macs: multiply-accumulates of all passes. seconds:
+    time in training steps, divided among epochs by their number of batches.
 
     Returns:
-        None where the run does not say.
+        None if the run does not record it.
     """
     steps = run.curve("step")
     if currency == "epochs":
@@ -274,10 +283,10 @@ def spent(run: Run, currency: Currency) -> pd.Series[float] | None:
 
 
 def located(run: Run, key: str, currency: Currency) -> pd.Series[float] | None:
-    """What a run had spent where the values of a curve hold, by epoch.
+    """The cost of a run at the points where the values of a curve hold, by epoch.
 
-    Training loss and accuracy are means over an epoch, so they hold in its middle: at its end they would be charged to
-    the arm that does most in an epoch. All else is measured at the end.
+    Training loss and accuracy are means over an epoch, so they hold in its middle; placed at its end they would
+    penalise the arm that does most in an epoch. Everything else is measured at the end.
     """
     ends = spent(run, currency)
     if ends is None or not key.endswith(("/train", "/train_joint")):
@@ -288,18 +297,18 @@ def located(run: Run, key: str, currency: Currency) -> pd.Series[float] | None:
 def cost_of(
     run: Run, level: float, currency: Currency = "epochs", key: str = "loss/train", between: bool = True
 ) -> float | None:
-    """What a run had spent when its loss first was at or below a level.
+    """The cost of a run when its loss first is at or below a level.
 
     Args:
         run: The run.
         level: In the unit of the curve.
         currency: In which to count.
         key: The curve.
-        between: Go between records along the straight line of log(loss); else whole epochs count, as in the
-            published figures. A level that the first record is below already costs all that was spent by then.
+        between: Interpolate log(loss) linearly between records; otherwise count whole epochs, as the published figures
+            do. A level above the first record costs all that was spent up to it.
 
     Returns:
-        None if it never was, or if the run does not say what it spent.
+        None if it never is, or if the run does not record its cost.
     """
     curve, budget = run.curve(key), located(run, key, currency) if between else spent(run, currency)
     below = curve.index[curve <= level]
@@ -316,7 +325,7 @@ def cost_of(
 
 
 def levels_reached(runs: Iterable[Run], levels: Sequence[float], key: str = "loss/train") -> list[float]:
-    """Those levels that every run reaches, and none by its first record: where all costs are known."""
+    """The levels that every run reaches after its first record, so that all costs are known."""
     curves = [run.curve(key) for run in runs]
     return [level for level in levels if curves and all(_crosses(curve, level) for curve in curves)]
 
@@ -329,9 +338,9 @@ def _crosses(curve: pd.Series[float], level: float) -> bool:
 
 
 def by_seed(runs: Iterable[Run], read: Callable[[Run], float | None]) -> dict[Hashable, float | None]:
-    """A number of each run, by its seed; none for a seed of which two runs differ in another setting.
+    """A number of each run, by seed; None for a seed with two runs of different settings.
 
-    They are not one arm's: to take either would be to choose. Runs of equal settings are one.
+    Such runs do not belong to one arm, and using either would be a choice. Runs of equal settings count once.
     """
     of_seed: dict[int, dict[object, Run]] = defaultdict(dict)
     for run in runs:
@@ -340,7 +349,7 @@ def by_seed(runs: Iterable[Run], read: Callable[[Run], float | None]) -> dict[Ha
 
 
 def grouped(runs: Iterable[Run], *keys: str) -> dict[tuple[object, ...], list[Run]]:
-    """Runs by what some settings are; a key without a dot that names a group is its choice (`method`: `bfp`)."""
+    """Runs grouped by the values of settings; a key that names a config group means its choice (`method`: `bfp`)."""
     groups: dict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in runs:
         groups[tuple(_plain(run.choice(key) or run.setting(key)) for key in keys)].append(run)
@@ -353,13 +362,13 @@ def _plain(value: object) -> object:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The setting of an arm that did best on validation data.
+    """The setting of an arm with the best validation score.
 
     Attributes:
-        setting: The values of the keys that were chosen among.
-        runs: The arm's runs at it, one a seed.
+        setting: The values of the chosen keys.
+        runs: The arm's runs at this setting, one a seed.
         score: Their mean on validation data.
-        tried: How many settings there were to choose from.
+        tried: The number of settings to choose from.
     """
 
     setting: tuple[object, ...]
@@ -371,16 +380,16 @@ class Chosen:
 def choose(runs: Iterable[Run], *keys: str, by: str = "accuracy/validation") -> Chosen | None:
     """Choose an arm's setting by the mean over seeds of a validation metric after the last epoch.
 
-    A diverged run counts as a guess. Only settings tried with the most seeds take part, since the mean over fewer
-    is the easier to be lucky with. Of equals the first in natural order is taken.
+    A diverged run counts as a guess. Only settings with the largest number of seeds take part, since a mean over fewer
+    seeds is more often high by luck. Ties go to the first setting in natural order.
 
     Args:
         runs: The arm's, over all settings and seeds.
-        keys: What is chosen among, such as `lr`.
-        by: The metric, of which more is better; it must be of validation data.
+        keys: The settings to choose, such as `lr`.
+        by: A metric on validation data; higher is better.
 
     Returns:
-        None where no run has the metric.
+        None if no run has the metric.
     """
     if not by.endswith("/validation"):
         raise ValueError(f"settings are chosen on validation data only, not by {by}")

@@ -1,4 +1,4 @@
-"""Where a sweep stands: which of its runs are finished, running, failed, stopped, missing."""
+"""The state of a sweep: which of its runs are finished, running, failed, stopped or missing."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ STATES = ("finished", "diverged", "running", "stopped", "failed", "missing")
 
 @dataclass(frozen=True)
 class State:
-    """What a run's folder says of it.
+    """The state of a run.
 
     Attributes:
         name: The run's name.
-        state: One of `STATES`. `stopped`: it was killed or told to end, and goes on from its last checkpoint.
-        epoch: How many epochs stand in its metrics.
-        note: Accuracy of a finished one, cause of a failed one.
-        lines: The last ones of a failed one's log.
+        state: One of `STATES`. `stopped`: it was killed or told to end, and can continue from its last checkpoint.
+        epoch: The number of epochs in its metrics.
+        note: Accuracy of a finished run, cause of a failed one.
+        lines: The last lines of a failed run's log.
     """
 
     name: str
@@ -38,7 +38,7 @@ class State:
 
 
 def state_of(folder: Path) -> State:  # noqa: PLR0911
-    """Look at a run's folder, which need not exist."""
+    """The state of a run by its folder, which need not exist."""
     epoch = files.epochs_done(folder)
     try:
         result = files.read_result(folder)
@@ -55,20 +55,20 @@ def state_of(folder: Path) -> State:  # noqa: PLR0911
     if result is not None:
         return State(folder.name, "failed", epoch, str(result.get("cause", "")), lines)
     if (folder / "last.ckpt").exists():
-        return State(folder.name, "stopped", epoch, "goes on from its last checkpoint", lines[-1:])
-    if (folder / locks.LOCK).exists():  # it began, and left neither a checkpoint nor a word
+        return State(folder.name, "stopped", epoch, "continues from its last checkpoint", lines[-1:])
+    if (folder / locks.LOCK).exists():  # it began, and left neither a checkpoint nor a result
         return State(folder.name, "failed", epoch, "ended before its first checkpoint", lines)
     return State(folder.name, "missing", epoch, "not begun")
 
 
 def sweep_states(root: Path) -> list[State]:
-    """Look at all runs below a folder, and at those that are planned there and have no folder yet.
+    """The states of all runs below a folder, including planned ones without a folder.
 
     Args:
         root: A sweep's folder, `outputs/<name>`.
 
     Raises:
-        BadInput: There is nothing.
+        BadInput: There are no runs.
     """
     folders = {*files.result_folders(root), *(root / name for name in files.read_plan(root))}
     if not folders:
@@ -77,14 +77,14 @@ def sweep_states(root: Path) -> list[State]:
 
 
 def sweep_status(root: Path, everything: bool = False) -> RenderableType:
-    """Show where a sweep stands: a line a run, the last lines of the failed ones, how many are in which state.
+    """Show the state of a sweep: a line a run, the last log lines of failed runs, and the number of runs in each state.
 
     Args:
         root: A sweep's folder.
-        everything: Whether runs that failed of the same are shown one by one, and the log of each.
+        everything: Show each failed run and its log, even if others failed for the same reason.
     """
     states = sweep_states(root)
-    alike: dict[str, list[State]] = defaultdict(list)  # by what is one line
+    alike: dict[str, list[State]] = defaultdict(list)  # runs that share a line
     for state in states:
         fold = state.state == "failed" and not everything
         alike[f"failed {state.note}" if fold else f"run {state.name}"].append(state)

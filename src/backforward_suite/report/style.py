@@ -1,8 +1,7 @@
-"""One look for all figures: colour-blind safe, readable in grey, the same bytes from the same runs.
+"""One style for all figures: safe for colour-blind readers, readable in grey, the same bytes from the same runs.
 
-An arm looks alike in every figure. Colours are those of Okabe and Ito; arms differ in dash and marker as well, so that
-nothing hangs on colour alone. Our own numbers are filled markers and lines with their interval, published ones hollow
-markers.
+An arm looks the same in every figure. Colours are those of Okabe and Ito; arms also differ in dash and marker. Our own
+numbers are lines and filled markers with intervals, published ones are hollow markers.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -53,15 +52,15 @@ STYLE: Any = {
     "lines.markersize": 4.5,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
-    "legend.handlelength": 2.8,  # so that dashes can be told apart
+    "legend.handlelength": 2.8,  # long enough to show dashes
     "figure.facecolor": "white",
     "figure.dpi": 100,
     "savefig.dpi": 160,
-    "svg.hashsalt": "backforward",  # else ids are drawn at random
-    "svg.fonttype": "path",  # the page shows its figures without any font of its own
+    "svg.hashsalt": "backforward",  # otherwise ids are random
+    "svg.fonttype": "path",  # independent of installed fonts
     "path.simplify": True,
 }
-PANEL = (2.8, 2.3)  # inches, of one panel: two of them can still be read on a phone
+PANEL = (2.8, 2.3)  # inches, of one panel: two are readable on a phone
 STAMP_SIZE = 6.5  # points
 
 Dash = str | tuple[float, tuple[float, ...]]
@@ -78,17 +77,17 @@ class Look:
 
     @property
     def line(self) -> dict[str, Any]:
-        """Arguments of `Axes.plot`, its markers apart."""
+        """Arguments of `Axes.plot`, without markers."""
         return {"color": self.colour, "linestyle": self.dash}
 
     @property
     def points(self) -> dict[str, Any]:
-        """Arguments of a filled marker: ours."""
+        """Arguments of a filled marker, for our numbers."""
         return {"color": self.colour, "marker": self.marker, "linestyle": "none"}
 
     @property
     def hollow(self) -> dict[str, Any]:
-        """Arguments of a hollow marker: published."""
+        """Arguments of a hollow marker, for published numbers."""
         return {**self.points, "markerfacecolor": "white", "markeredgecolor": self.colour, "markeredgewidth": 1.3}
 
 
@@ -107,7 +106,7 @@ LOOKS: dict[str, Look] = {
     "batch": Look("BatchNorm", BLUE, "--", "s"),
     "prop": Look("NormProp", VERMILLION, "-", "^"),
 }
-# For what has no look of its own, in this order.
+# For arms without a look of their own, in this order.
 SPARE = (
     Look("", GREEN, "-", "D"),
     Look("", PURPLE, "--", "v"),
@@ -123,24 +122,24 @@ def look(arm: str) -> Look:
     """The look of a known arm, or of a rule with a norm (`bfp + batch`): the norm's colour, the rule's dash.
 
     Raises:
-        KeyError: It has none; ask `looks`.
+        KeyError: It has none; use `looks`.
     """
     if arm in LOOKS:
         return LOOKS[arm]
     rule, _, norm = arm.partition(RULES_AND_NORMS)
     by_rule, by_norm = LOOKS[rule], LOOKS[norm]
     dash = "-" if rule == "sgd" else "--" if rule == "bfp" else by_rule.dash
-    # Told apart without colour, too: SGD has the norm's own marker, Backforward another for each norm.
+    # Distinct without colour: SGD has the norm's own marker, Backforward another for each norm.
     marker = {"none": "D", "batch": "P", "prop": "v"}[norm] if rule == "bfp" else by_norm.marker
     return Look(f"{by_rule.label}, {by_norm.label}", by_norm.colour, dash, marker)
 
 
 def looks(arms: Sequence[str], labels: Mapping[str, str] | None = None) -> dict[str, Look]:
-    """The look of each arm; unknown ones take spare looks in the order given.
+    """The look of each arm; unknown arms get spare looks in order.
 
     Args:
-        arms: Names of arms, without doubles.
-        labels: By arm, what the legend calls it, where that is not its usual name.
+        arms: Names of arms, each once.
+        labels: Names in the legend that differ from the usual ones, by arm.
     """
     spare = iter(SPARE * (1 + len(arms) // len(SPARE)))
     found = {}
@@ -167,7 +166,7 @@ def sequence(values: Sequence[Any], form: str = "{}") -> dict[Any, Look]:
 
 @contextmanager
 def applied() -> Iterator[None]:
-    """Within this, figures have the style; it must hold for drawing and for saving."""
+    """A context in which figures have the style; draw and save within it."""
     with rc_context(STYLE):
         yield
 
@@ -180,12 +179,12 @@ def canvas(
     sharex: bool | Literal["none", "all", "row", "col"] = False,
     sharey: bool | Literal["none", "all", "row", "col"] = False,
 ) -> tuple[Figure, np.ndarray[Any, Any]]:
-    """A figure and its axes, always as an array `[rows, columns]`.
+    """A figure and its axes as an array `[rows, columns]`.
 
     Args:
         rows: Panels below each other.
-        columns: Panels beside each other. Two fit a page; a third makes it scroll on a phone.
-        panel: Width and height of one, inches. A single column is drawn half as wide again.
+        columns: Panels side by side; more than two do not fit on a phone.
+        panel: Width and height of one panel, inches. A single column is half as wide again.
         sharex: As in matplotlib.
         sharey: As in matplotlib.
     """
@@ -196,7 +195,7 @@ def canvas(
 
 
 def legend(figure: Figure) -> None:
-    """One legend for all panels, above them, each label once, in as many columns as fit."""
+    """One legend above all panels, with each label once, in as many columns as fit."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -211,7 +210,7 @@ def legend(figure: Figure) -> None:
 
 
 def at_values(axes: Axes, values: Sequence[float], form: str = "{:g}") -> None:
-    """A logarithmic horizontal axis that names exactly the values of a sweep: learning rates, widths, batch sizes."""
+    """A logarithmic horizontal axis with ticks at exactly the values of a sweep."""
     axes.set_xscale("log")
     ticks = sorted(set(values))
     axes.set_xticks(ticks, [form.format(value) for value in ticks])
@@ -227,14 +226,14 @@ def log_ticks(axes: Axes) -> None:
 
 
 def few_ticks(axes: Axes) -> None:
-    """A logarithmic horizontal axis with at most four labels, none between powers of ten that could collide."""
+    """A logarithmic horizontal axis with at most four labels, at powers of ten."""
     axes.xaxis.set_major_locator(LogLocator(base=10, numticks=4))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def stamp(figure: Figure, text: str) -> None:
-    """Write scale and hardware small below a figure, so that it cannot be shown without them."""
+    """Write scale and hardware below a figure, so that it is never shown without them."""
     height = figure.get_figheight()
     strip = 1.9 * STAMP_SIZE / 72 / height
     engine = figure.get_layout_engine()
@@ -244,23 +243,32 @@ def stamp(figure: Figure, text: str) -> None:
 
 
 def encode(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
-    """The file of a figure, without date or version: the same figure gives the same bytes."""
+    """The file of a figure without date or version, so that the same figure gives the same bytes."""
     file = io.BytesIO()
     metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     figure.savefig(file, format=kind, metadata=metadata)
-    return _numbered_ids(file.getvalue()) if kind == "svg" else file.getvalue()
+    return _canonical(file.getvalue()) if kind == "svg" else file.getvalue()
 
 
-def _numbered_ids(svg: bytes) -> bytes:
-    """Number the ids that matplotlib hashes: it hashes unrounded floats, whose last bit differs between machines."""
+def _canonical(svg: bytes) -> bytes:
+    """The same bytes although the last bit of a coordinate may differ, with the machine or with earlier figures.
+
+    Paths are rounded, and the ids that matplotlib hashes from unrounded floats are numbered.
+    """
+
+    def rounded(number: re.Match[bytes]) -> bytes:
+        # Layouts favour short fractions: without the offset many of them would lie where rounding turns.
+        return f"{float(number[0]) + 1e-5:.3f}".rstrip("0").rstrip(".").encode()
+
+    svg = re.sub(rb'(?<= d=")[^"]+', lambda path: re.sub(rb"-?\d+\.\d+", rounded, path[0]), svg)
     hashed = re.findall(rb'id="([a-z][0-9a-f]{10})"', svg)
-    # A reference may come before what it refers to; the order of definitions is the same everywhere.
+    # A reference may precede its target; the order of definitions is always the same.
     numbers = {old: b"i%d" % number for number, old in enumerate(dict.fromkeys(hashed), start=1)}
     return re.sub(rb'(id="|#)([a-z][0-9a-f]{10})\b', lambda found: found[1] + numbers.get(found[2], found[2]), svg)
 
 
 def epochs(axes: Axes) -> None:
-    """A horizontal axis of epochs: whole numbers alone."""
+    """A horizontal axis of epochs, with integer ticks."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")
 
@@ -274,8 +282,8 @@ def band(axes: Axes, of: Look, frame: pd.DataFrame, markers: int = 12) -> None:
     Args:
         axes: Where.
         of: The arm's look.
-        frame: Index: the horizontal axis. Columns `value`, `low`, `high`; an interval that is missing is not drawn.
-        markers: At most so many markers on the curve.
+        frame: Index: the horizontal axis. Columns `value`, `low`, `high`; missing intervals are not drawn.
+        markers: The largest number of markers on the curve.
     """
     frame = frame.dropna(subset=["value"])
     if frame.empty:
@@ -286,12 +294,12 @@ def band(axes: Axes, of: Look, frame: pd.DataFrame, markers: int = 12) -> None:
 
 
 def published(axes: Axes, of: Look, x: Sequence[float], y: Sequence[float], label: str = "published") -> None:
-    """The paper's own numbers: hollow markers without a line, in the arm's colour."""
+    """Published numbers: hollow markers without a line, in the arm's colour."""
     axes.plot(x, y, label=label, zorder=3, **of.hollow)
 
 
 def interval(axes: Axes, of: Look, at: float, estimate: Estimate, *, upright: bool = True, label: str = "") -> None:
-    """One estimate with its interval, as a marker with whiskers; nothing where nothing was measured."""
+    """One estimate with its interval, as a marker with whiskers; nothing if it has no value."""
     if estimate.value is None:
         return
     low, high = (_length(estimate.value, end) for end in (estimate.low, estimate.high))
@@ -311,7 +319,7 @@ def _value(estimate: Estimate | None) -> float | None:
 
 
 def points(axes: Axes, of: Look, x: Sequence[float], estimates: Sequence[Estimate | None], line: bool = True) -> None:
-    """Estimates over a number (lr, batch size), with whiskers, joined by a line; where there is none, a gap."""
+    """Estimates over a number (lr, batch size), with whiskers, joined by a line with gaps at missing ones."""
     there = [(at, estimate) for at, estimate in zip(x, estimates, strict=True) if _value(estimate) is not None]
     if not there:
         return
@@ -332,15 +340,15 @@ def forest(
     tolerance: float | None = None,
     form: str = "{:+.3g}",
 ) -> None:
-    """Paired differences, one below the other, around the line of no difference.
+    """Paired differences, one below the other, around a line of no difference.
 
     Args:
         axes: Where.
-        rows: Label and estimate; None: there is none, and the plot says so.
-        look_of: Of all rows, or of each.
-        zero: Where there is no difference; None: no line.
+        rows: Label and estimate; the plot says if an estimate is missing.
+        look_of: The look of all rows, or of each.
+        zero: The value of no difference; None draws no line.
         tolerance: Half the width of the region that counts as no difference.
-        form: How the value beside each row is written.
+        form: The format of the value beside each row.
     """
     if zero is not None:
         axes.axvline(zero, color="0.35", linewidth=0.9)
@@ -359,52 +367,8 @@ def forest(
     axes.grid(visible=False, axis="y")
 
 
-def bars(
-    axes: Axes,
-    groups: Sequence[str],
-    arms: Mapping[str, Sequence[Estimate | None]],
-    looks_of: Mapping[str, Look],
-    *,
-    published_values: Mapping[str, Sequence[float | None]] | None = None,
-) -> None:
-    """Groups of bars with intervals; published values as hollow markers on them.
-
-    Args:
-        axes: Where.
-        groups: Labels of the horizontal axis.
-        arms: By arm, an estimate for each group; None: nothing was measured, and there is a gap.
-        looks_of: By arm.
-        published_values: By arm, the paper's value for each group.
-    """
-    width = 0.8 / max(1, len(arms))
-    hatches = ("", "//", "\\\\", "xx", "--", "++")  # dots would take 150 kB of SVG
-    for k, (arm, estimates) in enumerate(arms.items()):
-        of = looks_of[arm]
-        at = [group + (k - (len(arms) - 1) / 2) * width for group in range(len(groups))]
-        there = [(x, estimate) for x, estimate in zip(at, estimates, strict=True) if estimate is not None]
-        if any(estimate.value is not None for _, estimate in there):
-            axes.bar(
-                [x for x, estimate in there if estimate.value is not None],
-                [estimate.value for _, estimate in there if estimate.value is not None],
-                width=0.92 * width,
-                color=of.colour,
-                alpha=0.55,
-                edgecolor=of.colour,
-                hatch=hatches[k % len(hatches)],
-                label=of.label,
-            )
-        for x, estimate in there:
-            interval(axes, replace(of, colour="0.1", marker=""), x, estimate)
-        values = (published_values or {}).get(arm, [])
-        known = [(x, value) for x, value in zip(at, values, strict=False) if value is not None]
-        if known:
-            published(axes, of, [x for x, _ in known], [value for _, value in known])
-    axes.set_xticks(range(len(groups)), groups)
-    axes.grid(visible=False, axis="x")
-
-
 def mark_published(axes: Axes, value: float, text: str) -> None:
-    """A published number that belongs to no single point: a thin dashed line across, named at its end."""
+    """A published number that belongs to no single point: a thin dashed line with its name."""
     axes.axhline(value, color="0.45", linewidth=0.9, linestyle=(0, (6, 3)))
     axes.annotate(
         text,

@@ -24,7 +24,7 @@ from backforward_suite.config import deciding
 from backforward_suite.errors import BadInput
 from backforward_suite.runs.files import DONE, Result, check_complete, natural, read_result, result_folders
 
-# Heading, where the number stands in result.json, and how it is written.
+# Heading, number in result.json, format.
 COLUMNS: tuple[tuple[str, Callable[[Result], float | None], str], ...] = (
     ("loss", lambda result: result["final"].get("loss/train"), ".4f"),
     ("val. %", lambda result: _percent(result["final"].get("accuracy/validation")), ".2f"),
@@ -35,26 +35,26 @@ COLUMNS: tuple[tuple[str, Callable[[Result], float | None], str], ...] = (
 
 
 NOTE = (
-    "Mean±standard deviation over seeds, after the last epoch: training loss, "
-    "validation and test accuracy, L2 norm of all parameters, seconds of a run."
+    "Mean±standard deviation over seeds, after the last epoch: training loss, validation and test accuracy, L2 norm of "
+    "all parameters, seconds of a run."
 )
 LEAST = 20  # characters for the settings of a row
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A setting, and the runs of it: one a seed."""
+    """A setting and its runs, one a seed."""
 
     setting: dict[str, Any]
     members: Sequence[Result]
 
     @property
     def diverged(self) -> int:
-        """How many of its runs have diverged."""
+        """The number of diverged runs."""
         return sum(result["status"] == "diverged" for result in self.members)
 
     def values(self, read: Callable[[Result], float | None]) -> list[float]:
-        """A number of each run, where it was measured."""
+        """A number of each run in which it was measured."""
         return [value for value in map(read, self.members) if value is not None]
 
 
@@ -63,16 +63,16 @@ def sweep_table(root: Path, where: Mapping[str, str] | None = None, sort: str | 
 
     Args:
         root: A sweep's folder, `outputs/<name>`.
-        where: Settings that runs must have, as `{"data": "mnist"}`.
-        sort: A setting or a heading by which rows are sorted, the best first; else by their settings.
+        where: Settings that runs must have, such as `{"data": "mnist"}`.
+        sort: A setting or a heading to sort rows by, the best first; by default rows are sorted by their settings.
 
     Returns:
-        A table for each data set and number of epochs: a row for each setting that the runs differ in, seeds apart,
-        with mean and spread over its seeds. Runs on other data, or of other source of one's own, are apart as well.
-        Below them a line for each result that cannot be read.
+        A table for each data set and number of epochs, with a row for each setting and mean and spread over its seeds.
+        Runs on different data, or with different source of the user's own, get different rows. Below the tables there
+        is a line for each result that cannot be read.
 
     Raises:
-        BadInput: There is no finished run, or none with these settings; or no key of that name.
+        BadInput: There is no finished run, none with these settings, or no key of that name.
     """
     rows, damaged = _rows(root, where or {})
     tables: list[RenderableType] = []
@@ -85,7 +85,7 @@ def sweep_table(root: Path, where: Mapping[str, str] | None = None, sort: str | 
 
 
 def sweep_csv(root: Path, where: Mapping[str, str] | None = None, sort: str | None = None) -> str:
-    """The same as comma-separated values in full precision: settings, then mean and deviation (sd) of each number."""
+    """The same as CSV in full precision: settings, then mean and standard deviation (sd) of each number."""
     rows, _ = _rows(root, where or {})
     rows = _sorted(rows, sort)
     keys = list(dict.fromkeys(("data", "max_epochs", *_varying([row.setting for row in rows]))))
@@ -142,10 +142,10 @@ def _sorted(rows: Sequence[TableRow], sort: str | None) -> list[TableRow]:
 
 
 class _Fitted:
-    """A table as wide as there is room: no number is ever cut.
+    """A table that fits the console without truncating numbers.
 
-    Where the settings do not fit beside the numbers, they share one column; where that is too narrow, the last numbers
-    are left out, and said to be.
+    If the settings do not fit beside the numbers, they share one column; if that is too narrow, the last numbers are
+    left out, and a line says so.
     """
 
     def __init__(self, rows: Sequence[TableRow]) -> None:
@@ -174,7 +174,7 @@ class _Fitted:
             table.add_row(*map(escape, cells))
         yield table
         if left_out:
-            yield f"Not shown, for want of room: {', '.join(left_out)} (--csv has all)."
+            yield f"Not shown, as the console is too narrow: {', '.join(left_out)} (--csv has all)."
 
     def _in_words(self, row: TableRow) -> str:
         here = [(key, row.setting[key]) for key in self.keys if row.setting.get(key) is not None]
@@ -182,12 +182,12 @@ class _Fitted:
 
 
 def _widths(columns: Sequence[tuple[str, list[str]]]) -> int:
-    """What columns take, a space between them."""
+    """The width of columns with a space between them."""
     return sum(max(len(text) for text in (heading, *cells)) + 1 for heading, cells in columns) + 1
 
 
 def _finished(root: Path) -> tuple[list[Result], list[str]]:
-    """The results of finished runs below a folder, and what is wrong with those that cannot be read."""
+    """The results of finished runs below a folder, and messages about those that cannot be read."""
     done: list[Result] = []
     damaged: list[str] = []
     for folder in result_folders(root):
@@ -202,7 +202,7 @@ def _finished(root: Path) -> tuple[list[Result], list[str]]:
 
 
 def _stands_on(result: Result) -> dict[str, Any]:
-    """What else decides a result: the content of its data, the source of one's own."""
+    """What else decides a result: the content of its data, and the user's own source."""
     return {"data content": result["data"].get("sha256"), "own source": result.get("code", {}).get("own")}
 
 
@@ -211,7 +211,7 @@ def _identity(result: Result) -> str:
 
 
 def _told_apart(groups: Sequence[Sequence[Result]]) -> list[dict[str, Any]]:
-    """The setting of each group; with it a short form of what else decides, where settings alone do not differ."""
+    """The setting of each group, with checksums of what else decides if settings alone do not differ."""
     settings = [{**_setting(members[0]), "seed": None} for members in groups]
     alike = [settings.count(setting) > 1 for setting in settings]
     for setting, members, several in zip(settings, groups, alike, strict=True):
@@ -221,12 +221,12 @@ def _told_apart(groups: Sequence[Sequence[Result]]) -> list[dict[str, Any]]:
 
 
 def _short(value: Any) -> str:
-    """A checksum that can be told from others at a glance."""
+    """A short checksum."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8] if value else "-"
 
 
 def mean_and_spread(values: Sequence[float | None], form: str) -> str:
-    """`mean ± standard deviation` (n - 1 in the denominator) of what was measured; the mean alone of one value."""
+    """`mean±standard deviation` (n - 1 in the denominator) of what was measured; only the mean of one value."""
     measured = [value for value in values if value is not None]
     if not measured:
         return "-"
@@ -235,19 +235,19 @@ def mean_and_spread(values: Sequence[float | None], form: str) -> str:
 
 
 def _setting(result: Result) -> dict[str, Any]:
-    """What decides a result, in words: the choices of groups, then what each key was set to."""
+    """What decides a result: the choices of groups, then the value of each key."""
     values = {key: value for key, value in deciding(result["settings"]).items() if not key.endswith("_target_")}
     return {**result["choices"], **values}
 
 
 def _varying(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys by which settings differ; a group whose choice tells all of its keys apart stands for them."""
+    """The keys by which settings differ; a group replaces its keys if its choice determines them."""
     keys = list(dict.fromkeys(key for setting in settings for key in setting if key != "seed"))
     several = [key for key in keys if len({json.dumps(setting.get(key)) for setting in settings}) > 1]
     own = [key for key in several if "." not in key]
 
     def follows(key: str) -> bool:
-        """Whether it only follows from another: `optimizer.lr` from `lr`, `method.engine` from `method`."""
+        """Whether another key determines it: `lr` determines `optimizer.lr`, `method` determines `method.engine`."""
         values = [json.dumps(setting.get(key)) for setting in settings]
         group = [str(setting.get(key.split(".", maxsplit=1)[0])) for setting in settings]
         of_its_choice = len(set(zip(group, values, strict=True))) == len(set(group))
@@ -257,7 +257,7 @@ def _varying(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _section(results: Sequence[Result]) -> str:
-    """On what, and how long."""
+    """Data set and epochs."""
     data, epochs = results[0]["data"], results[0]["settings"]["max_epochs"]
     return f"{data['name']} ({data['train']} training images), {epochs} epoch{'s' if epochs != 1 else ''}"
 

@@ -1,27 +1,26 @@
-"""From estimates to verdicts: five rules, one correction, and what scale, data and missing runs allow to be said.
+"""Turn estimates into verdicts: five rules, one correction, and what scale, data and missing runs allow to say.
 
 direction  An effect of a claimed sign, in each row of a table (a learning rate, a data set). A row speaks for the claim
-           if its interval excludes "no difference" on the claimed side and is not wholly within the tolerance; against
-           it if it excludes it on the other side, or lies wholly within the tolerance: no effect worth the name.
-           `negated`, the claim is that an effect of this sign is not there: for it, if the interval leaves no room for
-           one beyond the tolerance. Sign 0, there is none either way: for it, if the interval lies within the
-           tolerance; against it, if it lies outside.
-value      Published numbers: ours agrees where its interval lies within the tolerance about the number, disagrees where
-           it lies wholly outside. Only a row that was run under the paper's whole protocol is judged.
-identity   The same for what mathematics says must hold; scale does not matter but for smoke.
-share      How often something happens: Wilson's interval against the share asked. Where all of it is asked for, one
+           if its interval excludes "no difference" on the claimed side and is not wholly within the tolerance. It
+           speaks against it if the interval excludes "no difference" on the other side, or lies wholly within the
+           tolerance. `negated`: the claim is that there is no effect of this sign. A row speaks for it if the interval
+           leaves no room for an effect beyond the tolerance. Sign 0: there is no effect either way. A row speaks for it
+           if the interval is within the tolerance, and against it if the interval is outside.
+value      Published numbers: ours agrees if its interval is within the tolerance of the number, and disagrees if it is
+           wholly outside. Only rows that were run under the paper's whole protocol are judged.
+identity   The same for a mathematical identity, at any scale but smoke.
+share      How often something happens: Wilson's interval against the share asked for. If that is 100 %, one
            counterexample decides.
-curve      Runs follow a published curve: the mean ratio over epochs is within the tolerance. They are off where it is
-           wholly outside, and the published curve is not like one more seed of ours either (prediction interval): it is
-           of one seed.
+curve      Runs follow a published curve: the mean ratio over epochs is within the tolerance. They deviate from it if it
+           is wholly outside and the published curve is not like one more seed of ours either (prediction interval),
+           since it is one seed.
 
-What a claim's rows say together is decided by its `over`: all (the default), most or any.
+A claim's `over` says how its rows combine: all (the default), most or any. `backforward_suite.report.ground` explains
+the correction for several rows.
 
-Correction for several rows: `backforward_suite.report.ground`.
-
-A verdict says no more than its runs allow: below paper scale it speaks of direction only, smoke is `inconclusive` at
-most, a row whose runs saw fewer images than the claim asks for is open, runs on other data than the claim's are
-`stand-in data`, and no runs are `not run`.
+A verdict says no more than its runs allow. Below paper scale it is about direction only; at smoke scale it is always
+`inconclusive`. A row whose runs saw fewer images than the claim asks for is open. Runs on data that the claim is not
+about give `stand-in data`, and no runs give `not run`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import scipy.stats
@@ -42,105 +40,60 @@ from backforward_suite.report.statistics import LEVEL, Effect
 
 _KINDS: dict[State, Kind] = {"for": "reproduced", "against": "contradicted", "open": "inconclusive"}
 NOTHING = "nothing to compare"
-Said = tuple[State, str]  # what a row says, and why
-Ask = Callable[[float], Said]  # what it says, given a tolerance
+Said = tuple[State, str]  # the state of a row, and the reason
+Ask = Callable[[float], Said]  # the same, given a tolerance
 
 
-# --- the rules -------------------------------------------------------------------------------------------------------
+# --- judging ---------------------------------------------------------------------------------------------------------
 
 
 def judge(claim: Claim, effects: Sequence[Effect], ground: Ground) -> Verdict:
-    """Judge a claim of any rule but `share` and `curve` by the rows of a table."""
-    return {"direction": direction, "value": value, "identity": identity}[claim.rule](claim, effects, ground)
-
-
-def direction(claim: Claim, effects: Sequence[Effect], ground: Ground) -> Verdict:
-    """Judge a claim about the sign of an effect.
+    """Judge each row by the claim's rule, then all rows together, then find the tolerances for which that holds.
 
     Args:
-        claim: Its `sign` is that of ours - theirs, or of log(ours / theirs).
-        effects: All rows of the table, whichever the claim speaks of.
-        ground: What they stand on.
+        claim: Its `sign` is that of ours - theirs, or of log(ours / theirs); its `published` has a number for each
+            label of `effects` (value, identity).
+        effects: All rows of the table, including those that the claim is not about.
+        ground: The runs behind them.
     """
-    return _judged(claim, effects, ground, partial(_direction, claim))
+    rule = _RULES[claim.rule]
+    closed = {effect.label: why for effect in effects if (why := _why_open(claim, effect, ground))}
+    judged = [effect for effect in effects if asked(claim, effect.label) and effect.label not in closed]
+    family = Family(len(judged), str(claim.arguments.get("over", "all")))
+    asks: dict[str, Ask] = {}
+    turns: list[float] = []
+    for effect in (effect for effect in effects if effect.label not in closed):
+        asks[effect.label], at = rule(claim, effect, family if effect in judged else Family(1))
+        turns += at if effect in judged else []
 
+    def row(effect: Effect, tolerance: float) -> Row:
+        ask = asks.get(effect.label)
+        state, why = ask(tolerance) if ask else ("open", closed[effect.label])
+        found = replace(effect.estimate(), unit="" if effect.ratio else effect.unit or claim.unit)
+        corrected = effect.estimate(family.equality, with_reach=True) if effect in judged and family.rows > 1 else None
+        return Row(effect.label, state, found, _remarked(why, effect), asked(claim, effect.label), corrected)
 
-def value(claim: Claim, measured: Sequence[Effect], ground: Ground) -> Verdict:
-    """Compare numbers with published ones, row by row; only those of the paper's whole protocol are judged.
+    def together(tolerance: float) -> State:
+        states = [row(effect, tolerance).state for effect in effects if asked(claim, effect.label)]
+        return family.together(states, complete=not absent_rows(claim, effects))
 
-    Args:
-        claim: Its `published` has a number for each label of `measured`.
-        measured: One a number: its values over seeds.
-        ground: What they stand on.
-    """
-    return _judged(claim, measured, ground, partial(_near, claim), any_scale=True)
-
-
-def identity(claim: Claim, measured: Sequence[Effect], ground: Ground) -> Verdict:
-    """Compare what was measured with what mathematics says.
-
-    Args:
-        claim: Its `published` has a number for each label of `measured`.
-        measured: One a number: its values over draws or seeds.
-        ground: What they stand on.
-    """
-    return _judged(claim, measured, ground, partial(_near, claim), any_scale=True)
-
-
-def curve(claim: Claim, ratios: Sequence[Effect], ground: Ground, epochs: str) -> Verdict:
-    """Judge whether runs follow a published curve.
-
-    Args:
-        claim: Its tolerance is that of the ratio.
-        ratios: By row (a learning rate), for each seed the mean over epochs of log(ours / published).
-        ground: What they stand on.
-        epochs: Over which epochs, in words.
-    """
-    return _judged(claim, ratios, ground, _follows, epochs, any_scale=True)
-
-
-def share(
-    claim: Claim, counts: Mapping[str, tuple[int, int]], ground: Ground, *, what: str = "", sampled: bool = True
-) -> Verdict:
-    """Judge how often something happens.
-
-    Args:
-        claim: Its `at_least` is the share asked for.
-        counts: By row, how often it happened, of how many.
-        ground: What they stand on.
-        what: What happens, in words.
-        sampled: Whether the cases are a sample; of hand-picked ones a share has no interval.
-    """
-    asked = float(claim.arguments["at_least"])
-    family = Family(sum(n > 0 and _asked(claim, label) for label, (_, n) in counts.items()), _over(claim))
-    rows = []
-    for label, (hits, n) in counts.items():
-        narrow = statistics.share(hits, n)
-        told = narrow if sampled or not n else replace(narrow, low=narrow.value, high=narrow.value)
-        low, high = statistics.share(hits, n, family.level("for")), statistics.share(hits, n, family.level("against"))
-        state: State = "open"
-        if low.low is not None and high.high is not None:
-            # Asked for all, no sample can prove it: then one counterexample decides, and none must be seen.
-            proved = hits == n if asked == 1 else low.low > asked
-            refuted = hits < n if asked == 1 else high.high < asked
-            state = "for" if proved else "against" if refuted else "open"
-        words = {"for": "over", "against": "under", "open": "not told apart from"}[state]
-        seen = f"{hits} of {n}, " if not sampled else ""
-        why = f"{seen}{words} the share asked for, {asked:.0%}" if n else NOTHING
-        rows.append(Row(label, state, told, why, _asked(claim, label)))
-    return _together(claim, rows, ground, family, what, family.told() if sampled and asked < 1 else "", any_scale=True)
+    tolerance = claim.tolerance or 0.0
+    rows = [row(effect, tolerance) for effect in effects]
+    by_level = any(len(effect.values) > 1 for effect in judged) and claim.arguments.get("at_least") != 1
+    verdict = _together(claim, rows, ground, family, _head(claim, effects), family.told() if by_level else "")
+    if not judged or verdict.kind == "not run" or claim.tolerance is None:
+        return verdict
+    low, high = _holds(together, tolerance, turns)
+    if verdict.kind == "inconclusive" and (low, high) == (0.0, math.inf):
+        return verdict
+    return replace(verdict, holds=_range(claim, low, high, any(effect.ratio for effect in effects)))
 
 
 def not_run(claim: Claim, scale: str, missing: Sequence[str] = ()) -> Verdict:
-    """Say that nothing was measured, and what to do."""
+    """A verdict without any runs, with what to do."""
     lacking = f"missing: {some(missing)}; " if missing else ""
     why = f"{lacking}run `make reproduce ONLY={claim.experiment} SCALE={scale}`"
     return Verdict(claim, "not run", "nothing", why)
-
-
-def too_short(claim: Claim, ground: Ground, ours: str, seen: int) -> Verdict:
-    """Say that runs ended before the paper's first data point."""
-    return _grounded(claim, "open", ours, _seen_too_little(claim, seen), (), ground, any_scale=True)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -148,7 +101,7 @@ def too_short(claim: Claim, ground: Ground, ours: str, seen: int) -> Verdict:
 
 @dataclass(frozen=True)
 class _Read:
-    """A row's intervals: as shown, and as read where it would count for the claim, against it, or as equal."""
+    """A row's intervals: as shown, and in the tests for the claim, against it, and of equality."""
 
     shown: Estimate
     support: Estimate
@@ -165,12 +118,9 @@ class _Read:
         )
 
     def ends(self) -> list[float]:
-        """All ends of intervals, at which a verdict may turn."""
+        """The ends of all intervals, where a verdict may turn."""
         return [end for each in (self.support, self.counter, self.equal) for end in (each.low, each.high)
                 if end is not None]  # fmt: skip
-
-
-Rule = Callable[[Effect, Family], tuple[Ask, list[float]]]  # what a row says, and at which tolerances it may turn
 
 
 def _direction(claim: Claim, effect: Effect, family: Family) -> tuple[Ask, list[float]]:
@@ -185,20 +135,24 @@ def _direction(claim: Claim, effect: Effect, family: Family) -> tuple[Ask, list[
 
 
 def _claimed(read: _Read, equal: float, band: tuple[float, float], sign: int) -> Said:
-    if _within(read.equal, *band):  # paired runs may tell even an effect from none that is too small to speak of
+    if _within(read.equal, *band):  # with paired runs even a negligible effect can be significant
         told = "an effect too small to count" if _beyond(read.shown, equal, sign) else "no effect"
         return "against", f"{told}: {_spanned(band)}"
     if _beyond(read.support, equal, sign):
         return "for", "as claimed"
     reverse = _beyond(read.counter, equal, -sign)
-    return ("against", "the other way") if reverse else ("open", "not told apart from no difference")
+    return ("against", "the opposite direction") if reverse else ("open", "consistent with no difference")
 
 
 def _denied(read: _Read, equal: float, band: tuple[float, float], sign: int) -> Said:
     if _beyond(read.equal, band[sign > 0], -sign):
-        return "for", "the effect that is denied is not there, or within the tolerance"
+        return "for", "the effect is absent or within the tolerance, as claimed"
     there = _beyond(read.counter, equal, sign)
-    return ("against", "the effect that is denied") if there else ("open", "the effect may or may not be there")
+    return (
+        ("against", "the effect is there, contrary to the claim")
+        if there
+        else ("open", "the effect may or may not be there")
+    )
 
 
 def _no_difference(read: _Read, _: float, band: tuple[float, float], __: int) -> Said:
@@ -210,7 +164,7 @@ def _no_difference(read: _Read, _: float, band: tuple[float, float], __: int) ->
 
 
 def _beyond(found: Estimate, bound: float, side: int) -> bool:
-    """Whether an interval lies wholly beyond a bound, on a side."""
+    """Whether an interval is wholly beyond a bound, on one side."""
     end = found.low if side > 0 else found.high
     return end is not None and (end - bound) * side > 0
 
@@ -236,7 +190,7 @@ def _near(claim: Claim, effect: Effect, family: Family) -> tuple[Ask, list[float
     return says, [max(least - end, end - most, 0.0) / unit for end in ends if unit]
 
 
-def _follows(effect: Effect, family: Family) -> tuple[Ask, list[float]]:
+def _follows(_: Claim, effect: Effect, family: Family) -> tuple[Ask, list[float]]:
     found = effect.estimate(family.equality)
 
     def says(tolerance: float) -> Said:
@@ -244,11 +198,33 @@ def _follows(effect: Effect, family: Family) -> tuple[Ask, list[float]]:
         if _within(found, low, high):
             return "for", "follows it"
         if _outside(found, low, high) and not _like_another_seed(effect):
-            return "against", "is off"
+            return "against", "deviates from it"
         spread = float(np.std(effect.values, ddof=1)) if len(effect.values) > 1 else 0.0
-        return "open", f"may or may not follow it, our own seeds differ by a factor of {math.exp(spread):.2f}"
+        return "open", f"may or may not follow it; our own seeds differ by a factor of {math.exp(spread):.2f}"
 
     return says, [math.expm1(abs(math.log(end))) for end in (found.low, found.high) if end]
+
+
+def _often(claim: Claim, effect: Effect, family: Family) -> tuple[Ask, list[float]]:
+    share, hits, n = float(claim.arguments["at_least"]), round(sum(effect.values)), len(effect.values)
+    if share == 1:  # no sample can prove it, and one counterexample refutes it
+        state: State = "for" if hits == n else "against"
+    else:
+        support, counter = effect.estimate(family.level("for")), effect.estimate(family.level("against"))
+        state = "for" if _beyond(support, share, 1) else "against" if _beyond(counter, share, -1) else "open"
+    words = {"for": "over", "against": "under", "open": "consistent with"}[state]
+    seen = f"{hits} of {n}, " if effect.exact else ""
+    return lambda _: (state, f"{seen}{words} the share asked for, {share:.0%}"), []
+
+
+Rule = Callable[[Claim, Effect, Family], tuple[Ask, list[float]]]  # what a row says; the tolerances where it may turn
+_RULES: Mapping[str, Rule] = {
+    "direction": _direction,
+    "value": _near,
+    "identity": _near,
+    "share": _often,
+    "curve": _follows,
+}
 
 
 def _like_another_seed(effect: Effect) -> bool:
@@ -276,145 +252,103 @@ def _outside(found: Estimate, low: float, high: float) -> bool:
 # --- together --------------------------------------------------------------------------------------------------------
 
 
-def _asked(claim: Claim, label: str) -> bool:
+def asked(claim: Claim, label: str) -> bool:
     """Whether a claim is about a row."""
     wanted = claim.arguments.get("rows")
     return wanted is None or label in wanted
 
 
-def _over(claim: Claim) -> str:
-    return str(claim.arguments.get("over", "all"))
-
-
-def _judged(
-    claim: Claim, effects: Sequence[Effect], ground: Ground, rule: Rule, note: str = "", any_scale: bool = False
-) -> Verdict:
-    """Judge each row, and all of them together; then look for which tolerances that is so."""
-    assert claim.tolerance is not None, f"{claim.id} was read with one"
-    closed = {effect.label: why for effect in effects if (why := _why_open(claim, effect, ground))}
-    judged = [effect for effect in effects if _asked(claim, effect.label) and effect.label not in closed]
-    family = Family(len(judged), _over(claim))
-    asks: dict[str, Ask] = {}
-    turns: list[float] = []
-    for effect in (effect for effect in effects if effect.label not in closed):
-        asks[effect.label], at = rule(effect, family if effect in judged else Family(1))
-        turns += at if effect in judged else []
-
-    def row(effect: Effect, tolerance: float) -> Row:
-        ask = asks.get(effect.label)
-        state, why = ask(tolerance) if ask else ("open", closed[effect.label])
-        found = replace(effect.estimate(), unit="" if effect.ratio else effect.unit or claim.unit)
-        corrected = effect.estimate(family.equality, with_reach=True) if effect in judged and family.rows > 1 else None
-        return Row(effect.label, state, found, _remarked(why, effect), _asked(claim, effect.label), corrected)
-
-    def together(tolerance: float) -> State:
-        states = [row(effect, tolerance).state for effect in effects if _asked(claim, effect.label)]
-        return family.together(states, complete=not _absent(claim, effects))
-
-    rows = [row(effect, claim.tolerance) for effect in effects]
-    sampled = any(len(effect.values) > 1 for effect in judged)
-    notes = "; ".join(filter(None, [note, family.told() if sampled else ""]))
-    verdict = _together(claim, rows, ground, family, _head(claim, effects), notes, any_scale)
-    if not judged or verdict.kind == "not run":
-        return verdict
-    low, high = _holds(together, claim.tolerance, turns)
-    if verdict.kind == "inconclusive" and (low, high) == (0.0, math.inf):
-        return verdict
-    return replace(verdict, holds=_range(claim, low, high, any(effect.ratio for effect in effects)))
-
-
 def _why_open(claim: Claim, effect: Effect, ground: Ground) -> str:
-    """Why a row cannot be judged whatever its number is; empty where it can."""
+    """Why a row cannot be judged, whatever its number; empty if it can."""
     if not effect.values:
         return effect.note or NOTHING
-    if len(effect.values) == 1 and not effect.exact:
+    if len(effect.values) == 1 and not (effect.exact or effect.share):
         return "one pair of runs: no interval" if claim.rule == "direction" else "one run: no interval"
-    if effect.images is not None and effect.images < claim.least_images:
-        return _seen_too_little(claim, effect.images)
-    wants_protocol = claim.rule == "value" or claim.arguments.get("protocol")
-    if wants_protocol and ground.scale != "paper" and not effect.protocol:
-        return "not run under the paper's whole protocol, which a published number is compared at"
+    if lacks_images(claim, effect):
+        first = f"the paper's first data point ({claim.least_images:,})"
+        return f"its runs saw {effect.images:,} images, fewer than at {first}"
+    if lacks_protocol(claim, effect, ground):
+        return "not run under the paper's whole protocol, which the comparison with a published number needs"
     return ""
 
 
-def _seen_too_little(claim: Claim, seen: int) -> str:
-    return f"its runs saw {seen:,} images, fewer than at the paper's first data point ({claim.least_images:,})"
+def lacks_images(claim: Claim, effect: Effect) -> bool:
+    """Whether the runs of a row ended before the paper's first data point."""
+    return effect.images is not None and effect.images < claim.least_images
 
 
-def _absent(claim: Claim, rows: Sequence[Effect] | Sequence[Row]) -> list[str]:
+def lacks_protocol(claim: Claim, effect: Effect, ground: Ground) -> bool:
+    """Whether a row would have to be run under the paper's whole protocol, and was not."""
+    wanted = claim.rule == "value" or claim.arguments.get("protocol")
+    return bool(wanted) and ground.scale != "paper" and not effect.protocol
+
+
+def absent_rows(claim: Claim, rows: Sequence[Effect] | Sequence[Row]) -> list[str]:
+    """The rows that a claim is about and that are not there."""
     labels = [row.label for row in rows]
     return [label for label in claim.arguments.get("rows") or [] if label not in labels]
 
 
 def _remarked(why: str, effect: Effect) -> str:
-    """With what a reader must know of a row that has values: its note, and what gave none."""
+    """A reason with the row's note and the number of pairs without a value."""
     note = effect.note if effect.values else ""
     return "; ".join(filter(None, [why, note, statistics.told_lost(effect)]))
 
 
-def _together(
-    claim: Claim, rows: Sequence[Row], ground: Ground, family: Family, head: str, notes: str, any_scale: bool = False
-) -> Verdict:
-    """What all rows say together, as far as the ground allows."""
-    asked, absent = [row for row in rows if row.judged], _absent(claim, rows)
+def _together(claim: Claim, rows: Sequence[Row], ground: Ground, family: Family, head: str, level: str) -> Verdict:
+    """The verdict of all rows together, as far as scale, data and missing runs allow."""
+    judged, absent = [row for row in rows if row.judged], absent_rows(claim, rows)
     ground = replace(ground, missing=(*ground.missing, *absent))
-    # A row without a number may still have a reason why there is none; that is an open row, not a missing run.
-    if not ground.runs or not any(row.estimate.value is not None or row.why != NOTHING for row in asked):
+    # A row without a number but with a reason is open; without a reason its runs are missing.
+    if not ground.runs or not any(row.estimate.value is not None or row.why != NOTHING for row in judged):
         return or_stand_in(not_run(claim, ground.scale, ground.missing), ground)
-    state = family.together([row.state for row in asked], complete=not absent)
-    reasons = [_reasons(asked), notes]
+    state = family.together([row.state for row in judged], complete=not absent)
+    reasons = [_reasons(judged), level]
     if ground.awaited:
         state = "open"
-        reasons.insert(0, f"open until all is run that was planned; not done: {some(ground.awaited)}")
+        reasons.insert(0, f"open until all planned runs are done; not done: {some(ground.awaited)}")
     if ground.diverged:
         reasons.append(f"{ground.diverged} of {len(ground.runs)} runs diverged and count as the worst")
     if ground.missing:
         reasons.append(f"missing: {some(ground.missing)}")
-    ours = ": ".join(filter(None, [head, _listed(asked)]))
-    return _grounded(claim, state, ours, "; ".join(filter(None, reasons)), tuple(rows), ground, any_scale)
-
-
-def _grounded(
-    claim: Claim, state: State, ours: str, why: str, rows: tuple[Row, ...], ground: Ground, any_scale: bool
-) -> Verdict:
-    """The verdict that this ground allows."""
-    kind = _KINDS[state]
+    ours = ": ".join(filter(None, [head, _listed(judged)]))
+    why, kind = "; ".join(filter(None, reasons)), _KINDS[state]
     if ground.scale == "smoke":
         would = "" if kind == "inconclusive" else f" (it points to {kind})"
-        kind, why = "inconclusive", f"smoke scale shows that it runs, no more{would}; {why}"
-    elif ground.scale != "paper" and not any_scale and kind != "inconclusive":
-        why = f"{why}; of the direction only, at {ground.scale} scale"
+        kind, why = "inconclusive", f"smoke scale only shows that it runs{would}; {why}"
+    elif ground.scale != "paper" and claim.rule == "direction" and kind != "inconclusive":
+        why = f"{why}; about the direction only, at {ground.scale} scale"
     other = ground.stands_in(claim)
     if other:
-        why = f"on {other} in place of {' and '.join(claim.data)} it would be {kind}: {why}"
+        why = f"on {other} instead of {' and '.join(claim.data)} it would be {kind}: {why}"
         kind = "stand-in data"
-    return Verdict(claim, kind, ours, why, rows)
+    return Verdict(claim, kind, ours, why, tuple(rows))
 
 
 def or_stand_in(verdict: Verdict, ground: Ground) -> Verdict:
-    """A verdict for want of runs, marked where what there is stands in for other data."""
+    """Mark a verdict without runs as stand-in data if there are runs on other data."""
     other = ground.stands_in(verdict.claim)
     if not other:
         return verdict
-    return replace(verdict, kind="stand-in data", why=f"on {other}, and nothing to judge: {verdict.why}")
+    return replace(verdict, kind="stand-in data", why=f"on {other}, with nothing to judge: {verdict.why}")
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
 def _head(claim: Claim, effects: Sequence[Effect]) -> str:
-    """What the numbers are, and which side of no difference favours the claim."""
+    """The name of the numbers, and which side of no difference favours the claim."""
     what = next((effect.what for effect in effects if effect.what), "")
     if claim.rule != "direction" or not what:
         return what
     sign = int(claim.arguments["sign"]) * (-1 if claim.arguments.get("negated") else 1)
     equal = effects[0].equality
-    asked = "a yes" if claim.kind == "question" else "the claim"
-    return f"{what} ({'over' if sign > 0 else 'under' if sign < 0 else 'near'} {equal:g} favours {asked})"
+    side = "a yes" if claim.kind == "question" else "the claim"
+    return f"{what} ({'over' if sign > 0 else 'under' if sign < 0 else 'near'} {equal:g} favours {side})"
 
 
 def _holds(together: Callable[[float], State], tolerance: float, turns: Iterable[float]) -> tuple[float, float]:
-    """The widest range of tolerances about the claim's own over which its rows say the same together."""
+    """The widest range of tolerances around the claim's own over which the verdict is the same."""
     here, low, high = together(tolerance), 0.0, math.inf
     tick = 1e-9
     for turn in sorted({turn for turn in turns if turn >= tolerance}):
@@ -447,7 +381,7 @@ def _listed(rows: Sequence[Row]) -> str:
 
 
 def _reasons(rows: Sequence[Row]) -> str:
-    """Why, each reason once, with the rows it holds for."""
+    """Each reason once, with its rows."""
     labels: dict[str, list[str]] = {}
     for row in rows:
         labels.setdefault(row.why, []).append(row.label)
@@ -457,7 +391,7 @@ def _reasons(rows: Sequence[Row]) -> str:
 
 
 def some(names: Sequence[str], most: int = 6) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of the others."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 

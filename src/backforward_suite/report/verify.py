@@ -1,4 +1,4 @@
-"""Whether what finished runs left is still what they left: checksums, settings, tables, checkpoints, data, source."""
+"""Whether the files of finished runs are unchanged: checksums, settings, tables, checkpoints, data, source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backforward_suite.config import fingerprint
 from backforward_suite.errors import BadInput
 from backforward_suite.runs.files import DONE, Result, changed_tables, has_checksum, read_result, result_folders
 
-# What is looked at by the caller, which may load torch: a folder and its result -> what is wrong, empty if nothing.
+# A check of the caller's, which may load torch: a folder and its result -> what is wrong, or an empty string.
 Look = Callable[[Path, Result], str]
 
 OK, UNKNOWN = "ok", "-"
@@ -26,8 +26,8 @@ class Verified:
     """One run.
 
     Attributes:
-        folder: Where it lies.
-        checks: By check: `ok`, `-` where there is nothing to check by (as of an older version), else what is wrong.
+        folder: Its folder.
+        checks: For each check `ok`, `-` if there is nothing to compare with (runs of older versions), or what is wrong.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ def verified(root: Path, looks: Mapping[str, Look]) -> list[Verified]:
 
     Args:
         root: A sweep's folder, `outputs/<name>`, or any above it.
-        looks: Further checks, by name; one that raises `BadInput` has failed.
+        looks: Further checks, by name; a check that raises `BadInput` has failed.
 
     Raises:
         BadInput: There is no finished run.
@@ -82,7 +82,7 @@ def _looked(look: Look, folder: Path, result: Result) -> str:
 
 
 def table_of(found: list[Verified], root: Path) -> RenderableType:
-    """A line a run, and below it what is wrong with each that is not as it was."""
+    """A line a run, and below the table what is wrong with changed runs."""
     names = list(dict.fromkeys(name for one in found for name in one.checks))
     table = Table()
     table.add_column("run", overflow="fold")
@@ -100,4 +100,4 @@ def table_of(found: list[Verified], root: Path) -> RenderableType:
     ]
     wrong = sum(one.wrong for one in found)
     runs = "run" if len(found) == 1 else "runs"
-    return Group(table, *faults, f"{len(found)} finished {runs}: {wrong} not as they were left")
+    return Group(table, *faults, f"{len(found)} finished {runs}: {wrong} changed")

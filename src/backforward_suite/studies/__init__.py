@@ -1,10 +1,10 @@
-"""Studies: what a run does instead of training one network, such as a thousand single steps or a proposition.
+"""Studies: what a run does instead of training one network, such as a thousand single steps.
 
-A study is a callable from `Setting` to `Findings`, made from its config in `conf/study/`. It knows torch and the
-library, not the training loop; it takes minutes, so it keeps no checkpoint.
+A study is a callable from `Setting` to `Findings`, made from its config in `conf/study/`. It uses torch and the library
+but not the training loop. It takes minutes and keeps no checkpoint.
 
-What depends on the clock has a name that begins with `time/`, in `final` and among the columns: all the rest is a pure
-function of the settings and can be compared bit for bit.
+Numbers that depend on the clock have names that begin with `time/`, in `final` and in the columns. Everything else is a
+pure function of the settings and can be compared bit for bit.
 """
 
 from __future__ import annotations

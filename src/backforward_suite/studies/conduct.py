@@ -1,4 +1,4 @@
-"""A study, from its setting to its result: what `fitting` is for a training."""
+"""Run a study and assemble its result, as `train` does for a training."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from backforward_suite.runs.files import Result, write_rows
 from backforward_suite.runs.identity import own_sources
 from backforward_suite.studies.study import Item, Setting, Study, Track
 
-QUIET_SECONDS = 2.0  # a study that takes no longer shows no bar
+QUIET_SECONDS = 2.0  # shorter studies show no progress bar
 
 
 def study(request: Request, folder: Path | None) -> Result:
-    """Build what was asked for, try it on a few images, and make the study.
+    """Build what the request asks for, try it on a few images, and run the study.
 
     Args:
-        request: What was asked for.
-        folder: As of `conduct`.
+        request: The request.
+        folder: As in `conduct`.
 
     Raises:
-        BadInput: Something asked for cannot be had.
+        BadInput: The request asks for something impossible.
     """
     settings = request.settings
     with cli.refusing():
@@ -61,22 +61,22 @@ def conduct(
     setting: Setting,
     folder: Path | None,
 ) -> Result:
-    """Let a study find out what it is for; write its rows, and say what came of it.
+    """Run a study, write its rows and assemble its result.
 
     Args:
-        request: What was asked for.
+        request: The request.
         study: The study.
-        setting: What it works with.
-        folder: Where `study.csv` goes; None writes nothing.
+        setting: Its input.
+        folder: The folder for `study.csv`; None writes nothing.
 
     Returns:
-        The content of `result.json`, as of a training.
+        The content of `result.json`, as for a training.
 
     Raises:
         BadInput: The settings make no sense for this study.
     """
     set_matmul_precision(request.settings.trainer.matmul_precision)
-    torch.manual_seed(setting.seed)  # of dropout
+    torch.manual_seed(setting.seed)  # for dropout
     own = own_sources(request.values)
     started = time.perf_counter()
     final, rows = study(setting)
@@ -94,7 +94,7 @@ def conduct(
 
 
 def _place(settings: Settings) -> dict[str, Any]:
-    """Device and precision of a study, as Lightning would choose them for one device."""
+    """Device and precision, as Lightning would choose them for one device."""
     on_gpu = settings.trainer.accelerator != "cpu" and torch.cuda.is_available()
     return {
         "device": torch.device("cuda", 0) if on_gpu else torch.device("cpu"),
@@ -103,7 +103,7 @@ def _place(settings: Settings) -> dict[str, Any]:
 
 
 def _tracker(settings: Settings) -> Track:
-    """Draws a bar for a loop that takes a while, where trainings draw theirs."""
+    """A progress bar for long loops, where trainings show theirs."""
     shown = shows_progress(settings)
 
     def track(items: Iterable[Item], *, total: int, what: str) -> Iterable[Item]:

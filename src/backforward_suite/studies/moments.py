@@ -1,6 +1,6 @@
 """What Normalization Propagation rests on, measured on untrained layers.
 
-Closed forms and bounds are the library's own (`normprop`, `shift`): here they meet random draws.
+Closed forms and bounds come from the library; this study compares them with random draws.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from backforward.probes import RunningMoments, gaussianity, incoherence, layer_j
 from backforward_suite.errors import BadInput
 from backforward_suite.studies.study import Findings, Row, Setting
 
-BATCHES = 100  # into which a Monte Carlo sample is cut to learn its standard error
-WEIGHTS = ("random", "orthogonal")  # rows of a layer whose Jacobian is looked at
-FILTERS = (1, 5)  # sizes of filters before a pooling: those of the paper's network
+BATCHES = 100  # parts of a Monte Carlo sample, for its standard error
+WEIGHTS = ("random", "orthogonal")  # rows of a layer whose Jacobian is measured
+FILTERS = (1, 5)  # filter sizes before a pooling, as in the paper's network
 POOLINGS: dict[str, Callable[[], nn.Module]] = {
     "none": nn.Identity,
     "max": lambda: nn.MaxPool2d(3, 2, padding=1),
@@ -39,13 +39,13 @@ class Moments:
     """Normalization Propagation's statements about untrained layers (Arpit et al., 3.1 to 3.4).
 
     White input is N(0, 1), independent in each feature. Rows of `study.csv` are in long form: ``part``, ``quantity``,
-    ``value``, and columns that say of what.
+    ``value``, and columns that identify it.
 
     ============ ===================================================================================================
-    part         what it holds
+    part         content
     ============ ===================================================================================================
     moments      ``mean``, ``std``, ``jacobian`` (the exact J) of each ``activation`` under N(0, 1), by ``method``:
-                 ``library`` (what layers use: a closed form where there is one), ``quadrature``, ``monte_carlo``, the
+                 ``library`` (what layers use: a closed form if there is one), ``quadrature``, ``monte_carlo``, the
                  last with its standard ``error``
     chain        ``mean``, ``std`` of the output after ``layer`` layers on white input, over all units and inputs
                  together, and ``unit_std``, the mean over units of each one's own std; by ``activation``,
@@ -74,7 +74,7 @@ class Moments:
     ``pooling/INPUT/POOLING/mean|std`` of the first activation after 5 x 5 filters, without J.
 
     Args:
-        activations: Names in `normprop.ACTIVATIONS`. The first alone serves poolings.
+        activations: Names in `normprop.ACTIVATIONS`. Poolings use only the first.
         samples: Draws of N(0, 1) for each activation.
         widths: Inputs and units of a layer in chains and Jacobians.
         depth: Layers of a chain.
@@ -85,7 +85,7 @@ class Moments:
         cosines: Between any two of their rows, where those are equal.
         covariance_inputs: White inputs of a sampled covariance.
         channels: Of the layer whose output is pooled.
-        images: Images that it sees, white ones and of the training set.
+        images: Number of images, of white noise and of the training set.
 
     Raises:
         ValueError: An activation is unknown, or a number is out of range.
@@ -128,7 +128,7 @@ class Moments:
         """Measure all parts.
 
         Raises:
-            BadInput: There are fewer training images than are to be pooled.
+            BadInput: There are fewer training images than `images`.
         """
         if self.images > len(setting.data.train):
             raise BadInput(f"study.images={self.images}: there are {len(setting.data.train)} training images")
@@ -151,20 +151,20 @@ class Moments:
             ),
         ]
         found = setting.track(measurements, total=len(measurements), what="moments")
-        with undisturbed_generator():  # from which layers draw weights, before they get those of the seed
+        with undisturbed_generator():  # layers draw weights before they get those of the seed
             rows = [row for measure in found for row in measure()]
         return Findings(self._headlines(rows), rows)
 
     # --- the parts ---------------------------------------------------------------------------------------------------
 
     def moments(self, setting: Setting, activation: str) -> Iterator[Row]:
-        """Moments of an activation under N(0, 1), found in three ways."""
+        """Moments of an activation under N(0, 1), computed in three ways."""
         act = ACTIVATIONS[activation]().double()
         draws = generator(setting.seed, "moments", activation)
         sampled, errors = _monte_carlo(act, torch.randn(self.samples, generator=draws, dtype=torch.float64))
         methods: dict[str, Sequence[Any]] = {
             "library": gaussian_moments(act),
-            "quadrature": gaussian_moments(act.forward),  # which does not tell what it is: no closed form
+            "quadrature": gaussian_moments(act.forward),  # a bare function has no closed form
             "monte_carlo": sampled,
         }
         for method, values in methods.items():
@@ -221,7 +221,7 @@ class Moments:
     def proposition1(
         self, setting: Setting, rows: int, columns: int, length: float, weights: str, cosine: float | None
     ) -> Iterator[Row]:
-        """What is off the diagonal of W x's covariance on white x, and the bounds."""
+        """The off-diagonal part of W x's covariance on white x, and the bounds."""
         draws = generator(setting.seed, "proposition1", rows, columns)
         if weights == "random":
             W = torch.randn(rows, columns, generator=draws, dtype=torch.float64)
@@ -276,7 +276,7 @@ class Moments:
         for quantity, of_channels in values.items():
             yield _row("gaussianity", quantity, of_channels.nanmedian().item(), **where)
 
-    # --- what is said first ------------------------------------------------------------------------------------------
+    # --- headline numbers --------------------------------------------------------------------------------------------
 
     def _headlines(self, rows: Sequence[Row]) -> dict[str, float]:
         widest, first = max(self.widths), self.activations[0]
@@ -302,7 +302,7 @@ class Moments:
             _column(rows, {"part": "proposition1", "quantity": quantity})
             for quantity in ("distance", "printed_bound", "mended_bound")
         )
-        slack = 1e-9 * (1 + mended)  # equal rows reach the bound, but for rounding
+        slack = 1e-9 * (1 + mended)  # equal rows reach the bound, up to rounding
         final |= {
             "proposition1/cases": len(distance),
             "proposition1/printed_imaginary": int(printed.isnan().sum()),
@@ -317,7 +317,7 @@ class Moments:
 
 
 def _number(value: float | Tensor) -> float:
-    """PReLU's moments are tensors, those of all others numbers."""
+    """PReLU's moments are tensors, all others are numbers."""
     return value.item() if isinstance(value, Tensor) else value
 
 
@@ -336,7 +336,7 @@ def _row(part: str, quantity: str, value: float, **where: float | str | None) ->
 
 
 def _column(rows: Sequence[Row], where: Mapping[str, object], key: str = "value") -> Tensor:
-    """The values of the rows whose other columns are so, float64."""
+    """The values of the rows with these other columns, float64."""
     chosen: list[Any] = [row[key] for row in rows if all(row.get(name) == wanted for name, wanted in where.items())]
     return torch.tensor(chosen, dtype=torch.float64)
 
@@ -366,13 +366,13 @@ def expected_relu_product(layer: NormPropLinear) -> Tensor:
 
 
 def _drawn(setting: Setting, network: nn.Module) -> nn.Module:
-    """With weights of this seed, none of which is to be trained."""
+    """With the weights of this seed, frozen."""
     initialise_(network, "glorot", setting.seed)
     return network.requires_grad_(False).to(setting.device, setting.dtype)
 
 
 def _statistics(x: Tensor) -> dict[str, float]:
-    """Of values ``[N, units, ...]``: over all of them together, and means over units."""
+    """Statistics of values ``[N, units, ...]``: over all of them together, and means over units."""
     running = RunningMoments()
     running.add(x, 1)
     unit = running.result()
@@ -389,7 +389,7 @@ def _statistics(x: Tensor) -> dict[str, float]:
 def _monte_carlo(act: Callable[[Tensor], Tensor], z: Tensor) -> tuple[list[float], list[float]]:
     """Mean, std and exact J of act(z) over a sample, and their standard errors, from those of its parts."""
     z = z.requires_grad_()
-    y = act(z.clone())  # a copy, since some activations work in place
+    y = act(z.clone())  # a copy, as some activations work in place
     (slope,) = torch.autograd.grad(y.sum(), z)
 
     def of(y: Tensor, slope: Tensor) -> Tensor:

@@ -24,13 +24,13 @@ class OneStep:
     """One step of an update rule on a batch of a few images, over many fresh networks.
 
     Backforward Propagation claims that "one step at lr 1 on 4 images learns the batch" (Stoica & Simionescu, AAAI 2023,
-    p. 2). Each draw has initial weights and images of its own; both are the same for every update rule, and the images
-    for every width. The loss after the step is computed on the same images, with the network in training mode.
+    p. 2). Each draw has its own initial weights and images. Both are the same for every update rule, and the images are
+    the same for every width. The loss after the step is computed on the same images, with the network in training mode.
 
     Rows of `study.csv`: ``width``, ``draw`` (from 0), ``loss_before``, ``loss_after``, ``accuracy_after`` (share of the
     images). In ``final``, for each width W: ``loss_before/q50/W``, ``loss_after/q10/W``, ``q25``, ``q50``, ``q75``,
-    ``q90`` (an infinite or undefined loss ranks last) and ``accuracy_after/W`` (the mean). Which loss counts as learned
-    is for the reader of the rows to say.
+    ``q90`` (an infinite or undefined loss ranks last) and ``accuracy_after/W`` (the mean). The reader of the rows
+    decides which loss counts as learned.
 
     Args:
         draws: Number of networks of each width.
@@ -38,7 +38,7 @@ class OneStep:
         widths: Units of a hidden layer; replace the model's own.
 
     Raises:
-        ValueError: A number is less than 1, or there is no width.
+        ValueError: A number is not an integer >= 1, or there is no width.
     """
 
     draws: int = 1000
@@ -75,8 +75,8 @@ class OneStep:
 class _Steps:
     """Steps of networks of one width.
 
-    One network and its rule serve all draws, with new weights and a new state of the optimizer each time: the plan that
-    a rule makes of a network costs more than the step.
+    One network and its rule serve all draws, with new weights and a new optimizer state each time: preparing a rule for
+    a network costs more than the step.
     """
 
     def __init__(self, setting: Setting, width: int, images: int) -> None:
@@ -107,13 +107,13 @@ class _Steps:
 
 
 def chosen_images(setting: Setting, draw: int, images: int) -> Tensor:
-    """Which training images a draw has: the same under every method and width."""
+    """The training images of a draw: the same for every method and width."""
     order = torch.randperm(len(setting.data.train), generator=generator(setting.seed, draw, "images"))
     return order[:images]
 
 
 def draw_seed(seed: int, draw: int) -> int:
-    """Seed of a draw's initial weights: no two seeds share one."""
+    """The seed of a draw's initial weights; no two pairs of seed and draw share one."""
     return (seed << 32) + draw
 
 
@@ -124,7 +124,7 @@ def summary(rows: Sequence[dict[str, Any]], width: int) -> dict[str, float]:
         for key in ("loss_before", "loss_after")
     )
     ranks = torch.tensor(QUANTILES, dtype=torch.float64)
-    quantiles = after.quantile(ranks, interpolation="nearest").tolist()  # a draw's own: infinities have no mean
+    quantiles = after.quantile(ranks, interpolation="nearest").tolist()  # an actual value: infinities have no mean
     return {
         f"loss_before/q50/{width}": before.quantile(0.5, interpolation="nearest").item(),
         **{f"loss_after/q{100 * q:.0f}/{width}": value for q, value in zip(QUANTILES, quantiles, strict=True)},

@@ -1,4 +1,4 @@
-"""What normalisation costs in time."""
+"""The time that normalisation costs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RATIOS = (("prop", "batch"), ("prop", "none"))
 
 @dataclass(frozen=True)
 class Speed:
-    """Time of a training step without norm, with BatchNorm and with NormProp, in turn over many rounds.
+    """Time of a training step without norm, with BatchNorm and with NormProp, interleaved over many rounds.
 
     The paper reports 84 s an epoch against BatchNorm's 96 s, a ratio of .875, on a Titan X (Arpit et al., 5.6). The
     step is the one that training takes on the same batch of training images: data norm, update rule, optimizer and,
@@ -46,14 +46,14 @@ class Speed:
             raise ValueError(f"study.seconds_a_turn={self.seconds_a_turn!r}: must be a number >= 0")
 
     def __call__(self, setting: Setting) -> Findings:
-        """Time them.
+        """Time the steps.
 
         Raises:
             BadInput: There are fewer training images than a batch has.
         """
         steps_per_epoch, rest = divmod(len(setting.data.train), setting.batch_size)
         if not steps_per_epoch:
-            raise BadInput(f"batch_size={setting.batch_size} is more than the {rest} images there are to train on")
+            raise BadInput(f"batch_size={setting.batch_size}: must be <= {rest}, the number of training images")
         arms = {norm: _step(setting, norm) for norm in NORMS}
         times = interleaved(arms, self.rounds, self.seconds_a_turn, setting.device)
         rows: list[Row] = [

@@ -1,4 +1,4 @@
-"""What a study is given, and what it returns."""
+"""The input and output of a study."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Row: TypeAlias = dict[str, float | int | str | None]
 
 
 class MakeNetwork(Protocol):
-    """Builds the network that the settings name, its data norm first, on the host."""
+    """Builds the network of the settings, with its data norm first, on the host."""
 
     def __call__(self, seed: int, **changes: object) -> nn.Module:
-        """With these initial weights; `changes` replace arguments of the model in the settings."""
+        """Build it with the initial weights of a seed; `changes` replace arguments of the model in the settings."""
 
 
 class Track(Protocol):
-    """Shows how far a study is."""
+    """Shows the progress of a study."""
 
     def __call__(self, items: Iterable[Item], *, total: int, what: str) -> Iterable[Item]:
-        """The items, one by one; `total` is their number."""
+        """Yield the items; `total` is their number."""
 
 
 def silently(items: Iterable[Item], *, total: int, what: str) -> Iterable[Item]:  # noqa: ARG001
@@ -37,18 +37,18 @@ def silently(items: Iterable[Item], *, total: int, what: str) -> Iterable[Item]:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a study has to work with.
+    """The input of a study.
 
     Attributes:
-        seed: Of all that is drawn.
+        seed: The seed of all random numbers.
         batch_size: Images in a mini-batch.
         data: The data set, split.
         make_network: Builds a network.
-        make_optimizer: Puts the settings' optimizer to a network.
-        make_rule: Puts the settings' update rule to a network and its optimizer, and the projection if it needs one.
-        device: Where to compute.
-        dtype: In what precision.
-        track: Wraps a loop that may take a while.
+        make_optimizer: Makes the settings' optimizer for a network.
+        make_rule: Makes the settings' update rule for a network and its optimizer, with the projection if it needs one.
+        device: The device.
+        dtype: The precision.
+        track: Wraps long loops.
     """
 
     seed: int
@@ -71,11 +71,11 @@ class Setting:
 
 
 class Findings(NamedTuple):
-    """What a study found.
+    """The output of a study.
 
     Attributes:
         final: Headline numbers by name.
-        rows: One a measurement; their keys are the columns of `study.csv`.
+        rows: One for each measurement; the keys are the columns of `study.csv`.
     """
 
     final: dict[str, float]
@@ -83,10 +83,10 @@ class Findings(NamedTuple):
 
 
 class Study(Protocol):
-    """Something to find out."""
+    """A study."""
 
     def __call__(self, setting: Setting) -> Findings:
-        """Find out.
+        """Run the study.
 
         Raises:
             BadInput: The settings make no sense for it.

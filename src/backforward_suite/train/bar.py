@@ -10,28 +10,26 @@ import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from backforward.rules import StepResult
-from backforward_suite.train.module import Batch, Classification, means
+from backforward_suite.train.module import Batch, Classification, EachBatch, means
 from backforward_suite.train.readings import Readings
 
-SECONDS = 0.5
 
-
-class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, with the epoch's loss and accuracy so far; on a GPU, as they were when it was last redrawn.
+class ProgressBar(EachBatch, TQDMProgressBar):
+    """Lightning's bar, with the epoch's loss and accuracy so far; on a GPU, those at the previous redraw.
 
     Args:
-        seconds: Time between two redraws. Each costs as much as a small network's step, so Lightning's way to count
-            batches is too often for small networks, or too rarely for large ones.
+        seconds: Time between two redraws. Lightning counts batches instead, which redraws too often for a small
+            network, whose step takes no longer than a redraw, and too rarely for a large one.
     """
 
-    def __init__(self, seconds: float = SECONDS) -> None:
+    def __init__(self, seconds: float = 0.5) -> None:
         super().__init__()
         self._seconds = seconds
         self._drawn = -math.inf
         self._sums_seen = Readings()
 
     def _should_update(self, current: int, total: int) -> bool:
-        """Whether a bar is to be redrawn: it is time, or it is full."""
+        """Whether to redraw a bar: it is time, or the bar is full."""
         now = time.monotonic()
         if not self.is_enabled or (now < self._drawn + self._seconds and current != total):
             return False
@@ -39,12 +37,12 @@ class ProgressBar(TQDMProgressBar):
         return True
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """A new epoch, a new bar."""
+        """Start a new bar."""
         super().on_train_epoch_start(trainer, *_)
         self._sums_seen.take()
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float]:  # type: ignore[override]
-        """What stands at the end of the bar."""
+        """Return what the bar shows at its end."""
         assert isinstance(pl_module, Classification)
         if not trainer.training or trainer.world_size > 1:
             return {}
@@ -54,9 +52,6 @@ class ProgressBar(TQDMProgressBar):
         metrics = {} if seen is None else means(seen[1], "train")
         return {key.partition("/")[0]: f"{value:.3f}" for key, value in metrics.items()}
 
-    def before_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, step: int) -> None:
-        """Nothing to do."""
-
     def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: StepResult, step: int) -> bool:
         """Redraw within a turn, which may take long."""
         place = (step - 1) % int(trainer.num_training_batches) + 1
@@ -64,4 +59,4 @@ class ProgressBar(TQDMProgressBar):
         return False
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Nothing to do: `after_batch` has seen each batch of the turn."""
+        """Do nothing: `after_batch` has seen each batch of the turn."""

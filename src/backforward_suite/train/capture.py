@@ -1,10 +1,8 @@
-"""A training step recorded once as a CUDA graph, and replayed: one launch in the place of hundreds.
+"""A training step recorded as a CUDA graph and replayed: one launch instead of hundreds.
 
-A small network on a GPU is bound by launches. The whole step of an update rule, all its passes and optimizer steps, is
-captured after a few ordinary steps, and again whenever something changes that a recording holds fast: the learning
-rate (but for one in a tensor on the GPU), the size of a batch, the rule of the epoch.
-
-Depends on torch, `rules`, `optimizers` and `errors` only.
+Launches limit the speed of a small network on a GPU. The whole step of an update rule, with all passes and optimizer
+steps, is recorded after a few ordinary steps, and again whenever a constant of the recording changes: the learning rate
+(unless it is a tensor on the GPU), the shape of a batch, the rule of the epoch.
 """
 
 from __future__ import annotations
@@ -25,14 +23,14 @@ T = TypeVar("T")
 Replay = Callable[[], None]
 Record = Callable[[Callable[[], StepResult]], tuple[Replay, StepResult]]
 
-WARM_UP = 3  # ordinary steps before a recording: they make what is made once, such as momentum buffers and workspaces
-PATIENCE = 20  # changes of what a recording holds fast, one after the other with no recording between, that are borne
+WARM_UP = 3  # ordinary steps before a recording: they allocate momentum buffers and workspaces
+PATIENCE = 20  # give up after this many changes of a recording's constants without a recording in between
 
 
 def record_cuda(step: Callable[[], StepResult]) -> tuple[Replay, StepResult]:
-    """Record a step without taking it; what it returns lies where every replay leaves its own result.
+    """Record a step without taking it. Every replay writes its results to the tensors returned here.
 
-    On the stream that is current, if it is not the default one.
+    Records on the current stream, unless that is the default one.
 
     Raises:
         RuntimeError: The step cannot be recorded.
@@ -42,7 +40,7 @@ def record_cuda(step: Callable[[], StepResult]) -> tuple[Replay, StepResult]:
         with torch.cuda.graph(graph, stream=stream if stream != torch.cuda.default_stream() else None):
             out = step()
     except RuntimeError:
-        torch.cuda.set_stream(stream)  # torch leaves its own current where the end of a recording fails too
+        torch.cuda.set_stream(stream)  # torch does not restore it if ending the recording fails too
         raise
     return graph.replay, out
 
@@ -51,14 +49,15 @@ class Captured:
     """An update rule whose step is recorded and replayed.
 
     Args:
-        rule: The rule. What it calls in Python (`after_update`, say) runs when a step is recorded, not when it is
-            replayed; what that did on the device is part of the recording.
-        optimizer: The rule's, whose learning rates are part of a recording unless they are tensors on the GPU.
+        rule: The rule. Python code in its step (`after_update`, say) runs only while a step is recorded; a replay
+            repeats its work on the device.
+        optimizer: The rule's optimizer. Its learning rates are constants of a recording unless they are tensors on the
+            GPU.
         record: Records a step.
-        must: Whether a step that cannot be recorded ends the training; else it is said once, and steps are ordinary.
+        must: If a step cannot be recorded, raise an error; else print one line and take ordinary steps.
 
     Attributes:
-        replayed: Steps that were replays.
+        replayed: Number of replayed steps.
     """
 
     def __init__(
@@ -80,18 +79,18 @@ class Captured:
         self._recording: tuple[Replay, StepResult] | None = None
 
     def set_epoch(self, epoch: int, batch: int | None = None) -> None:
-        """Say which epoch begins."""
+        """Tell the rule which epoch starts."""
         self.rule.set_epoch(epoch, batch)
 
     def prepare(self, x: Tensor) -> None:
-        """Plan the passes."""
+        """Prepare the rule."""
         self.rule.prepare(x)
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """Let one mini-batch change the weights. What is returned holds until the next step.
+        """Take one step. The returned tensors are valid until the next step.
 
         Raises:
-            BadInput: The step cannot be recorded, and `must` be.
+            BadInput: The step cannot be recorded, and `must` is set.
         """
         if self._given_up:
             return self.rule.step(x, y)
@@ -100,7 +99,7 @@ class Captured:
             self._key, self._ordinary, self._recording = key, 0, None
             self._changes += 1
             if self._changes > PATIENCE:
-                self._give_up("the learning rate, or the size of a batch, changes again and again before one is made")
+                self._give_up("the learning rate or the shape of a batch changes too often")
                 return self.rule.step(x, y)
         if self._recording is None:
             if self._ordinary < WARM_UP:
@@ -118,15 +117,15 @@ class Captured:
         return out
 
     def _rates(self) -> list[Any]:
-        """Those that are part of a recording; one in a tensor on the GPU is read by each replay."""
+        """Return the learning rates that are constants of a recording; each replay reads those on the GPU."""
         rates = (group["lr"] for group in self._optimizer.param_groups)
         plain = (lr.tolist() if isinstance(lr, Tensor) and not lr.is_cuda else lr for lr in rates)
         return [lr for lr in plain if not isinstance(lr, Tensor)]
 
     def _on_the_side(self, work: Callable[[], T], device: torch.device) -> T:
-        """Ordinary steps and recordings on one stream, not the default one: autograd remembers that of first use.
+        """Run ordinary steps and recordings on one side stream, as autograd remembers the stream of first use.
 
-        One for good: the memory that is kept for a stream stays taken.
+        Always the same one: torch keeps memory per stream.
         """
         if device.type != "cuda":
             return work()
@@ -139,7 +138,7 @@ class Captured:
         return found
 
     def _ordinary_step(self, x: Tensor, y: Tensor) -> StepResult:
-        """The last one before a recording is watched: what it cannot be part of must not begin to be recorded."""
+        """Take a step; watch the last one before a recording for what makes a recording impossible."""
         if self._ordinary < WARM_UP or x.device.type != "cuda":
             return self.rule.step(x, y)
         before, numbers = torch.cuda.get_sync_debug_mode(), numbers_outside_state(self._optimizer)
@@ -157,14 +156,14 @@ class Captured:
         return out
 
     def _captured(self, x: Tensor, y: Tensor) -> bool:
-        """Record a step; give up for good where it cannot be."""
+        """Record a step, or give up for good; return whether it was recorded."""
         batch = self._batch = x.clone(), y.clone()
         try:
             self._recording = self._on_the_side(lambda: self._record(lambda: self.rule.step(*batch)), x.device)
             self._changes = 0
         except RuntimeError as error:
             cause: BaseException = error
-            while cause.__context__ is not None:  # what first went wrong; others are that the recording did not end
+            while cause.__context__ is not None:  # the first error; later ones follow from it
                 cause = cause.__context__
             self._give_up(str(cause).strip().split("\n")[0], cause)
         return not self._given_up
@@ -181,14 +180,14 @@ class Captured:
 
 
 def say_ordinary(reason: str) -> None:
-    """Say in one line why steps are not replayed."""
+    """Print in one line why steps are not replayed."""
     print(f"steps are not replayed from a CUDA graph: {reason}", file=sys.stderr, flush=True)
 
 
 def set_capturable(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, Any]], on: bool) -> None:
-    """Let an optimizer that counts its steps, as Adam does, count them on the GPU, or on the host: torch's own switch.
+    """Set torch's switch `capturable`: whether an optimizer such as Adam counts its steps on the GPU or on the host.
 
-    Nothing happens to groups that have no such switch, or are not on a GPU and are to be switched on.
+    Groups without this switch are left alone; so are groups that are not on a GPU if `on`.
     """
     for group in groups:
         if "capturable" not in group or group["capturable"] is on:
@@ -199,14 +198,14 @@ def set_capturable(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, 
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             for key, value in state.items():
-                if isinstance(value, Tensor) and not value.dim():  # the count, and what depends on it alone
+                if isinstance(value, Tensor) and not value.dim():  # the count, and values that depend only on it
                     state[key] = value.to(parameter.device if on or group.get("fused") else "cpu")
-    optimizer._warned_capturable_if_run_uncaptured = True  # by ordinary steps in between
+    optimizer._warned_capturable_if_run_uncaptured = True  # silences torch about ordinary steps in between
 
 
 def counts_on_host(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
-    """Whether an optimizer's state has numbers on the host, which a recording on the device would hold fast."""
-    if KEY in optimizer.param_groups[0]:  # counters of each group
+    """Return whether an optimizer's state has numbers on the host, which would be constants of a recording."""
+    if KEY in optimizer.param_groups[0]:  # a group's counters
         return True
     entries = [entry.values() if isinstance(entry, dict) else [entry] for entry in optimizer.state.values()]
     return any(
@@ -217,7 +216,7 @@ def counts_on_host(optimizer: torch.optim.Optimizer, device: torch.device) -> bo
 
 
 def numbers_outside_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Numbers on the host among an optimizer's attributes and settings: a recording holds fast what a step changes."""
+    """Return the numbers on the host among an optimizer's attributes and settings: a replay would not change them."""
     places = [vars(optimizer), *optimizer.param_groups]
     return [
         {name: found for name, value in place.items() if (found := _on_host(value)) is not None} for place in places
@@ -225,7 +224,7 @@ def numbers_outside_state(optimizer: torch.optim.Optimizer) -> list[dict[str, An
 
 
 def _on_host(value: Any) -> Any:
-    """A number, or the version of a tensor."""
+    """Return a number, or the version of a tensor on the CPU; else None."""
     if isinstance(value, Tensor) and value.device.type == "cpu":
         return id(value), value._version
     return value if isinstance(value, int | float) else None

@@ -26,9 +26,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore
 
 from backforward_suite import cli
 from backforward_suite.build import Parts
-from backforward_suite.config import Request
+from backforward_suite.config import Request, Settings
 from backforward_suite.data import DataSplits
-from backforward_suite.errors import BadInput, cause_of
 from backforward_suite.hardware import emulates_bf16
 from backforward_suite.precision import set_matmul_precision
 from backforward_suite.processes import made_by_slurm, rank
@@ -46,14 +45,14 @@ from backforward_suite.train.module import Arithmetic, Classification, InMemoryD
 
 
 def train(request: Request, folder: Path | None) -> Result:
-    """Build what was asked for, try it on a few images, and train it.
+    """Build a training, try it on a few images, and run it.
 
     Args:
-        request: What was asked for.
-        folder: As of `fit`.
+        request: The run's settings.
+        folder: As for `fit`.
 
     Raises:
-        BadInput: Something asked for cannot be had.
+        BadInput: The settings cannot be met.
     """
     with cli.refusing():
         module, loaders, arithmetic = assemble(request)
@@ -61,10 +60,10 @@ def train(request: Request, folder: Path | None) -> Result:
 
 
 def assemble(request: Request, data: DataSplits | None = None) -> tuple[Classification, InMemoryData, Arithmetic]:
-    """A training that is ready to start: module, data, and what a batch costs.
+    """Return what a training needs: module, data, and the arithmetic of a batch.
 
     Args:
-        request: What was asked for.
+        request: The run's settings.
         data: The data set, if it is loaded already.
     """
     settings = request.settings
@@ -100,94 +99,47 @@ def fit(
     folder: Path | None,
     arithmetic: Arithmetic | None = None,
 ) -> Result:
-    """Train, evaluate on the test set once, and say what came of it.
+    """Train, evaluate on the test set once, and return the result.
 
     Args:
-        request: What was asked for.
+        request: The run's settings.
         module: Network, optimizer and update rule.
         loaders: The data.
-        folder: Where curves and checkpoints go and where a half-done run goes on; None writes nothing.
-        arithmetic: What a batch costs, as `Classification.rehearse` counts it.
+        folder: The folder of curves and checkpoints, where a half-done run resumes; None writes nothing.
+        arithmetic: The cost of a batch, as counted by `Classification.rehearse`.
 
     Returns:
         The content of `result.json`.
 
     Raises:
-        BadInput: The folder holds a damaged checkpoint, or one of other settings, data or source.
+        BadInput: The folder has a damaged checkpoint, or one of other settings, data or source.
     """
     settings = request.settings
-    quiet_lightning()
-    set_matmul_precision(settings.trainer.matmul_precision)
-    if settings.trainer.precision == "64-true":
-        module.double()  # Lightning converts it after it has restored a checkpoint, whose lower bits would be lost
+    _set_up(settings, module)
     own = own_sources(request.values)
-    devices = settings.trainer.devices
-    # Lightning took it, as it was imported, from what a scheduler may have said of other processes.
-    rank_zero_only.rank = rank(devices)  # type: ignore[attr-defined]
-    if settings.capture != settings.trainer.capture and rank(devices) == 0:
-        say_ordinary("the method draws anew for each batch" if settings.draws_anew else "diagnostics look into them")
-    accelerator = _accelerator(settings.trainer.accelerator)
-    if settings.trainer.precision == "bf16-mixed" and accelerator == "cpu" and emulates_bf16() and rank(devices) == 0:
-        print("this CPU emulates bfloat16: trainer=cpu is faster", file=sys.stderr, flush=True)
     record = RunRecord(folder, settings.trainer.log_every_n_steps)
     diagnostics = Diagnostics(settings.diagnostics.when(), settings.diagnostics.samples, folder)
-    # Before the record, so that the run's time includes their price.
-    callbacks: list[L.Callback] = [diagnostics, record] if diagnostics.when else [record]
     stopping = Stopping(record, settings.stop_loss, settings.patience, settings.min_delta)
-    callbacks.append(stopping)
-    resume: Path | None = None
-    logger: Logger | None = None
+    # Diagnostics before the record, so that the run's time includes them.
+    callbacks: list[L.Callback] = [*([diagnostics] if diagnostics.when else []), record, stopping]
+    last, logger = None, None
     if folder is not None:
-        last = Checkpoints(
-            folder,
-            request,
-            {"data": loaders.data.fingerprint, "own": own},
-            agree_every=settings.trainer.log_every_n_steps,
-        )
-        callbacks.append(last)
-        step = None
-        if settings.go_on_from is not None and not last.path.exists():
-            last.begin_from(Path(settings.go_on_from))
-        if last.path.exists():
-            resume, step = last.path, last.step_to_resume(module)
-            if rank(devices) == 0:
-                print(f"goes on from step {step}, where its last checkpoint was written", flush=True)
+        checkpoints = Checkpoints(folder, request, {"data": loaders.data.fingerprint, "own": own})
+        callbacks.append(checkpoints)
+        step = checkpoints.step_to_resume(module)
+        last = None if step is None else checkpoints.path
         logger = loggers.opened(folder, request, step)
-    bar = shows_progress(settings)
-    if bar:
-        callbacks.append(ProgressBar())
-
-    with tempfile.TemporaryDirectory() as nowhere:
-        trainer = L.Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            # Each rank keeps its own sums and statistics: DistributedDataParallel would overwrite them by the first's.
-            strategy=DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto",
-            precision=settings.trainer.precision,
-            max_epochs=settings.max_epochs,
-            num_sanity_val_steps=-1,  # the whole validation set before training: epoch 0
-            log_every_n_steps=loaders.steps_per_epoch,  # the record flushes the logger after each epoch
-            use_distributed_sampler=False,  # the loader shares out each batch itself
-            logger=logger or False,
-            callbacks=callbacks,
-            plugins=[WholeFileIO(), *_processes(devices)],
-            enable_checkpointing=folder is not None,
-            enable_progress_bar=bar,
-            enable_model_summary=False,
-            profiler=_profiler(settings.trainer.profiler, folder),
-            default_root_dir=nowhere if folder is None else folder,
-        )
-        with _interruptible(), _writer_heard_once():
-            with nullcontext() if resume is None else _fitting(last):
-                trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
-            final = dict(record.rows[-1])
-            if not module.diverged:
-                trainer.test(module, loaders, verbose=False)
-                final |= module.evaluated
-    if folder is not None and trainer.is_global_zero:
-        record.write()  # and what was lost of them since the last checkpoint
-        if diagnostics.when:
-            diagnostics.write()
+    with tempfile.TemporaryDirectory() as nowhere, _ctrl_c_as_python_has_it(), _disk_errors_of_tensorboard_once():
+        trainer = _trainer(settings, callbacks, logger, loaders.steps_per_epoch, folder or Path(nowhere))
+        with nullcontext() if last is None else checkpoints.fitting():
+            trainer.fit(module, loaders, ckpt_path=last, weights_only=True)
+        final = dict(record.rows[-1])
+        if not module.diverged:
+            trainer.test(module, loaders, verbose=False)
+            final |= module.evaluated
+    if trainer.is_global_zero:
+        record.write()  # again: someone may have removed them since the last epoch
+        diagnostics.write()
     if logger is not None and folder is not None:
         loggers.close(logger, folder, request, final, trainer.global_step)
     return assembled(
@@ -202,33 +154,75 @@ def fit(
         request,
         loaders.data,
         trainer.strategy.root_device,
-        {
-            "seconds": record.elapsed(),
-            "start_seconds": record.start_seconds,
-            "training_seconds": record.seconds,
-            "diagnostics_seconds": diagnostics.seconds,
-            "diagnostics_times": diagnostics.times,
-            "samples_per_second": record.samples / record.seconds if record.seconds else None,
-        },
+        {**record.timing(), "diagnostics_seconds": diagnostics.seconds, "diagnostics_times": diagnostics.times},
         own,
         devices=trainer.world_size,
     )
 
 
-@contextmanager
-def _fitting(last: Checkpoints) -> Iterator[None]:
-    """Say in one line that a checkpoint does not fit: what Lightning raises while it restores one."""
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if last.restored or isinstance(error, BadInput | torch.OutOfMemoryError):
-            raise
-        raise last.does_not_fit(cause_of(error)) from None
+def _set_up(settings: Settings, module: Classification) -> None:
+    """Set global options of the process; print in one line which settings have no effect here."""
+    quiet_lightning()
+    set_matmul_precision(settings.trainer.matmul_precision)
+    if settings.trainer.precision == "64-true":
+        module.double()  # Lightning would convert it after loading a checkpoint, whose lower bits would be lost
+    # Lightning set it on import from variables that a scheduler may have left for other processes.
+    rank_zero_only.rank = rank(settings.trainer.devices)  # type: ignore[attr-defined]
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return
+    if settings.capture != settings.trainer.capture:
+        say_ordinary("the method draws anew for each batch" if settings.draws_anew else "diagnostics look into them")
+    if settings.trainer.precision == "bf16-mixed" and _accelerator(settings) == "cpu" and emulates_bf16():
+        print("this CPU emulates bfloat16: trainer=cpu is faster", file=sys.stderr, flush=True)
+
+
+def _trainer(
+    settings: Settings, callbacks: list[L.Callback], logger: Logger | None, steps_per_epoch: int, folder: Path
+) -> L.Trainer:
+    asked, bar = settings.trainer, shows_progress(settings)
+    return L.Trainer(
+        accelerator=_accelerator(settings),
+        devices=asked.devices,
+        # Each rank keeps its own sums and statistics: DistributedDataParallel would overwrite them by the first's.
+        strategy=DDPStrategy(broadcast_buffers=False) if asked.devices > 1 else "auto",
+        precision=asked.precision,
+        max_epochs=settings.max_epochs,
+        num_sanity_val_steps=-1,  # the whole validation set before training: epoch 0
+        log_every_n_steps=steps_per_epoch,  # the record flushes the logger after each epoch
+        use_distributed_sampler=False,  # the loader shares out each batch itself
+        logger=logger or False,
+        callbacks=[*callbacks, *([ProgressBar()] if bar else [])],
+        plugins=[WholeFileIO(), *_cluster(asked.devices)],
+        enable_checkpointing=any(isinstance(callback, Checkpoints) for callback in callbacks),
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        profiler=_profiler(asked.profiler, folder),
+        default_root_dir=folder,
+    )
+
+
+def _accelerator(settings: Settings) -> str:
+    """Lightning's own `auto` and `gpu` include Apple's GPUs, on which nothing has been tried."""
+    asked = settings.trainer.accelerator
+    return "cuda" if asked == "gpu" or (asked == "auto" and torch.cuda.is_available()) else "cpu"
+
+
+def _cluster(devices: int) -> list[ClusterEnvironment]:
+    """Say who starts this run's processes: by itself, Lightning takes any Slurm variable for Slurm."""
+    if made_by_slurm(devices):
+        return [SLURMEnvironment(auto_requeue=False)]
+    return [LightningEnvironment()] if "SLURM_JOB_ID" in os.environ else []
+
+
+def _profiler(kind: str | None, folder: Path) -> Profiler | None:
+    """Return Lightning's profiler, which writes `fit-profile.txt` and `test-profile.txt` in the folder."""
+    make = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    return None if kind is None else make[kind](dirpath=folder, filename="profile")
 
 
 @contextmanager
-def _writer_heard_once() -> Iterator[None]:
-    """Print no traceback of TensorBoard's writing thread: what the disk told it is raised here as well."""
+def _disk_errors_of_tensorboard_once() -> Iterator[None]:
+    """Print no traceback of TensorBoard's writing thread: a disk error there is raised in this thread as well."""
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
@@ -243,8 +237,8 @@ def _writer_heard_once() -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C be what it is: Lightning makes of it an exit with code 1, and has the process ignore a second one."""
+def _ctrl_c_as_python_has_it() -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C: Lightning exits with code 1 instead, and ignores a second Ctrl-C."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -255,21 +249,3 @@ def _interruptible() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
-
-
-def _profiler(kind: str | None, folder: Path | None) -> Profiler | None:
-    """Lightning's profiler of that kind; its reports go to `fit-profile.txt` and `test-profile.txt` in the folder."""
-    make = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
-    return None if kind is None or folder is None else make[kind](dirpath=folder, filename="profile")
-
-
-def _accelerator(asked: str) -> str:
-    """A GPU is an NVIDIA one: Lightning's own `auto` and `gpu` also take Apple's, where nothing has been tried."""
-    return "cuda" if asked == "gpu" or (asked == "auto" and torch.cuda.is_available()) else "cpu"
-
-
-def _processes(devices: int) -> list[ClusterEnvironment]:
-    """Who starts the processes of this run. Left to itself, Lightning takes any Slurm variable for a yes."""
-    if made_by_slurm(devices):
-        return [SLURMEnvironment(auto_requeue=False)]
-    return [LightningEnvironment()] if "SLURM_JOB_ID" in os.environ else []

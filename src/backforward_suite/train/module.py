@@ -1,4 +1,4 @@
-"""Training with Lightning: manual optimization, any update rule, one `global_step` a batch."""
+"""Training with Lightning: manual optimization, any update rule, one `global_step` per batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -30,40 +30,41 @@ Metrics = dict[str, float]
 Batch = tuple[Tensor, Tensor]
 Arithmetic = list[dict[str, float | None]]
 
-EVALUATION_BATCH = 500  # samples; of no effect on the result but for rounding
+EVALUATION_BATCH = 500  # samples; affects the result by rounding only
 
 
-@runtime_checkable
-class EachBatch(Protocol):
-    """A callback that looks at every batch; Lightning's hooks of a batch run once a turn (see `training_step`)."""
+class EachBatch(L.Callback):
+    """A callback that sees every batch; Lightning calls its own batch hooks once per turn (see `training_step`)."""
 
     def before_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, step: int) -> None:
-        """A batch is about to be trained on, after `step` others over all epochs."""
+        """Called before the training on a batch, after `step` others over all epochs."""
 
     def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: StepResult, step: int) -> bool:
-        """A batch has been trained on, the `step`-th over all epochs; return whether the turn is to end with it."""
+        """Called after the training on the `step`-th batch over all epochs; return whether to end the turn with it."""
+        return False
 
 
 class Classification(L.LightningModule):
     """A network, an optimizer and an update rule, for Lightning.
 
-    Metrics are sums over samples kept in tensors and read once an epoch: reading a number out of a tensor, like
-    `self.log`, costs more than a small network's step. Training metrics are those of each batch before its update.
+    Metrics are sums over samples, in tensors that are read once per epoch: reading a number from a tensor, as
+    `self.log` does, costs more than a small network's step. Training metrics are those of each batch before its update.
 
     Args:
-        network: Takes float images [N, C, H, W] in [0, 1] to logits [N, classes].
+        network: Maps float images [N, C, H, W] in [0, 1] to logits [N, classes].
         make_optimizer: `network -> optimizer`.
         make_rule: `(network, optimizer, loss_fn, reduce=, step=, after_update=) -> rule`.
         make_schedule: `optimizer -> scheduler`, or None for a constant learning rate.
-        schedule_interval: `"epoch"` or `"step"` (a batch): how often the schedule moves.
-        after_update: Called with the parameters just updated, after each optimizer step.
-        check_every: Batches of an epoch between two looks at whether the loss is still finite.
-        capture: Whether the rule's step is recorded as a CUDA graph (see `capture`): `auto` where one process trains on
-            a CUDA device and it can be, else it says so once; `on`, or it raises `BadInput`; `off`.
-        seed: Of what is drawn while training, such as dropout; each device draws its own.
+        schedule_interval: `"epoch"` or `"step"` (one batch): how often the schedule advances.
+        after_update: Called with the updated parameters after each optimizer step.
+        check_every: Batches between two checks that the loss is finite.
+        capture: Whether to record the rule's step as a CUDA graph (see `capture`): `auto`, where one process trains on
+            a CUDA device and the step can be recorded, else one line says why not; `on`, or `BadInput` is raised;
+            `off`.
+        seed: Seed of random draws in training, such as dropout; each device draws its own.
 
     Attributes:
-        diverged: Whether a loss was not finite; training then ends, with what it had recorded.
+        diverged: Whether a loss was not finite, which ends the training.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Classification(L.LightningModule):
         self.rule: Rule | None = None
         self._sums_seen = Readings()
         self._of_ranks: list[dict[str, Any]] | None = None
-        # (sum of losses, correct, samples). Those of training travel with a checkpoint taken within an epoch.
+        # (sum of losses, correct, samples). Those of training are part of a checkpoint taken within an epoch.
         self.register_buffer("train_sums", torch.zeros(3, dtype=torch.float64))
         self.register_buffer("joint_sums", torch.zeros(3, dtype=torch.float64))
         self.register_buffer("eval_sums", torch.zeros(3, dtype=torch.float64), persistent=False)
@@ -105,28 +106,28 @@ class Classification(L.LightningModule):
     eval_sums: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] to logits [N, classes]."""
+        """Map images [N, C, H, W] to logits [N, classes]."""
         return self.network(x)  # type: ignore[no-any-return]
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer, and its schedule if there is one, from the network."""
+        """Return the network's optimizer, and its schedule if there is one."""
         optimizer = self.make_optimizer(self.network)
         return optimizer if self.make_schedule is None else ([optimizer], [self.make_schedule(optimizer)])
 
     def rehearse(self, x: Tensor, y: Tensor) -> Arithmetic:
-        """Take one step on a copy, so that what cannot be is known before anything starts, and what it costs.
+        """Take one step on a copy: errors appear before anything starts, and the arithmetic is counted.
 
         Args:
             x: A few images, float [N, C, H, W] in [0, 1].
             y: Their labels, int64 [N].
 
         Returns:
-            What a batch of N costs (`samples`): `forward` and `update`, in multiply-accumulates (of matrix products and
-            convolutions, as they were carried out), and how many `updates` it makes of each weight (a mean over
-            weights). One entry, but for a rule that changes: `from_epoch` is the first epoch that it holds for.
+            The cost of a batch of N images (`samples`): `forward` and `update` in multiply-accumulates (of matrix
+            products and convolutions, as executed), and `updates`, how often it changes each weight (a mean over
+            weights). One entry, from epoch 0; a rule that switches has a second one, from epoch `from_epoch`.
 
         Raises:
-            ValueError, TypeError, ArithmeticError: What optimizer, schedule or rule refuse.
+            ValueError, TypeError, ArithmeticError: Optimizer, schedule or rule refuse their arguments.
         """
         network = copy.deepcopy(self.network)
         optimizer = self.make_optimizer(network)
@@ -138,13 +139,13 @@ class Classification(L.LightningModule):
 
         rule = self.make_rule(network, optimizer, F.cross_entropy, step=step)
         rule.prepare(x)
-        with torch.no_grad(), _counter() as forward:
+        with torch.no_grad(), FlopCounter() as forward:
             network(x)
         found = []
         for epoch in sorted({0, getattr(rule, "at_epoch", 0)}):
             rule.set_epoch(epoch)
             moved.clear()
-            with _counter() as update:
+            with FlopCounter() as update:
                 rule.step(x, y)
             found.append(
                 {
@@ -152,18 +153,18 @@ class Classification(L.LightningModule):
                     "samples": len(y),
                     "forward": forward.get_total_flops() // 2,
                     "update": update.get_total_flops() // 2,
-                    "updates": sum(moved) / _size(network) or None,  # the shortcut keeps no gradients to count by
+                    "updates": sum(moved) / _size(network) or None,  # the shortcut engine leaves no gradients to count
                 }
             )
         if self.make_schedule is not None:
-            with warnings.catch_warnings(action="ignore"):  # that no optimizer step came before
+            with warnings.catch_warnings(action="ignore"):  # "call optimizer.step() first"
                 self.make_schedule(optimizer).step()
         return found
 
     # --- training ----------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Build the update rule, now that weights and optimizer lie on their device."""
+        """Build the update rule, now that weights and optimizer are on their device."""
         optimizer, counted = self.optimizers(use_pl_optimizer=False), self.optimizers()
         assert isinstance(optimizer, torch.optim.Optimizer)
         assert isinstance(counted, LightningOptimizer)
@@ -173,7 +174,7 @@ class Classification(L.LightningModule):
             self.network,
             optimizer,
             F.cross_entropy,
-            # Gradients come from torch.autograd.grad, which DistributedDataParallel's hooks never see.
+            # Gradients come from torch.autograd.grad, which bypasses DistributedDataParallel's hooks.
             reduce=(lambda flat: strategy.reduce(flat, reduce_op="mean")) if self.trainer.world_size > 1 else None,
             after_update=self.after_update,
         )
@@ -190,11 +191,11 @@ class Classification(L.LightningModule):
             torch.manual_seed(rank_seed(self.seed, self.global_rank))
         else:
             self._go_on_from(self._of_ranks[self.global_rank])
-        if self.diverged:  # cut off between the checkpoint of a diverged epoch and its result
+        if self.diverged:  # interrupted between the checkpoint of a diverged epoch and its result
             self.trainer.should_stop = True
 
     def on_train_epoch_start(self) -> None:
-        """Tell the rule which epoch begins (Lightning tells the loader)."""
+        """Tell the rule which epoch starts (Lightning tells the loader)."""
         self.train_sums.zero_()
         self.joint_sums.zero_()
         self._sums_seen.take()
@@ -202,14 +203,14 @@ class Classification(L.LightningModule):
         self.rule.set_epoch(self.current_epoch, self.global_step)
 
     def training_step(self, dataloader_iter: Iterator[tuple[Batch, int, int]]) -> None:
-        """Train on the mini-batches of a turn.
+        """Train on the mini-batches of one turn.
 
-        What Lightning does around this call costs as much as a seventh of a small network's step. So a turn has many
-        batches: it ends when `check_every` batches of the epoch are full, or as soon as a callback wants Lightning to
-        go on, to save a checkpoint perhaps. All that is counted is counted in batches.
+        Lightning's work around this call costs a seventh of a small network's step. So a turn has many batches: it ends
+        after every `check_every` batches of the epoch, or as soon as a callback asks for it, to save a checkpoint say.
+        Steps and progress still count batches.
         """
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        step, place = self.global_step, progress.current.ready  # which counts the first batch of the turn already
+        step, place = self.global_step, progress.current.ready  # this includes the first batch of the turn
         for place, (batch, _, _) in enumerate(dataloader_iter, start=place):  # noqa: B020
             batch = self.trainer.precision_plugin.convert_input(batch)  # noqa: PLW2901
             turn_over = self._train_on(batch, step)
@@ -218,22 +219,23 @@ class Classification(L.LightningModule):
                 if (seen := self._sums_seen.look(self._reduced(self.train_sums))) is not None:
                     self._check_finite(seen[1])
                 break
-            if turn_over or self.trainer.world_size > 1:  # several processes must take turns of the same length
+            if turn_over or self.trainer.world_size > 1:  # turns of several processes must have the same length
                 break
         progress.increment_by(place - progress.current.ready)
 
     def _train_on(self, batch: Batch, step: int) -> bool:
-        """Let the rule change the weights by one mini-batch; return whether a callback wants the turn to end."""
+        """Take one step of the rule; return whether a callback asks to end the turn."""
         for callback in self._each_batch:
             callback.before_batch(self.trainer, self, batch, step)
         x, y = batch
         assert self.rule is not None
-        # What `LightningOptimizer.step` does to count a global step, whatever the rule's own steps are; its detour
-        # through strategy and precision plugin does nothing here, and costs a tenth of a small network's step.
+        # Count one global step as `LightningOptimizer.step` does, however many steps the rule takes. Calling it would
+        # add a detour through strategy and precision plugin, with no effect, at a tenth of a small network's step.
         self._counted._on_before_step()
         out = self.rule.step(x, y)
         self._counted._on_after_step()
-        _add(self.train_sums, out.loss, out.output, y)
+        # With micro-batches the output is a list.
+        _add(self.train_sums, out.loss, torch.cat(out.output) if isinstance(out.output, list) else out.output, y)
         if out.joint_loss is not None:
             self.joint_sums[0] += out.joint_loss * len(y)
             self.joint_sums[2] += len(y)
@@ -245,7 +247,7 @@ class Classification(L.LightningModule):
         return turn_over
 
     def on_train_epoch_end(self) -> None:
-        """Move the schedule, once the epoch's record stands."""
+        """Advance the schedule, after the record has logged the epoch's learning rate."""
         self._check_finite(self._reduced(self.train_sums).tolist())
         if self.make_schedule is not None and self.schedule_interval == "epoch":
             self.lr_schedulers().step()  # type: ignore[union-attr]
@@ -257,9 +259,9 @@ class Classification(L.LightningModule):
             self.trainer.should_stop = True
 
     def train_metrics(self) -> Metrics:
-        """Mean loss (nats) and accuracy over the samples of this epoch so far, each from before its batch's update.
+        """Return the mean loss (nats) and accuracy over this epoch's samples so far, each before its batch's update.
 
-        With a joint pass also `loss/train_joint`: the loss which that pass saw, after the single updates of its batch.
+        With a joint pass also `loss/train_joint`: the loss in that pass, after the single updates of its batch.
         """
         joint = self._means(self.joint_sums, "train_joint")
         return self._means(self.train_sums, "train") | {key: joint[key] for key in joint if key.startswith("loss")}
@@ -267,16 +269,16 @@ class Classification(L.LightningModule):
     # --- evaluation --------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to sum."""
+        """Reset the sums."""
         self.eval_sums.zero_()
         if self.trainer.world_size > 1 and not self.trainer.sanity_checking:
             self._average_running_statistics()
 
     def _average_running_statistics(self) -> None:
-        """Let all ranks evaluate one network.
+        """Give all ranks the same network to evaluate.
 
-        In training, a batch's statistics are those of each rank's share of it. Running ones are linear in them, so
-        that their mean over ranks is what the means over ranks would have given, whenever it is taken.
+        In training, each rank computes a batch's statistics on its share. Running statistics are linear in them, so
+        averaging them here equals averaging the statistics of every batch.
         """
         for name, buffer in self.network.named_buffers():
             if name.rpartition(".")[2] in ("running_mean", "running_var"):
@@ -291,7 +293,7 @@ class Classification(L.LightningModule):
         self.evaluated = self._means(self.eval_sums, "validation")
 
     def on_test_epoch_start(self) -> None:
-        """Begin to sum."""
+        """Reset the sums."""
         self.eval_sums.zero_()
 
     def test_step(self, batch: Batch, _: int) -> None:
@@ -313,13 +315,13 @@ class Classification(L.LightningModule):
     def _reduced(self, sums: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
             return sums
-        # A copy: the strategy may reduce in place. Ranks may hold uneven shares, so sums are added, never means.
+        # A copy: the strategy may reduce in place. Sums, not means: the ranks' shares may differ in size.
         return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what each rank has of its own, so that it goes on where it stopped: random draws, sums, statistics."""
+        """Add each rank's own state: random generators, sums, running statistics."""
         own: dict[str, Any] = {"rng": {"cpu": torch.get_rng_state()}}
         if self.device.type == "cuda":
             own["rng"]["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -332,7 +334,7 @@ class Classification(L.LightningModule):
             torch.distributed.all_gather_object(checkpoint["ranks"], own)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep it until training starts: until then Lightning gives every rank the first one's."""
+        """Keep the ranks' states until training starts: until then Lightning gives every rank the first one's."""
         self.diverged, self._of_ranks = checkpoint["diverged"], checkpoint["ranks"]
         self._sums_seen.restore(checkpoint.get("sums_seen"))
 
@@ -346,15 +348,15 @@ class Classification(L.LightningModule):
 
 
 class InMemoryData(L.LightningDataModule):
-    """The splits of a data set on the training device, batch by batch.
+    """The splits of a data set in batches on the training device.
 
     Args:
         data: Images and labels, uint8.
-        batch_size: Samples in a training batch, over all devices.
-        seed: Decides, with the epoch, the order of samples and the flips.
+        batch_size: Samples per training batch, over all devices.
+        seed: With the epoch, determines the order of samples and the flips.
         augment: `"none"` or `"flip"`.
-        shuffle: A new order of training samples each epoch, else always that of the data set.
-        limit: Train on so many batches of each epoch; None: all.
+        shuffle: Whether to draw a new order of training samples each epoch; else it is that of the data set.
+        limit: Training batches per epoch; None: all.
     """
 
     def __init__(
@@ -369,27 +371,27 @@ class InMemoryData(L.LightningDataModule):
         super().__init__()
         self.data, self.batch_size = data, batch_size
         self._how: dict[str, Any] = {"seed": seed, "augment": augment, "shuffle": shuffle, "limit": limit}
-        # Made once here, so that a batch larger than the training set is refused before anything starts.
+        # Refuses a batch larger than the training set before anything starts.
         self.steps_per_epoch = len(EpochLoader(data.train, batch_size, **self._how))
 
     def train_dataloader(self) -> EpochLoader:
-        """Without the last short batch."""
+        """Return the training batches, without the last short one."""
         return EpochLoader(self.data.train, self.batch_size, **self._how, **self._place())
 
     def train_loader(self) -> EpochLoader:
-        """The same for one process, without a trainer, on the host."""
+        """Return the same for one process on the host, without a trainer."""
         return EpochLoader(self.data.train, self.batch_size, **self._how)
 
     def val_dataloader(self) -> EpochLoader:
-        """The validation set, in order, whole."""
+        """Return the whole validation set, in order."""
         return self._evaluation(self.data.validation)
 
     def test_dataloader(self) -> EpochLoader:
-        """The test set, in order, whole."""
+        """Return the whole test set, in order."""
         return self._evaluation(self.data.test)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """The loader's batches are there already."""
+        """Return the batch: it is on the device already."""
         return batch
 
     def _evaluation(self, images: Images) -> EpochLoader:
@@ -402,65 +404,35 @@ class InMemoryData(L.LightningDataModule):
 
 
 def _size(network: nn.Module, moving: bool = False) -> int:
-    """Numbers among the parameters; with `moving`, among those with a gradient at the moment."""
+    """Count the parameters' entries; with `moving`, of those that have a gradient now."""
     return sum(p.numel() for p in network.parameters() if not moving or p.grad is not None)
 
 
-class _NoModules:
-    """Stands for torch's tracker of modules.
-
-    The tracker hooks the inputs of each module, and `torch.autograd.grad` fails where one of them is a parameter, as in
-    the modules of `torch.nn.utils.parametrize`.
-    """
-
-    parents = frozenset({"Global"})
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def _counter() -> FlopCounter:
-    """Counts multiply-accumulates, twice each, of everything together."""
-    counter = FlopCounter()
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-    return counter
-
-
 def rank_seed(seed: int, rank: int) -> int:
-    """Seed of what a rank draws while training: rank 0's is the run's own; no two runs' ranks share one by design."""
+    """Return the seed of a rank's random draws in training: the run's own for rank 0, else derived from both."""
     return seed if rank == 0 else int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
 
 
 def means(sums: Sequence[float], split: str) -> Metrics:
-    """Mean loss and accuracy from (sum of losses, correct, samples); none of no samples."""
+    """Return mean loss and accuracy from (sum of losses, correct, samples); nothing without samples."""
     loss, correct, count = sums
     return {f"loss/{split}": loss / count, f"accuracy/{split}": correct / count} if count else {}
 
 
 def weight_norms(network: nn.Module) -> Metrics:
-    """L2 norms of the parameters.
+    """Return L2 norms of the parameters.
 
     Returns:
-        `weight_norm/total`: of all parameters as one vector. `weight_norm/sum`: the sum of the tensors' norms, as the
-        published Backforward runs log it. `weight_norm/<layer>`: of all parameters that a module holds itself.
+        `weight_norm/total`: of all parameters as one vector. `weight_norm/sum`: the sum of the tensors' norms, as in
+        the published Backforward runs. `weight_norm/<layer>`: of the parameters that a module has itself.
     """
-    layers = {
-        name: [parameter.detach() for parameter in module.parameters(recurse=False)]
-        for name, module in network.named_modules()
-    }
-    tensors = [tensor for held in layers.values() for tensor in held]
-    norms = torch.stack(torch._foreach_norm(tensors)).double()
-    # One read from the device for all of them.
-    values = iter(norms.tolist())
-    per_layer = {name: [next(values) for _ in held] for name, held in layers.items() if held}
-    flat = [value for held in per_layer.values() for value in held]
-    result = {"weight_norm/total": _root_sum_square(flat), "weight_norm/sum": sum(flat)}
-    return result | {f"weight_norm/{name}": _root_sum_square(held) for name, held in per_layer.items()}
-
-
-def _root_sum_square(values: list[float]) -> float:
-    return float(sum(value**2 for value in values) ** 0.5)
+    layers = {name: list(module.parameters(recurse=False)) for name, module in network.named_modules()}
+    tensors = [parameter.detach() for own in layers.values() for parameter in own]
+    values = torch.stack(torch._foreach_norm(tensors)).double().tolist()  # one read from the device
+    rest = iter(values)
+    per_layer = {name: [next(rest) for _ in own] for name, own in layers.items() if own}
+    result = {"weight_norm/total": math.hypot(*values), "weight_norm/sum": sum(values)}
+    return result | {f"weight_norm/{name}": math.hypot(*norms) for name, norms in per_layer.items()}
 
 
 def _add(sums: Tensor, loss: Tensor, logits: Tensor, y: Tensor) -> None:
@@ -472,13 +444,19 @@ def _add(sums: Tensor, loss: Tensor, logits: Tensor, y: Tensor) -> None:
 
 
 def quiet_lightning() -> None:
-    """Leave out what Lightning says to everyone: that a GPU is there or not, tips, that training has stopped."""
+    """Silence Lightning's general remarks: on GPUs, tips, that training has stopped."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")  # Lightning's own call of torch
-    warnings.filterwarnings("ignore", message="The `srun` command is available")  # it need not be used
-    warnings.filterwarnings("ignore", message="GPU available but not used")  # as asked, or it is Apple's
-    # Experimental since Lightning 1.5, says it; `Classification.training_step` keeps the count right.
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
+    warnings.filterwarnings("ignore", message="GPU available but not used")
+    # It says that this is experimental; `Classification.training_step` keeps Lightning's progress right.
     warnings.filterwarnings("ignore", message=".*`dataloader_iter`")
-    # Its successor is younger than the oldest torch that will do.
+    # The oldest supported torch does not have its successor.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

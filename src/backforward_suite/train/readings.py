@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Reading = tuple[int, list[float]]  # the step it is of, values
+Reading = tuple[int, list[float]]  # step, values
 
 
 class Readings:
@@ -27,11 +27,11 @@ class Readings:
         self._restored: Reading | None = None
 
     def look(self, values: Tensor, step: int = 0) -> Reading | None:
-        """Start to read values. They may change right after the call.
+        """Start to read values, which may change right after the call.
 
         Args:
             values: Any shape.
-            step: The step that they belong to.
+            step: The step at which they were computed.
 
         Returns:
             On a GPU, the previous call's step and values, or None if there was none; elsewhere the current ones.

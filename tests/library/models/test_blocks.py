@@ -14,7 +14,7 @@ from backforward.models.blocks import Blocks
 from backforward.normprop import NormPropConv2d, NormPropLinear, unit_norm_projection
 
 
-def test_what_stands_in_a_block():
+def test_modules_of_a_block():
     kinds = {norm: [type(m) for m in Blocks(norm).conv(2, 3, 3)] for norm in ("none", "batch", "prop")}
     assert kinds == {
         "none": [nn.Conv2d, nn.ReLU],

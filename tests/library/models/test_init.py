@@ -71,13 +71,13 @@ def test_scale_of_the_draws(init: str):
 
 
 def test_known_draw():
-    """Weights are a function of the seed alone: they must not change between releases."""
+    """A seed must give the same weights in every release."""
     layer = nn.Linear(2, 1)
     initialise_(layer, "he", seed=0)
     torch.testing.assert_close(layer.weight, torch.tensor([[0.8554931, -0.1623563]]))
     torch.testing.assert_close(layer.bias, torch.tensor([-0.3018048]))
 
 
-def test_unknown_init_is_one_clear_line():
+def test_refuses_an_unknown_init_in_one_line():
     with pytest.raises(ValueError, match=r"^unknown init 'orthogonal': there are he, glorot, lecun, default$"):
         initialise_(nn.Linear(2, 2), "orthogonal")

@@ -30,7 +30,7 @@ def test_any_depth(norm: str, depth: int):
         ({"dropout": 1.0}, "dropout must be at least 0 and less than 1, got 1.0"),
     ],
 )
-def test_bad_settings_are_one_clear_line(settings: dict[str, object], message: str):
+def test_refuses_bad_settings_in_one_line(settings: dict[str, object], message: str):
     with pytest.raises(ValueError, match="^" + message) as error:
         MLP((1, 8, 8), 10, **settings)
     assert "\n" not in str(error.value)

@@ -76,7 +76,7 @@ def test_layout_is_channels_last_throughout():
         ((3, 32, 32), {"classes": 0}, "classes must be at least 1, got 0"),
     ],
 )
-def test_bad_settings_are_one_clear_line(shape: tuple[int, ...], settings: dict[str, object], message: str):
+def test_refuses_bad_settings_in_one_line(shape: tuple[int, ...], settings: dict[str, object], message: str):
     with pytest.raises(ValueError, match="^" + message) as error:
         NIN(shape, **{"classes": 10, **settings})
     assert "\n" not in str(error.value)

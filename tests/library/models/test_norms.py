@@ -1,4 +1,4 @@
-"""Norms that are functions of a layer, against their formulas, and in every network under every rule."""
+"""Norms that are functions of a layer: against their formulas, and in every network under Backforward."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ IMAGES = torch.randn(6, 4, 5, 5, generator=DRAW)
 ROWS = torch.randn(6, 4, generator=DRAW)
 
 
-def test_where_a_norm_stands() -> None:
+def test_norms_come_between_layer_and_activation() -> None:
     block = Blocks(layer_norm).linear(4, 6)
     assert [type(m) for m in block] == [nn.Linear, nn.LayerNorm, nn.ReLU]
     assert block.linear.bias is None
@@ -55,7 +55,7 @@ def test_where_a_norm_stands() -> None:
     assert isinstance(block.conv, nn.Conv2d)
     assert len(block) == 2
     assert block.conv.bias is not None
-    block = Blocks(partial(of_features, make=partial(nn.BatchNorm1d, affine=False))).linear(4, 6)  # it has no shift
+    block = Blocks(partial(of_features, make=partial(nn.BatchNorm1d, affine=False))).linear(4, 6)  # has no shift
     assert block.linear.bias is not None
     assert isinstance(Blocks(layer_norm).last_linear(4, 3), nn.Linear)
 
@@ -113,7 +113,7 @@ def test_with_scaled_standardization_every_hidden_layer_has_output_of_variance_o
         assert h.var(0).mean().item() == pytest.approx(1, abs=0.15)
 
 
-def test_noise_is_distributed_as_said_and_changes_at_every_step() -> None:
+def test_noise_has_its_distribution_and_changes_at_every_step() -> None:
     torch.manual_seed(0)
     norm = NoisyBatchNorm(2, mean=0.5, std=1.25, mean_radius=0.1, std_radius=0.1)
     x = torch.randn(4000, 2)
@@ -131,7 +131,7 @@ def test_noise_is_distributed_as_said_and_changes_at_every_step() -> None:
     torch.testing.assert_close(m.std(0), torch.full((2,), 0.5 / 3**0.5), rtol=0.15, atol=0)
     torch.testing.assert_close(s.mean(0), torch.full((2,), 1.125), rtol=0.02, atol=0)
     rest = noisy - m[-1] - s[-1] * plain
-    expected = (0.1**2 / 3 + 0.1**2 * plain.square().mean(0)).sqrt()  # of the shifts, and of the scales
+    expected = (0.1**2 / 3 + 0.1**2 * plain.square().mean(0)).sqrt()  # from the shifts and from the scales
     torch.testing.assert_close(rest.std(0), expected, rtol=0.1, atol=0)
     assert not torch.allclose(m[0], m[1], atol=1e-3)
 
@@ -173,7 +173,7 @@ def test_backforward_replays_every_network_bitwise(name: str, norm: Norm) -> Non
 
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
 def test_the_seed_alone_gives_the_initial_weights(norm: Norm) -> None:
-    """The same as without a norm, where the norm does not change the weight."""
+    """They equal those without a norm if the norm does not change the weight."""
     one, again = (NETWORKS["mlp"](norm) for _ in range(2))
     plain = NETWORKS["mlp"]("none")  # type: ignore[arg-type]
     assert all(map(torch.equal, one.state_dict().values(), again.state_dict().values()))

@@ -10,7 +10,7 @@ from backforward.models.residual import ResidualBlock
 
 
 def test_resnet20_has_the_published_size():
-    """He et al. give 0.27 M; with option A exactly this many."""
+    """He et al. print 0.27 M; option A gives exactly this number."""
     model = Residual((3, 32, 32), 10)
     assert sum(p.numel() for p in model.parameters()) == 269_722
     assert sum(p.ndim >= 2 for p in model.parameters()) == 20
@@ -36,7 +36,7 @@ def test_block_against_plain_operations(norm: str):
 
 @pytest.mark.parametrize(("c_out", "stride"), [(32, 1), (64, 2)])
 def test_normprop_block_keeps_the_variance(c_out: int, stride: int):
-    """J off, input N(0, 1), away from the zeros around the image."""
+    """With J = 1 and input N(0, 1), away from the padding."""
     torch.manual_seed(0)
     block = ResidualBlock(Blocks("prop", jacobian_factor="none"), 32, c_out, stride)
     out = block(torch.randn(32, 32, 20, 20))[:, :, 2:-2, 2:-2]
@@ -45,7 +45,7 @@ def test_normprop_block_keeps_the_variance(c_out: int, stride: int):
 
 
 @pytest.mark.parametrize("depth", [7, 9, 2, 0])
-def test_bad_depth_is_one_clear_line(depth: int):
+def test_refuses_a_bad_depth_in_one_line(depth: int):
     with pytest.raises(ValueError, match=rf"^depth must be 8, 14, 20, .* got {depth}$"):
         Residual((3, 32, 32), 10, depth=depth)
 

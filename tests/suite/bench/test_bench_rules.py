@@ -1,18 +1,21 @@
-"""The counted floors against formulas and against what the engines really execute; the shape of the table."""
+"""The arithmetic of the engines against counts from the graph and formulas; the shape of the table."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from backforward.flops import FlopCounter
 from backforward.models.mlp import MLP
 from backforward.models.nin import NIN
 from backforward.models.residual import Residual
-from backforward.rules import Backforward, Backprop
-from backforward_suite.bench.rules import LR, RulesCase, _plain_loop, _sgd_by_hand, counted, measure
+from backforward.rules import Backforward, Backprop, Group
+from backforward_suite.bench.rules import RulesCase, measure, multiply_accumulates, plain_loop
 from backforward_suite.timing import peak_memory
 
 NETWORKS = {
@@ -28,17 +31,68 @@ def batch(name: str, size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(size, *shape), torch.randint(10, (size,))
 
 
-def addmm_in_place(_: object, a: tuple[int, int], b: tuple[int, int], **__: object) -> int:
-    """Twice the multiply-accumulates of a product of matrices of these shapes; torch's counter does not know it."""
-    return 2 * a[0] * a[1] * b[1]
+def counted(model: nn.Module, x: torch.Tensor, groups: Sequence[Group]) -> dict[str, float]:
+    """Multiply-accumulates of a batch of Backforward as a multiple of SGD's, from the network's graph alone.
+
+    SGD's are each operation's forward, and as many again for each operand (an input or a weight) whose gradient is
+    needed. A sub-step's are the forward of each operation that depends on the last updated group, and as many again for
+    each operand between the group and the loss.
+    """
+    nodes = operations(model, x, groups)
+    sgd = sum(macs * (1 + sum(map(bool, operands))) for macs, _, operands in nodes)
+    replay = sum(
+        macs * ((k == 0 or bool(depends & 1 << (k - 1))) + sum(bool(o & 1 << k) for o in operands))
+        for k in range(len(groups))
+        for macs, depends, operands in nodes
+    )
+    found = {"replay": replay / sgd, "naive": float(len(groups))}
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    if len(linears) == len(groups) == len(nodes):
+        costs = [macs for macs, _, _ in nodes]
+        moved = sum(
+            min(len(x) ** 2 * (m.in_features + m.out_features), cost)
+            for m, cost in zip(linears[:-1], costs[:-1], strict=True)
+        )
+        passes = sum(cost + 2 * sum(costs[k + 1 :]) for k, cost in enumerate(costs))
+        found["shortcut"] = (sum(costs) + passes + moved) / sgd
+    return found
+
+
+def operations(model: nn.Module, x: torch.Tensor, groups: Sequence[Group]) -> list[tuple[int, int, list[int]]]:
+    """For each operation: its multiply-accumulates, the groups it depends on, and those of each operand, as bits."""
+    bit = {id(p): 1 << k for k, group in enumerate(groups) for p in group.parameters}
+    depends: dict[fx.Node, int] = {}
+    found = []
+
+    class Counter(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            with FlopCounter() as counter:
+                value = super().run_node(n)
+            weights: list[torch.Tensor] = []
+            if n.op == "call_module":
+                weights = list(model.get_submodule(str(n.target)).parameters())
+            elif n.op == "get_attr":
+                weights = [value]
+            operands = [
+                depends[s] for s in n.all_input_nodes if isinstance(self.env[s], torch.Tensor) and self.env[s].dim() > 1
+            ]
+            operands += [bit.get(id(p), 0) for p in weights if p.dim() > 1 and n.op == "call_module"]
+            depends[n] = 0
+            for mask in [bit.get(id(p), 0) for p in weights] + [depends[s] for s in n.all_input_nodes]:
+                depends[n] |= mask
+            if counter.get_total_flops():
+                found.append((counter.get_total_flops() // 2, depends[n], operands))
+            return value
+
+    with torch.no_grad():
+        Counter(fx.symbolic_trace(model), garbage_collect_values=False).run(x)
+    return found
 
 
 def executed(rule: Backforward | Backprop, x: torch.Tensor, y: torch.Tensor) -> int:
-    """Multiply-accumulates of a step, as the kernels' shapes tell."""
+    """Multiply-accumulates of a step after the first."""
     rule.step(x, y)
-    with FlopCounter({torch.ops.aten.addmm_: addmm_in_place}) as counter:
-        rule.step(x, y)
-    return counter.get_total_flops() // 2
+    return multiply_accumulates(lambda: rule.step(x, y))
 
 
 @pytest.mark.parametrize(
@@ -82,31 +136,26 @@ def test_published_sizes(model: object, shape: tuple[int, ...], size: int, engin
 
 def test_a_case_gives_a_row_for_the_fastest_loop_and_for_each_engine() -> None:
     engines = ("naive", "replay", "shortcut")
-    case = RulesCase("tiny", lambda: MLP((1, 4, 4), 10, hidden=4, seed=0), (1, 4, 4), 2, 2, engines, by_hand=True)
+    case = RulesCase("tiny", lambda: MLP((1, 4, 4), 10, hidden=4, seed=0), (1, 4, 4), 2, 2, engines)
     rows = measure(case)
-    assert [row["engine"] for row in rows][1:] == ["sgd by hand", "Backprop", *engines]
+    assert [row["engine"] for row in rows][1:] == ["Backprop", *engines]
     assert rows[0]["engine"].startswith("plain loop")
     assert rows[0]["ratio_to_sgd"] == 1.0
     assert all(row["median_ms"] > 0 and row["peak_mb"] > 0 for row in rows)
-    assert [row["counted_floor"] is not None for row in rows] == [False, False, True, True, True, True]
+    model, x = case.build(), torch.zeros(2, 1, 4, 4)
+    rule = Backforward(model, torch.optim.SGD(model.parameters(), lr=0.01), F.cross_entropy)
+    rule.prepare(x)
+    expected = counted(model, x, rule.groups)
+    assert [row["arithmetic"] for row in rows] == pytest.approx([1, 1, *(expected[engine] for engine in engines)])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("engine", ["replay", "naive"])
-def test_no_engine_holds_more_than_a_plain_loop_and_a_few_outputs(name: str, engine: str) -> None:
+def test_no_engine_holds_more_than_aplain_loop_and_a_few_outputs(name: str, engine: str) -> None:
     model, (x, y) = NETWORKS[name](), batch(name, 32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     rule = Backforward(model, optimizer, F.cross_entropy, engine=engine)
-    plain = peak_memory(_plain_loop(model, optimizer, x, y))
+    plain = peak_memory(plain_loop(model, optimizer, x, y))
     # The tape keeps results that a later pass may return again: up to a quarter more, with skip connections.
     most = 1.3 if engine == "replay" else 1.1
     assert peak_memory(lambda: rule.step(x, y)) <= most * plain + 3 * model(x).nbytes
-
-
-def test_sgd_by_hand_is_sgd() -> None:
-    x, y = batch("mlp")
-    hand, autograd = NETWORKS["mlp"](), NETWORKS["mlp"]()
-    _sgd_by_hand(hand, x, y)()
-    Backprop(autograd, torch.optim.SGD(autograd.parameters(), lr=LR), F.cross_entropy).step(x, y)
-    for ours, theirs in zip(hand.parameters(), autograd.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)

@@ -18,31 +18,21 @@ from tests.helpers.commands import REPOSITORY, environment
 
 import gpu_check
 from backforward_suite.bench import gpu
-from backforward_suite.bench.gpu import Conditions, Row
+from backforward_suite.bench.common import Row
+from backforward_suite.bench.gpu import Conditions
 
 ABSENT = ["pytest", "pydantic", "rich", "filelock", "scipy", "pandas", "hydra", "lightning", "torchvision"]
 WHOLE = ("training", "run")  # parts that need all that runs need
-FIGURES = {
-    "ms",
-    "ms_spread",
-    "images_per_second",
-    "mfu",
-    "peak_tflops",
-    "prop_s",
-    "batch_s",
-    "bfp_s",
-    "ratio",
-}
 
 
 def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code and what was said, in this process."""
+    """Return exit code, stdout and stderr, in this process."""
     try:
         code = gpu_check.main(arguments)
     except SystemExit as end:
         code = int(end.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
 def test_a_dry_run_takes_every_part_where_little_is_installed(tmp_path: Path) -> None:
@@ -58,21 +48,22 @@ def test_a_dry_run_takes_every_part_where_little_is_installed(tmp_path: Path) ->
         timeout=300,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    found = json.loads((tmp_path / "gpu_check_dry_run.json").read_text())
     assert found["dry_run"] is True
     assert found["machine"]["torch"] == torch.__version__
     assert {name: part["status"] for name, part in found["parts"].items()} == {
-        name: "skipped" if name in WHOLE else "passed" if part.check else "measured"
-        for name, part in gpu_check.PARTS.items()
+        name: "skipped" if name in WHOLE else "passed" if home == gpu_check.CHECKS else "measured"
+        for name, home in gpu_check.PARTS.items()
     }
     for name in WHOLE:
         assert found["parts"][name]["reason"].endswith(" is not installed")  # Lightning, or what it imports
     rows = [row for part in found["parts"].values() for row in part["rows"]]
     assert {row["status"] for row in rows} == {"passed", "measured"}
-    assert {key for row in rows for key, value in row.items() if value is None} >= FIGURES
-    assert not [row for row in rows for key in FIGURES & set(row) if row[key] is not None]
-    steps = {(row["precision"], row["method"], row["norm"], row["captured"]) for row in found["parts"]["steps"]["rows"]}
-    assert len(steps) == 3 * 2 * 3 * 2
+    measured = found["parts"]["epoch"]["rows"]
+    assert not [value for row in measured for value in row.values() if isinstance(value, float)]  # no times
+    assert {(row["precision"], row["captured"]) for row in measured} == {
+        (precision, captured) for precision in gpu.PRECISIONS for captured in (False, True)
+    }
     for name in gpu_check.PARTS:
         assert f"\n{name} " in ended.stdout
 
@@ -89,7 +80,7 @@ def test_a_dry_run_trains_as_runs_do(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("fp32", "sgd", 100),
     ]
     assert {tuple(row["observers"]) for row in part["rows"]} == {("RunRecord", "ProgressBar")}
-    assert {row["epoch_s"] for row in parts["run"]["rows"]} == {None}
+    assert not [row for row in parts["run"]["rows"] if "epoch_s" in row]
     assert [(row["method"], row["captured"]) for row in part["rows"]] == [
         (method, captured) for method in ("sgd", "bfp") for captured in (False, True)
     ]
@@ -112,18 +103,18 @@ def test_a_part_that_fails_is_recorded_and_the_others_run(
 
     monkeypatch.setattr(gpu_checks, "rules", broken)
     monkeypatch.setattr(gpu_checks, "memory", lacking)
-    monkeypatch.setattr(gpu, "steps", fine)
+    monkeypatch.setattr(gpu, "epoch", fine)
     out = tmp_path / "new" / "found.json"
-    code, said, _ = checked(capsys, "--dry-run", "--only", "steps", "memory", "rules", "--out", str(out))
+    code, printed, _ = checked(capsys, "--dry-run", "--only", "epoch", "memory", "rules", "--out", str(out))
     assert code == 1
     parts = json.loads(out.read_text())["parts"]
-    assert list(parts) == ["rules", "memory", "steps"]  # by worth, whatever the order asked for
+    assert list(parts) == ["rules", "memory", "epoch"]  # in the order of PARTS
     assert parts["rules"]["status"] == "failed"
     assert parts["rules"]["error"] == "RuntimeError: CUDA error: out of luck [4]"
     assert parts["rules"]["rows"] == [{"status": "passed"}]
     assert (parts["memory"]["status"], parts["memory"]["reason"]) == ("skipped", "scipy is not installed")
-    assert (parts["steps"]["status"], parts["steps"]["summary"]) == ("measured", "all well")
-    assert "out of luck [4]" in said
+    assert (parts["epoch"]["status"], parts["epoch"]["summary"]) == ("measured", None)
+    assert "out of luck [4]" in printed
 
 
 def test_a_part_that_ends_its_process_or_never_ends_is_recorded(
@@ -136,18 +127,22 @@ def test_a_part_that_ends_its_process_or_never_ends_is_recorded(
         "def hangs(setting, rows): time.sleep(600)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    part = gpu_check.CheckPart("misbehaving_parts", 0, check=True)
 
     def outcome(name: str) -> dict[str, Any]:
-        found = gpu_check.apart(name, part, setting)
-        assert found.pop("seconds") >= 0
+        found = gpu_check.apart(name, "misbehaving_parts", setting)
+        found.pop("seconds", None)
         return found
 
     # No Conditions, which would have each process import torch.
-    setting = SimpleNamespace(due=time.monotonic() + 60)
-    assert outcome("well") == {"status": "passed", "rows": [{"status": "passed"}]}
+    setting = SimpleNamespace(due=time.monotonic() + 60, dry_run=False)
+    assert outcome("well") == {
+        "status": "passed",
+        "summary": None,
+        "error": None,
+        "rows": [{"status": "passed"}],
+    }
     assert outcome("dies") == {"status": "failed", "error": "its process ended with exit code 11", "rows": []}
-    setting = SimpleNamespace(due=-math.inf)
+    setting = SimpleNamespace(due=-math.inf, dry_run=False)
     monkeypatch.setattr(gpu_check, "GRACE", 0.2)
     assert outcome("hangs") == {"status": "failed", "error": "its process did not end in time", "rows": []}
 
@@ -163,17 +158,16 @@ def test_a_part_that_ends_its_process_or_never_ends_is_recorded(
     ],
 )
 def test_the_status_of_a_part_is_that_of_its_rows(check: bool, statuses: list[str], status: str) -> None:
-    part = gpu_check.CheckPart("", 0, check)
-    assert gpu_check.status_of(part, [{"status": each} for each in statuses]) == status
+    assert gpu_check.status_of([{"status": each} for each in statuses], check) == status
 
 
 def test_what_time_does_not_allow_is_listed_as_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, said, _ = checked(capsys, "--dry-run", "--minutes", "1e-9", "--out", str(tmp_path / "o.json"))
+    code, printed, _ = checked(capsys, "--dry-run", "--minutes", "1e-9", "--out", str(tmp_path / "o.json"))
     assert code == 0
     parts = json.loads((tmp_path / "o.json").read_text())["parts"]
     assert {part["status"] for part in parts.values()} == {"not run"}
     assert list(parts) == list(gpu_check.PARTS)
-    assert said.count("not run") == len(parts)
+    assert printed.count("not run") == len(parts)
 
 
 def test_a_row_that_fails_or_comes_too_late_says_so() -> None:
@@ -207,11 +201,11 @@ def test_a_comparison_of_what_differs_fails() -> None:
     ("arguments", "line"),
     [
         (["--only", "rulse"], "no such part: rulse; there are capture, rules, normprop"),
-        (["--minutes", "0"], "--minutes=0: a number above 0 is right"),
+        (["--minutes", "0"], "--minutes=0: must be a number > 0"),
         (["--minutes", "soon"], "argument --minutes: invalid float value: 'soon'"),
-        (["--dry-run", "--out", "."], "--out=. cannot be written; give a file"),
+        (["--dry-run", "--out", "."], "--out=.: Is a directory; give a file"),
         (["--dry-run", "--out", "Makefile/o.json"], "--out=Makefile/o.json: "),
-        ([], "torch sees no CUDA device here; give --dry-run"),
+        ([], "torch sees no CUDA device; --dry-run"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -222,21 +216,15 @@ def test_bad_input_is_one_line(
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    code, _, said = checked(capsys, *arguments)
+    code, _, printed = checked(capsys, *arguments)
     assert code == 2
-    assert said.startswith(f"error: {line}")
-    assert said.count("\n") == 1
+    assert printed.startswith(f"error: {line}")
+    assert printed.count("\n") == 1
 
 
-@pytest.mark.parametrize("place", ["", "of.json"])
-def test_results_go_where_the_environment_says(place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("OUT", str(tmp_path / place))
-    assert gpu_check.default_out() == tmp_path / (place or "gpu_check.json")
+def test_results_go_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert gpu_check.parsed([]).out == tmp_path / "gpu_check.json"
     monkeypatch.delenv("OUT")
-    assert gpu_check.default_out() == REPOSITORY / "outputs" / "gpu_check.json"
-
-
-def test_figures_are_of_a_measurement_alone() -> None:
-    dry, measuring = (Conditions(torch.device("cpu"), dry_run, Path(), 0) for dry_run in (True, False))
-    assert dry.figure(1.5) is None
-    assert measuring.figure(1.5) == 1.5
+    assert gpu_check.parsed([]).out == REPOSITORY / "outputs" / "gpu_check.json"
+    assert gpu_check.parsed(["--dry-run"]).out == REPOSITORY / "outputs" / "gpu_check_dry_run.json"

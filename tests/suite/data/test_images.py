@@ -22,7 +22,7 @@ def test_taking_by_index_copies_and_by_slice_shares() -> None:
 
 
 def test_doubling_interpolates_between_the_centres_of_pixels() -> None:
-    """Each new pixel lies a quarter of a pixel from the nearest centre; beyond the outer centres nothing changes."""
+    """Each new pixel is a quarter of a pixel from the nearest centre; beyond the outer centres nothing changes."""
     x = torch.tensor([[[[0, 40], [80, 120]]]], dtype=torch.uint8)
     row = torch.tensor([0, 10, 30, 40])
     expected = row[None] + 2 * row[:, None]

@@ -241,12 +241,12 @@ def test_what_does_not_fit_is_said_in_a_line(options: dict[str, Any], message: s
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 1}, "the place in the data is of another run: seed was 1 and is 0 now"),
-        ({"batch_size": 2}, "the place in the data is of another run: batch_size was 2 and is 4 now"),
-        ({"images": None}, "the place in the data is of another run: images was None and is 12 now"),
-        ({"batch": 4}, "the place in the data is damaged: batch 4 of 3 in epoch 0"),
-        ({"batch": "1"}, "the place in the data is damaged: batch 1 of 3 in epoch 0"),
-        ({"epoch": -1}, "the place in the data is damaged: batch 1 of 3 in epoch -1"),
+        ({"seed": 1}, "the position in the data is of another run: seed was 1 and is 0 now"),
+        ({"batch_size": 2}, "the position in the data is of another run: batch_size was 2 and is 4 now"),
+        ({"images": None}, "the position in the data is of another run: images was None and is 12 now"),
+        ({"batch": 4}, "the position in the data is damaged: batch 4 of 3 in epoch 0"),
+        ({"batch": "1"}, "the position in the data is damaged: batch 1 of 3 in epoch 0"),
+        ({"epoch": -1}, "the position in the data is damaged: batch 1 of 3 in epoch -1"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change: dict[str, Any], message: str) -> None:
@@ -258,5 +258,5 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change: dict[s
 
 
 def test_epochs_are_counted_from_0() -> None:
-    with pytest.raises(ValueError, match="epoch=-1: epochs are counted from 0"):
+    with pytest.raises(ValueError, match="epoch=-1: must be >= 0"):
         EpochLoader(numbered(3), 1).set_epoch(-1)

@@ -24,7 +24,7 @@ def loader(count: int, **options: bool) -> EpochLoader:
 
 
 class Recorder(L.LightningModule):
-    """Notes which images each batch holds; saves itself while a given batch is worked on, or after an epoch."""
+    """Records the images of each batch; saves a checkpoint during a given batch, or after an epoch."""
 
     def __init__(self, folder: Path, save: int | str | None = None) -> None:
         super().__init__()

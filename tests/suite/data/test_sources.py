@@ -53,12 +53,12 @@ def shrink(monkeypatch: pytest.MonkeyPatch, name: str, count: int = 20) -> None:
 
 
 def everything(root: Path) -> dict[str, bytes | None]:
-    """Return all that lies under a folder: files with their bytes, folders with None."""
+    """Return all entries under a folder: files with their bytes, folders with None."""
     return {str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
 
 
 def refusal(name: Any, root: Path) -> str:
-    """Read what cannot be read; return the one line that says so. Nothing under the root may change."""
+    """Read a data set that cannot be read; return the error's line. Nothing under the root may change."""
     before = everything(root) if root.is_dir() else root.exists()
     with pytest.raises(DataError) as caught:
         sources.read(name, root)
@@ -191,29 +191,29 @@ DAMAGED = "is damaged or no npz file"
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "fault"),
     [
         ("truncated", DAMAGED),
         ("empty", DAMAGED),
-        ("text", "is damaged or no npz file (File is not a zip file); write it anew with numpy.savez"),
+        ("text", "is damaged or no npz file (File is not a zip file); write it again with numpy.savez"),
         ("flipped bit", "(bad checksum for x_test.npy)"),
         ("flipped bit, compressed", DAMAGED),
         ("npy instead", DAMAGED),
         ("header", DAMAGED),
-        ("short", "x_train.npy holds 397 bytes, not [20, 4, 5] of uint8"),
+        ("short", "x_train.npy has 397 bytes, not [20, 4, 5] of uint8"),
         ("missing", "has no y_test: it needs x_train, y_train, x_test, y_test, it has x_train, y_train, x_test"),
-        ("pickled", "y_train.npy holds pickled objects, which are never loaded; store plain numbers"),
+        ("pickled", "y_train.npy has pickled objects, which are never loaded; store plain numbers"),
         ("flat", "x_train has shape [20, 20]; images are [N, H, W] or [N, H, W, C]"),
         ("channels first", "x_train has shape [20, 3, 32, 32]; images are [N, H, W] or [N, H, W, C], and here"),
     ],
 )
-def test_a_damaged_npz_file_is_refused(tmp_path: Path, change: str, said: str) -> None:
+def test_a_damaged_npz_file_is_refused(tmp_path: Path, change: str, fault: str) -> None:
     path = tmp_path / "mine.npz"
     np.savez(path, **arrays((4, 5)))
     spoil(path, change)
     message = refusal("mine", tmp_path)
     assert message.startswith(str(path))
-    assert said in message
+    assert fault in message
     assert not (tmp_path / "sprung").exists()
 
 
@@ -242,21 +242,21 @@ def test_the_npz_comes_before_torchvisions_files_and_a_damaged_one_is_not_passed
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "fault"),
     [
         ("mnst", "no data set 'mnst': did you mean 'mnist'? there is no"),
         ("MNIST", "no data set 'MNIST': did you mean 'mnist'? there is no"),
         ("imagenet", "imagenet.npz; there are digits, mnist, cifar10, cifar100, svhn, and any <root>/<name>.npz"),
         (
             "../secret",
-            "'../secret' is no name of a data set; there are digits, mnist, cifar10, cifar100, svhn, and any",
+            "'../secret' cannot be the name of a data set; there are digits, mnist, cifar10, cifar100, svhn, and any",
         ),
-        ("", "'' is no name of a data set"),
-        (None, "None is no name of a data set"),
+        ("", "'' cannot be the name of a data set"),
+        (None, "None cannot be the name of a data set"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path, name: Any, said: str) -> None:
-    assert said in refusal(name, tmp_path)
+def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path, name: Any, fault: str) -> None:
+    assert fault in refusal(name, tmp_path)
 
 
 def test_a_root_that_is_a_file(tmp_path: Path) -> None:

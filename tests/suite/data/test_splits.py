@@ -155,10 +155,10 @@ def test_svhn_trains_on_train_and_extra_less_the_held_out(tmp_path: Path, monkey
         start += count
     np.savez(tmp_path / "svhn.npz", **arrays)
     data = load_data("svhn", tmp_path)
-    held = np.array(numbers(data.validation))
-    assert np.bincount(labels[held[held < 200]]).tolist() == [3] * 10
-    assert np.bincount(labels[held[held >= 200]]).tolist() == [2] * 10
-    assert numbers(data.train) == sorted(set(range(600)) - set(held.tolist()))
+    chosen = np.array(numbers(data.validation))
+    assert np.bincount(labels[chosen[chosen < 200]]).tolist() == [3] * 10
+    assert np.bincount(labels[chosen[chosen >= 200]]).tolist() == [2] * 10
+    assert numbers(data.train) == sorted(set(range(600)) - set(chosen.tolist()))
     assert numbers(data.test) == list(range(600, 650))
     assert data.train.y.tolist() == labels[numbers(data.train)].tolist()
     assert numbers(load_data("svhn", tmp_path, protocol="poster").train) == list(range(600))
@@ -199,37 +199,40 @@ def test_the_fingerprint_follows_the_arrays_not_the_file(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "fault"),
     [
-        ({"x_train": unique(100).astype(np.float32)}, "x_train is float32; images are uint8, 0 to 255"),
-        ({"y_train": np.zeros(100)}, "y_train is float64; labels are whole numbers from 0 up (uint8)"),
-        ({"y_train": np.zeros((100, 1), int)}, "y_train has shape [100, 1]; beside 100 images it is [100]"),
-        ({"y_test": np.arange(19) % 4}, "y_test has shape [19]; beside 20 images it is [20]"),
+        ({"x_train": unique(100).astype(np.float32)}, "x_train is float32; images must be uint8, 0 to 255"),
+        ({"y_train": np.zeros(100)}, "y_train is float64; labels must be integers >= 0 (uint8)"),
+        ({"y_train": np.zeros((100, 1), int)}, "y_train has shape [100, 1]; it must be [100], as there are 100 images"),
+        ({"y_test": np.arange(19) % 4}, "y_test has shape [19]; it must be [20], as there are 20 images"),
         ({"x_test": unique(0), "y_test": np.zeros(0, int)}, "x_test is empty, of shape [0, 1, 2, 2]"),
-        ({"x_test": np.zeros((20, 3, 2), np.uint8)}, "images are [1, 2, 2] in train, [1, 3, 2] in test; one shape"),
-        ({"y_train": np.arange(100) % 4 - 1}, "y_train holds the label -1; for 4 classes they are 0 to 3"),
-        ({"y_train": np.arange(100) % 4 + 1}, "y_train holds the label 4; for 4 classes they are 0 to 3"),
-        ({"y_train": np.arange(100) % 4 * 10**12}, "y_train holds the label 3000000000000; for 4 classes they are 0"),
-        ({"y_test": np.arange(20) % 5}, "y_test holds the label 4; for 4 classes they are 0 to 3"),
-        ({"y_test": np.arange(20) % 2 * 3}, "test has no image of class 1; each of the 4 classes needs some"),
-        ({"y_train": np.zeros(100, int)}, "all training images are of one class; two or more are needed"),
+        ({"x_test": np.zeros((20, 3, 2), np.uint8)}, "images are [1, 2, 2] in train, [1, 3, 2] in test; they must"),
+        ({"y_train": np.arange(100) % 4 - 1}, "y_train has the label -1; labels of 4 classes must be 0 to 3"),
+        ({"y_train": np.arange(100) % 4 + 1}, "y_train has the label 4; labels of 4 classes must be 0 to 3"),
+        (
+            {"y_train": np.arange(100) % 4 * 10**12},
+            "y_train has the label 3000000000000; labels of 4 classes must be 0",
+        ),
+        ({"y_test": np.arange(20) % 5}, "y_test has the label 4; labels of 4 classes must be 0 to 3"),
+        ({"y_test": np.arange(20) % 2 * 3}, "test has no image of class 1; each of the 4 classes needs at least one"),
+        ({"y_train": np.zeros(100, int)}, "all training images are of one class; there must be at least two"),
         (
             {"y_train": np.r_[0, 1, 2, np.full(97, 3)]},
-            "train has too few images of class 0: 1, of which 1 would be held out for validation",
+            "train has only 1 images of class 0, and validation takes 1 of them",
         ),
     ],
 )
-def test_arrays_that_do_not_fit(tmp_path: Path, changes: Arrays, said: str) -> None:
+def test_arrays_that_do_not_fit(tmp_path: Path, changes: Arrays, fault: str) -> None:
     write(tmp_path, **changes)
     message = refusal(tmp_path)
-    assert message.startswith(f"{tmp_path}/mine.npz: {said}")
+    assert message.startswith(f"{tmp_path}/mine.npz: {fault}")
 
 
 def test_another_set_under_a_known_name(tmp_path: Path) -> None:
     write(tmp_path, "mnist")
     assert refusal(tmp_path, "mnist") == (
         f"{tmp_path}/mnist.npz: train has 100 images of [1, 2, 2] (channels, height, width),"
-        f" MNIST has 60000 of [1, 28, 28]; a set of your own takes another name (data=npz)"
+        f" MNIST has 60000 of [1, 28, 28]; give your own data set another name (data=npz)"
     )
 
 
@@ -237,29 +240,31 @@ def test_a_known_set_without_one_of_its_classes(tmp_path: Path, monkeypatch: pyt
     known = replace(sources.KNOWN["mnist"], shape=(1, 2, 2), sizes={"train": 100, "test": 20})
     monkeypatch.setitem(sources.KNOWN, "mnist", known)
     write(tmp_path, "mnist")
-    assert refusal(tmp_path, "mnist").endswith("train has no image of class 4; each of the 10 classes needs some")
+    assert refusal(tmp_path, "mnist").endswith(
+        "train has no image of class 4; each of the 10 classes needs at least one"
+    )
     write(tmp_path, "mnist", y_train=np.arange(100) % 11)
-    assert refusal(tmp_path, "mnist").endswith("y_train holds the label 10; for 10 classes they are 0 to 9")
+    assert refusal(tmp_path, "mnist").endswith("y_train has the label 10; labels of 10 classes must be 0 to 9")
     write(tmp_path, "mnist", y_train=np.arange(100) % 10, y_test=np.arange(20) % 10)
-    assert "too few images of class 0: 10, of which 500 would be held out" in refusal(tmp_path, "mnist")
+    assert "only 10 images of class 0, and validation takes 500" in refusal(tmp_path, "mnist")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "fault"),
     [
         ({"protocol": "papre"}, "no data protocol 'papre': did you mean 'paper'? there are holdout, paper, poster"),
         ({"protocol": None}, "no data protocol None: there are holdout, paper, poster"),
-        ({"size": 0}, "data.size=0: a whole number from 1 up, or null, is right"),
-        ({"size": 2.5}, "data.size=2.5: a whole number from 1 up, or null, is right"),
-        ({"size": True}, "data.size=True: a whole number from 1 up, or null, is right"),
-        ({"train_images": -1}, "data.train_images=-1: a whole number from 1 up, or null, is right"),
-        ({"train_images": 3}, "has 90 training images of 4 classes; from 4 to 90 is right"),
-        ({"train_images": 91}, "has 90 training images of 4 classes; from 4 to 90 is right"),
+        ({"size": 0}, "data.size=0: must be an integer >= 1, or null"),
+        ({"size": 2.5}, "data.size=2.5: must be an integer >= 1, or null"),
+        ({"size": True}, "data.size=True: must be an integer >= 1, or null"),
+        ({"train_images": -1}, "data.train_images=-1: must be an integer >= 1, or null"),
+        ({"train_images": 3}, "has 90 training images of 4 classes; must be 4 to 90"),
+        ({"train_images": 91}, "has 90 training images of 4 classes; must be 4 to 90"),
     ],
 )
-def test_settings_that_do_not_fit(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+def test_settings_that_do_not_fit(tmp_path: Path, options: dict[str, Any], fault: str) -> None:
     write(tmp_path)
-    assert said in refusal(tmp_path, **options)
+    assert fault in refusal(tmp_path, **options)
 
 
 # -------------------------------------------------------------------------------------------------- the real sets

@@ -29,14 +29,14 @@ def test_without_runs_nothing_is_claimed() -> None:
 def test_numbers_and_verdicts_are_those_of_the_findings() -> None:
     name = "bfp_learning_rates.fewer_epochs"
     (_, speed, *_) = answer.sentences([finding({name: "reproduced"})])
-    assert "needs 0.987 (lr 0.01), 0.5 (lr 0.05) of SGD's epochs" in speed  # rows that are judged alone
-    assert "fewer epochs: reproduced; a gain of the published order: not run" in speed
+    assert "needs 0.987 (lr 0.01) and 0.5 (lr 0.05) times SGD's epochs" in speed  # rows that are judged alone
+    assert "fewer epochs: reproduced; a gain as large as published: not run" in speed
 
 
 @pytest.mark.parametrize(
     ("kind", "begins"), [("contradicted", "Removing it speeds up"), ("reproduced", "The speed of")]
 )
-def test_a_sentence_begins_with_what_the_verdicts_bear_out(kind: Kind, begins: str) -> None:
+def test_a_sentence_opens_with_what_the_verdicts_support(kind: Kind, begins: str) -> None:
     kinds: dict[str, Kind] = {
         "bfp_learning_rates.fewer_epochs": "reproduced",
         "bfp_learning_rates.gain_as_published": kind,
@@ -45,7 +45,7 @@ def test_a_sentence_begins_with_what_the_verdicts_bear_out(kind: Kind, begins: s
     assert speed.startswith(begins)
 
 
-def test_what_is_not_decided_is_counted_and_questions_are_not() -> None:
+def test_undecided_claims_are_counted_and_questions_are_not() -> None:
     kinds: dict[str, Kind] = {
         "np_table.below_batchnorm": "inconclusive",
         "np_shift.distance": "not run",

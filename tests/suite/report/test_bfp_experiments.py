@@ -15,7 +15,7 @@ from tests.helpers.synthetic import curve, write_run, write_sweep
 from backforward_suite.report import experiments, statistics, style
 from backforward_suite.report.claims import claims_of, published_runs
 from backforward_suite.report.experiments import _measures as measures
-from backforward_suite.report.experiments.bfp_learning_rates import STOPS, best_accuracy
+from backforward_suite.report.experiments.bfp_learning_rates import LOGGED, STOPS, best_accuracy
 from backforward_suite.report.finding import Finding, Verdict
 from backforward_suite.report.reading import Run, read_runs
 
@@ -182,7 +182,7 @@ def test_without_runs_every_claim_is_not_run_and_says_what_to_do(name: str) -> N
     found = examine(name, [])
     assert {verdict.kind for verdict in found.verdicts} == {"not run"}
     (note,) = found.notes
-    assert note.startswith(f"Nothing has been run. `make reproduce ONLY={name} SCALE=small` runs it;")
+    assert note.startswith(f"Nothing has been run. `make reproduce ONLY={name} SCALE=small` runs it.")
     assert (found.tables, found.figures, found.stand_in) == ((), (), False)
 
 
@@ -271,7 +271,7 @@ def central(root: Path) -> Finding:
     return examine("bfp_learning_rates", runs)
 
 
-def test_a_gain_of_the_joint_pass_alone_is_told_from_one_of_the_rule(tmp_path: Path) -> None:
+def test_a_gain_of_the_joint_pass_is_distinguished_from_a_gain_of_the_rule(tmp_path: Path) -> None:
     write_central(tmp_path)
     found = central(tmp_path)
 
@@ -281,7 +281,7 @@ def test_a_gain_of_the_joint_pass_alone_is_told_from_one_of_the_rule(tmp_path: P
 
     assert verdict(found, "fewer_epochs").kind != "reproduced"
     assert "no effect" in row("gain_as_published")
-    assert "the other way" in row("fewer_macs")
+    assert "the opposite direction" in row("fewer_macs")
     assert "as claimed" in row("published_loop")
     assert "no effect" in row("beyond_updates")
     assert verdict(found, "gain_as_published").kind == "contradicted"
@@ -306,24 +306,24 @@ def test_the_best_accuracy_is_taken_over_the_epochs_at_which_the_published_run_w
     write_run(tmp_path, "x", losses=[0.1] * 280, metrics={"accuracy/validation": accuracies})
     (run,) = read_runs(tmp_path)
     assert published_runs().query("arm == 'sgd' and lr == 0.5").epoch.max() == 275
-    assert best_accuracy(run, "sgd", 0.5) == pytest.approx(92.75)
+    assert best_accuracy(run, stop=275) == pytest.approx(92.75)
 
 
 def test_the_published_runs_stop_where_their_curves_end_but_for_one() -> None:
     """The curves beside the package end SGD at lr 0.005 early; its run went on to epoch 1,000."""
     ends = published_runs().groupby(["lr", "arm"]).epoch.max()
     for (lr, arm), last in ends.items():
-        assert STOPS[lr][arm] == (1000 if (lr, arm) == (0.005, "sgd") else last)
+        assert dict(zip(LOGGED, STOPS[lr], strict=True))[arm] == (1000 if (lr, arm) == (0.005, "sgd") else last)
 
 
-def test_runs_on_fewer_images_are_not_held_against_the_published_curves(tmp_path: Path) -> None:
+def test_runs_on_fewer_images_are_not_compared_with_the_published_curves(tmp_path: Path) -> None:
     write_central(tmp_path)
     found = examine("bfp_learning_rates", read_runs(tmp_path))
     assert verdict(found, "tracks_published").kind == "inconclusive"
     assert "trained on 55,000 images, the published runs on 60,000" in verdict(found, "tracks_published").why
 
 
-def test_where_an_arm_never_arrives_the_sign_test_tells_who_was_first(tmp_path: Path) -> None:
+def test_if_an_arm_never_reaches_the_level_a_sign_test_compares_who_was_first(tmp_path: Path) -> None:
     for seed in range(6):
         write_run(tmp_path, "x", method="sgd", seed=seed, losses=[0.9, 0.45, 0.25])
         write_run(tmp_path, "x", method="bfp", seed=seed, losses=[0.9, 0.95, 0.97])
@@ -334,7 +334,7 @@ def test_where_an_arm_never_arrives_the_sign_test_tells_who_was_first(tmp_path: 
     assert found.note == "no level that all runs reach; at 0.3 first in 0 of 6 pairs, sign test p = 0.031"
 
 
-def test_only_runs_that_were_timed_alike_are_compared_in_time(tmp_path: Path) -> None:
+def test_times_are_compared_only_between_runs_timed_under_equal_conditions(tmp_path: Path) -> None:
     arms = by_method(write_sweep(tmp_path, "x", {"sgd": 1.0, "bfp": 1.0}))
     assert len(measures.cost_effect(arms["bfp"], arms["sgd"], "", "seconds").values) == 5
     for run, key, other in zip(arms["bfp"], ("threads", "stacked", ""), (2, 30, ""), strict=False):
@@ -345,7 +345,7 @@ def test_only_runs_that_were_timed_alike_are_compared_in_time(tmp_path: Path) ->
     assert len(measures.cost_effect(arms["bfp"], arms["sgd"], "", "epochs").values) == 5
 
 
-def test_norms_at_equal_loss_are_free_of_progress(tmp_path: Path) -> None:
+def test_norms_at_equal_loss_do_not_depend_on_progress(tmp_path: Path) -> None:
     """An arm that is only faster has the same norm at the same loss, and a larger one at the same epoch."""
     for seed in range(4):
         for method, pace in (("sgd", 1.0), ("bfp", 1.5)):
@@ -361,7 +361,7 @@ def test_norms_at_equal_loss_are_free_of_progress(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("extra", "state"), [(0.0, "against"), (0.5, "for")])
-def test_a_norm_that_controls_with_the_shift_have_too_is_not_larger_for_want_of_it(
+def test_a_norm_that_is_as_large_in_a_control_with_shift_is_not_caused_by_its_absence(
     tmp_path: Path, extra: float, state: str
 ) -> None:
     """Two steps a batch give the same path at twice the pace; Backforward alone may add to it."""
@@ -376,7 +376,7 @@ def test_a_norm_that_controls_with_the_shift_have_too_is_not_larger_for_want_of_
     assert verdict(found, "its_cause").rows[0].state == state
 
 
-def test_the_norm_of_a_diverged_run_is_left_out_and_that_is_told(tmp_path: Path) -> None:
+def test_the_norm_of_a_diverged_run_is_left_out_and_reported(tmp_path: Path) -> None:
     for seed in range(4):
         for method, size in (("sgd", 20.0), ("bfp", 21.0)):
             diverged = (method, seed) == ("bfp", 3)
@@ -386,7 +386,7 @@ def test_the_norm_of_a_diverged_run_is_left_out_and_that_is_told(tmp_path: Path)
             write_run(tmp_path, "bfp_weight_norm", method=method, seed=seed, status=status, metrics=further)
     found = verdict(examine("bfp_weight_norm", read_runs(tmp_path)), "larger")
     assert found.rows[0].estimate.value == pytest.approx(1.05, abs=1e-3)
-    assert "3 of 4 pairs, the others gave no value" in found.why
+    assert "3 of 4 pairs; the others gave no value" in found.why
 
 
 def test_one_step_counts_infinite_losses_as_not_learnt(tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ def test_a_gain_that_grows_with_depth_is_found(tmp_path: Path, gain: float, kind
     assert verdict(examine("bfp_depth", read_runs(tmp_path)), "greater_impact").kind == kind
 
 
-def test_growth_up_to_four_layers_and_a_turn_at_eight_are_told_apart(tmp_path: Path) -> None:
+def test_growth_up_to_four_layers_and_a_reversal_at_eight_are_judged_separately(tmp_path: Path) -> None:
     write_depths(tmp_path, 0.1)
     for seed in range(4):
         for method, factor in (("sgd", 1.0), ("bfp", 1.3)):
@@ -484,18 +484,18 @@ def test_similar_at_a_constant_rate_and_mitigated_by_decay(tmp_path: Path) -> No
     }
 
 
-def test_a_lead_that_is_large_everywhere_is_neither_similar_nor_mitigated(tmp_path: Path) -> None:
+def test_an_equally_large_lead_everywhere_is_neither_similar_nor_mitigated(tmp_path: Path) -> None:
     write_leads(tmp_path, {"constant": 0.4, "halve": 0.4, "cosine": 0.4})
     found = examine("bfp_schedule", read_runs(tmp_path))
     for word in ("similar", "plateau", "mitigated"):
         assert verdict(found, word).kind == "contradicted", word
 
 
-def test_pairs_that_are_lost_are_told_in_verdict_and_table(tmp_path: Path) -> None:
+def test_lost_pairs_are_reported_in_verdict_and_table(tmp_path: Path) -> None:
     write_schedules(tmp_path, "bfp_schedule")
     runs = [run for run in read_runs(tmp_path) if run.name != "bfp-constant-2"]
     found = examine("bfp_schedule", runs)
-    assert "2 of 3 pairs, the others gave no value" in verdict(found, "similar").why
+    assert "2 of 3 pairs; the others gave no value" in verdict(found, "similar").why
     assert found.tables[0].frame["training loss after the last epoch, BFP / SGD"][0].endswith("(2 of 3 pairs)")
 
 
@@ -519,8 +519,8 @@ def test_an_effect_in_one_network_decides_against_there_being_none(tmp_path: Pat
     found = examine("bfp_norm", read_runs(tmp_path))
     for word in ("replaces_norm", "norm_adds_nothing"):
         assert verdict(found, word).kind == "contradicted"
-        assert "NIN: the effect that is denied" in verdict(found, word).why
-        assert "MLP: the effect that is denied is not there" in verdict(found, word).why
+        assert "NIN: the effect is there, contrary to the claim" in verdict(found, word).why
+        assert "MLP: the effect is absent" in verdict(found, word).why
 
 
 def test_nin_that_saw_too_few_images_answers_nothing(tmp_path: Path) -> None:
@@ -534,7 +534,7 @@ def test_nin_that_saw_too_few_images_answers_nothing(tmp_path: Path) -> None:
     assert "NIN: its runs saw 6,000 images" in found.why
 
 
-def test_a_shift_that_stays_is_held_against_the_rule(tmp_path: Path) -> None:
+def test_a_remaining_shift_contradicts_the_claim(tmp_path: Path) -> None:
     write_norms(tmp_path)
     runs = [run for run in read_runs(tmp_path) if run.choice("norm") == "none"]
     for run in runs:
@@ -544,7 +544,7 @@ def test_a_shift_that_stays_is_held_against_the_rule(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("far", "panels"), [(1.0, 1), (20.0, 2)])
-def test_one_ratio_far_off_does_not_press_the_others_flat(tmp_path: Path, far: float, panels: int) -> None:
+def test_an_outlying_ratio_gets_a_panel_of_its_own(tmp_path: Path, far: float, panels: int) -> None:
     write_depths(tmp_path, 0.05)
     for seed in range(4):
         for method, factor in (("sgd", 1.0), ("bfp", far)):

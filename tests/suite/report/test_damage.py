@@ -120,7 +120,7 @@ def test_a_table_that_is_not_what_the_run_left_is_not_drawn(tmp_path: Path) -> N
     assert list(run.metrics["loss/train"]) == [1.0]
     write_metrics(tmp_path, [{"epoch": 0, "loss/train": 2.0}])
     (run,) = read_runs(tmp_path)
-    with pytest.raises(BadInput, match="it is not what the run left"):
+    with pytest.raises(BadInput, match="its checksum differs"):
         _ = run.metrics
 
 
@@ -160,7 +160,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 def test_verify_finds_all_as_it_was(finished: Path, command: Any) -> None:
     ended = command(finished)
     assert ended.code == 0, ended.out + ended.err
-    assert "1 finished run: 0 not as they were left" in ended.out
+    assert "1 finished run: 0 changed" in ended.out
     (line,) = [line for line in ended.out.splitlines() if "│ run " in line]
     assert line.count(" ok ") == 5
 
@@ -185,5 +185,5 @@ def test_verify_looks_at_each_file(finished: Path, command: Any, name: str, dama
         assert "no finished run here" in ended.err
     else:
         assert ended.code == 1
-        assert "1 finished run: 1 not as they were left" in ended.out
+        assert "1 finished run: 1 changed" in ended.out
         assert name in ended.out

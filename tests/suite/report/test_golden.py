@@ -1,4 +1,4 @@
-"""The committed report, written anew from the committed results."""
+"""The committed report is what the committed results give."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_readme_says_what_the_committed_report_says() -> None:
     counts = dict(re.findall(r"\*\*([a-z -]+)\*\* \((\d+)\)", report))
     told = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n != "0")
     assert f"{sum(map(int, counts.values()))} claims: {told}." in text
-    answers = re.search(r"counted apart: (.*?)\.", report)
+    answers = re.search(r"counted separately: (.*?)\.", report)
     assert answers is not None
     asked = sum(int(n) for n in re.findall(r"\d+", answers.group(1)))
     assert f"{asked} questions that no paper answers: {answers.group(1)}." in text

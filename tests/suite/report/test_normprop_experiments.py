@@ -1,4 +1,4 @@
-"""NormProp's experiments on runs with a known effect: each verdict is as it must be, and part of the runs will do."""
+"""NormProp's experiments on runs with a known effect: the verdicts are right, and missing runs break nothing."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_table(root: Path, gain: float, kind: str) -> None:
 
 
 @pytest.mark.parametrize(("behind", "kind"), [(0.0, "reproduced"), (0.02, "contradicted")])
-def test_where_it_is_not_below_it_must_not_be_far_above(root: Path, behind: float, kind: str) -> None:
+def test_competitive_means_not_far_above(root: Path, behind: float, kind: str) -> None:
     for norm, accuracy in (("batch", 0.6), ("prop", 0.6 - behind)):
         settings: dict[str, object] = {"data.augment": "flip"}
         write(root, "np_table", norm, accuracy, norm=norm, settings=settings)
@@ -152,7 +152,9 @@ def test_one_data_set_that_has_the_other_sign_refutes_every(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("off", "kinds_"), [(0.7, ("contradicted", "reproduced")), (0.1, ("reproduced",) * 2)])
-def test_an_error_is_as_near_as_its_images_allow(root: Path, off: float, kinds_: tuple[str, str]) -> None:
+def test_the_tolerance_of_an_error_follows_from_the_number_of_images(
+    root: Path, off: float, kinds_: tuple[str, str]
+) -> None:
     """Seven tenths of a point are much of an error of 9 %, and within what chance does to one of 32 %."""
     for data in ("cifar10", "cifar100"):
         for norm in ("prop", "batch"):
@@ -202,7 +204,7 @@ def test_short_runs_say_nothing_of_the_papers_curves(root: Path) -> None:
     finding = experiments.load("np_stability").examine(runs, list(claims_of("np_stability").values()), "small")
     assert set(kinds(finding).values()) == {"inconclusive", "not run"}
     assert "its runs saw 16,000 images, fewer than at the paper's first data point" in of(finding, "higher_early").why
-    assert "0 of 4 seeds diverge" in of(finding, "diverges").ours
+    assert "0 of 4 seeds diverge" in of(finding, "diverges").why
 
 
 def test_the_same_trend_is_looked_for_on_the_other_data_sets(root: Path) -> None:
@@ -213,7 +215,7 @@ def test_the_same_trend_is_looked_for_on_the_other_data_sets(root: Path) -> None
     assert kinds(found(root, "np_stability"))["other_sets"] == "reproduced"
 
 
-def test_progress_is_no_unrest(root: Path) -> None:
+def test_progress_does_not_count_as_fluctuation(root: Path) -> None:
     """Equal waves, on a trend six times as steep: nobody is steadier."""
     waves = 0.01 * (-1.0) ** np.arange(EPOCHS)
     write(root, "np_stability", "prop", 0.6, accuracies=np.linspace(0.55, 0.6, EPOCHS) + waves)
@@ -243,7 +245,7 @@ def test_shift(root: Path) -> None:
     ("distance", "kind"),
     [(50.0, "reproduced"), (5.0, "contradicted"), (300.0, "contradicted"), (155.0, "inconclusive")],
 )
-def test_without_a_norm_it_is_the_published_range_that_counts(root: Path, distance: float, kind: str) -> None:
+def test_without_a_norm_the_published_range_is_the_target(root: Path, distance: float, kind: str) -> None:
     """Five from zero is far from NormProp, and far from what was published too."""
     write(root, "np_shift", "prop", 0.6, diagnostics=units(0.2, 0.0), scale="paper")
     write(root, "np_shift", "none", 0.2, norm="none", diagnostics=units(-distance, 0.0), scale="paper")
@@ -338,7 +340,7 @@ def test_recipe(root: Path) -> None:
     assert kinds(finding)["dropout"] == "contradicted"
 
 
-def test_what_counts_as_no_effect_is_drawn_as_the_claims_have_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shaded_region_is_the_claims_tolerance(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[float | None] = []
     monkeypatch.setattr("backforward_suite.report.style.forest", lambda *_, tolerance, **__: drawn.append(tolerance))
     write(root, "np_recipe", "recipe", 0.6)
@@ -350,7 +352,7 @@ def test_what_counts_as_no_effect_is_drawn_as_the_claims_have_it(root: Path, mon
 
 
 @pytest.mark.parametrize(("gain", "kind"), [(0.02, "contradicted"), (0.0, "reproduced"), (0.04, "contradicted")])
-def test_a_rate_that_is_better_at_every_batch_size_says_nothing_of_the_batch(
+def test_a_rate_that_is_better_at_every_batch_size_says_nothing_about_the_batch(
     root: Path, gain: float, kind: str
 ) -> None:
     """The larger rate gains two points at batch 100, and so many at batch 50."""
@@ -485,7 +487,7 @@ def test_moments(root: Path) -> None:
         "proposition_1": "contradicted",  # one of three bounds is imaginary
     }
     [trained] = [each for each in found(root, "np_moments").tables if each.title == "Trained networks"]
-    assert f"Near to orthogonal: |cosine| under {INCOHERENT:g}." in trained.note
+    assert f"Nearly orthogonal: |cosine| under {INCOHERENT:g}." in trained.note
     bound = of(found(root, "np_moments"), "proposition_1")
     assert "2 of 3" in bound.why
     assert bound.rows[0].estimate.low == bound.rows[0].estimate.high  # hand-picked: no interval

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_verdicts_are_told_by_word_and_sign(report: Path) -> None:
 
 def test_the_page_opens_with_methods_question_answer_and_tally(report: Path) -> None:
     text = (report / "index.html").read_text()
-    parts = ["<h1>", "<svg", "What was asked.", 'id="answer"', 'id="tally"', 'id="summary"', "<section"]
+    parts = ["<h1>", "<svg", "What is tested.", 'id="answer"', 'id="tally"', 'id="summary"', "<section"]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
 
@@ -218,10 +219,13 @@ def test_an_experiment_that_fails_hides_no_other(tmp_path: Path, monkeypatch: py
     assert not any(each.fault for each in examined[1:])
 
 
-def test_every_experiment_has_a_config_a_module_and_nothing_else_does() -> None:
-    modules = {path.stem for path in Path(experiments.__file__).parent.glob("*.py") if not path.stem.startswith("_")}
+def test_every_experiment_has_a_config_and_a_place_on_the_page() -> None:
+    folder = Path(experiments.__file__).parent
+    assert set(experiments.MODULES) == {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    modules = [import_module(f"{experiments.__name__}.{name}") for name in experiments.MODULES]
+    defined = [experiment.name for module in modules for experiment in module.EXPERIMENTS]
     configs = {path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml")}
-    assert set(experiments.ORDER) == modules
+    assert sorted(experiments.ORDER) == sorted(defined)
     assert set(experiments.ORDER) <= configs
     assert {claim.experiment for claim in read_claims()} <= set(experiments.ORDER)
 

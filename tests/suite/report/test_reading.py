@@ -14,7 +14,7 @@ from backforward_suite.report.reading import Run, read_runs
 def test_a_run_knows_its_place_settings_and_numbers(tmp_path: Path) -> None:
     write_run(tmp_path, "np_table", method="bfp", lr=0.05, seed=3, settings={"model.depth": 2}, losses=[0.3, 0.1])
     (run,) = read_runs(tmp_path)
-    assert (run.name, run.experiment, run.scale, run.seed) == ("bfp-lr0.05-seed3", "np_table", "small", 3)
+    assert (run.name, run.seed) == ("bfp-lr0.05-seed3", 3)
     assert run.choice("method") == "bfp"
     assert run.setting("model.depth") == 2
     assert run.setting("model.width") is None
@@ -27,11 +27,6 @@ def test_a_run_knows_its_place_settings_and_numbers(tmp_path: Path) -> None:
     assert run.diagnostics.empty
     assert "layer" in run.diagnostics
     assert run.study.empty
-
-
-def test_outside_of_the_referee_a_run_has_no_scale(tmp_path: Path) -> None:
-    write_run(tmp_path, "train", scale="elsewhere")
-    assert read_runs(tmp_path)[0].scale == ""
 
 
 def test_a_diverged_run_counts_as_a_guess_and_as_the_worst_it_has_shown(tmp_path: Path) -> None:

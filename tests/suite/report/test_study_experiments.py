@@ -9,7 +9,7 @@ from tests.helpers.study_runs import write_parts, write_rates, write_to_loss, wr
 
 from backforward_suite.report import experiments
 from backforward_suite.report.claims import claims_of
-from backforward_suite.report.experiments.bfp_rates import best
+from backforward_suite.report.experiments.bfp_shift import best
 from backforward_suite.report.finding import Finding
 from backforward_suite.report.reading import read_runs
 
@@ -31,7 +31,7 @@ def test_the_parts_of_a_known_change_are_told_apart(tmp_path: Path) -> None:
     assert row.estimate.value == pytest.approx(1.2 / 0.95, rel=0.01)
 
 
-def test_parts_that_do_nothing_are_a_no(tmp_path: Path) -> None:
+def test_parts_without_effect_are_answered_no(tmp_path: Path) -> None:
     from tests.helpers.study_runs import ARMS
 
     write_parts(tmp_path, dict.fromkeys(ARMS, 1.0))
@@ -85,7 +85,7 @@ def test_epochs_to_a_loss_are_read_from_the_curve_that_was_logged(tmp_path: Path
         (0.90, 0.01, {"noisy_as_well": "no", "noisy_shifts_more": "yes", "explains": "yes"}),
     ],
 )
-def test_what_the_witnesses_say(
+def test_the_witnesses_answer_as_constructed(
     name: str, noisy: float, slope: float, expected: dict[str, str], tmp_path: Path
 ) -> None:
     write_witnesses(tmp_path, name, noisy, slope)

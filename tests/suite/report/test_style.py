@@ -15,14 +15,14 @@ NORMS = ("none", "batch", "prop")
 
 
 @pytest.mark.parametrize("arms", [RULES, NORMS, tuple("abcdef")], ids=["rules", "norms", "strangers"])
-def test_arms_can_be_told_apart_in_grey(arms: tuple[str, ...]) -> None:
+def test_arms_are_distinct_in_grey(arms: tuple[str, ...]) -> None:
     looks = style.looks(arms).values()
     assert len({look.marker for look in looks}) == len(arms)
     for one, other in combinations(looks, 2):
         assert (one.marker, one.dash) != (other.marker, other.dash)
 
 
-def test_rules_with_norms_can_be_told_apart() -> None:
+def test_rules_with_norms_are_distinct() -> None:
     looks = [style.look(f"{rule} + {norm}") for rule in ("sgd", "bfp") for norm in NORMS]
     assert len({(look.colour, look.dash) for look in looks}) == len(looks)
     assert len({look.marker for look in looks}) == len(looks)  # as single points, in grey
@@ -37,7 +37,7 @@ def test_ordered_values_go_from_dark_to_light(count: int) -> None:
     assert len({(look.marker, look.dash) for look in looks.values()}) == count
 
 
-def test_an_arm_looks_alike_in_every_figure() -> None:
+def test_an_arm_looks_the_same_in_every_figure() -> None:
     for arms in (["bfp", "sgd"], ["stranger", "sgd", "bfp"], list(RULES)):
         assert style.looks(arms)["bfp"] == style.LOOKS["bfp"]
     assert style.looks(["x", "y"])["y"].label == "y"
@@ -56,9 +56,6 @@ def drawing(value: float | None = 0.5) -> tuple[bytes, bytes]:
         style.points(axes[0, 1], look, [0.01, 0.1, 1], estimates)
         style.at_values(axes[0, 1], [0.01, 0.1, 1])
         style.forest(axes[1, 0], list(zip("abc", estimates, strict=True)), look, tolerance=0.1)
-        style.bars(
-            axes[1, 1], ["a", "b", "c"], {"bfp": estimates}, {"bfp": look}, published_values={"bfp": [1.0, None, 2]}
-        )
         style.mark_published(axes[1, 1], 0.5, "published")
         style.legend(figure)
         style.stamp(figure, "scale small")
@@ -73,7 +70,7 @@ def test_the_same_figure_gives_the_same_bytes() -> None:
     assert drawing(0.6)[0] != svg
 
 
-def test_what_was_not_measured_is_left_out_or_said() -> None:
+def test_missing_values_are_left_out_or_marked() -> None:
     svg, _ = drawing(None)
     assert b"<!-- not measured -->" in svg
 
@@ -90,7 +87,7 @@ def test_a_legend_takes_as_many_columns_as_fit_and_says_each_label_once() -> Non
         assert legend.get_window_extent().width <= figure.bbox.width
 
 
-def test_a_stamp_stands_below_the_panels() -> None:
+def test_the_stamp_is_below_the_panels() -> None:
     with style.applied():
         figure, axes = style.canvas()
         axes[0, 0].set_xlabel("epoch")

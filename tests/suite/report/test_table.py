@@ -127,7 +127,7 @@ def test_no_number_is_ever_cut(many: Path, width: int) -> None:
 def test_what_finds_no_room_is_left_out_and_said(many: Path) -> None:
     text = shown(many, 60)
     assert all(len(line) <= 60 for line in text.splitlines())
-    assert "Not shown, for want of room: test %, norm, sec. (--csv has all)." in " ".join(text.split())
+    assert "Not shown, as the console is too narrow: test %, norm, sec. (--csv has all)." in " ".join(text.split())
     assert text.count("0.3000±0.1000") == 8
 
 

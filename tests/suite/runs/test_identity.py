@@ -99,7 +99,7 @@ def test_a_half_done_run_never_resumes_with_other_data(tmp_path: Path) -> None:
     cut_off(request, tmp_path / "run")
     content = (tmp_path / "run" / "last.ckpt").read_bytes()
     write_data(tmp_path / "data", 1)
-    with pytest.raises(Refused, match=r"last\.ckpt cannot be gone on from: its data have changed since it was written"):
+    with pytest.raises(Refused, match=r"last\.ckpt cannot be resumed: its data have changed since it was written"):
         run(request, tmp_path / "run")
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == content
     write_data(tmp_path / "data", 0)

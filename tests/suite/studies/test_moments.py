@@ -255,7 +255,7 @@ def test_the_seed_alone_decides_all(found: Findings, digits: Any) -> None:
     assert all(math.isfinite(value) for value in one.final.values())
 
 
-def test_it_says_what_it_cannot_do(make_setting: MakeSetting) -> None:
+def test_bad_settings_are_refused(make_setting: MakeSetting) -> None:
     with pytest.raises(BadInput, match=r"study.images=5000: there are 1297 training images"):
         Moments(images=5000)(make_setting())
     for arguments, message in (

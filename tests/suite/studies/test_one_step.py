@@ -100,7 +100,7 @@ def test_double_precision_agrees_with_single(make_setting: MakeSetting) -> None:
         assert one["loss_after"] != two["loss_after"]
 
 
-def test_it_says_what_it_cannot_do(make_setting: MakeSetting) -> None:
+def test_bad_settings_are_refused(make_setting: MakeSetting) -> None:
     with pytest.raises(BadInput, match=r"study.images=2000: there are 1297 training images"):
         OneStep(images=2000)(make_setting())
     with pytest.raises(BadInput, match=r"this network has none; give model=mlp"):

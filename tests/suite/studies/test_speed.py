@@ -56,8 +56,8 @@ def test_headlines_of_known_times(make_setting: MakeSetting, monkeypatch: pytest
     assert final["time/ratio_high/prop_none"] == 3
 
 
-def test_it_says_what_it_cannot_do(make_setting: MakeSetting) -> None:
-    with pytest.raises(BadInput, match="batch_size=2000 is more than the 1297 images"):
+def test_bad_settings_are_refused(make_setting: MakeSetting) -> None:
+    with pytest.raises(BadInput, match="batch_size=2000: must be <= 1297, the number of training images"):
         Speed()(make_setting(batch_size=2000))
     with pytest.raises(ValueError, match=r"study.rounds=0"):
         Speed(rounds=0)

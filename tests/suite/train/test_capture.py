@@ -59,8 +59,8 @@ def test_replayed_steps_are_the_ordinary_ones(rule: str, device: str) -> None:
     record = again(network, optimizer) if device == "cpu" else record_cuda
     captured, ordinary = Captured(make(rule, network, optimizer), optimizer, record), make(rule, alone, other)
     for epoch in range(3):
-        for held in (captured, ordinary):
-            held.set_epoch(epoch)
+        for rule_of_each in (captured, ordinary):
+            rule_of_each.set_epoch(epoch)
         if epoch == 2:  # a schedule has moved
             for each in (optimizer, other):
                 each.param_groups[0]["lr"] = 0.05
@@ -69,7 +69,7 @@ def test_replayed_steps_are_the_ordinary_ones(rule: str, device: str) -> None:
             torch.testing.assert_close(ours.loss, theirs.loss)
             torch.testing.assert_close(ours.output, theirs.output)
     torch.testing.assert_close(dict(network.named_parameters()), dict(alone.named_parameters()))
-    assert captured.replayed == 3 * (6 - WARM_UP)  # recorded anew each epoch, as the smaller batch ends one
+    assert captured.replayed == 3 * (6 - WARM_UP)  # recorded again each epoch, as the smaller batch ends one
 
 
 def refuse(_: Callable[[], StepResult]) -> tuple[Replay, StepResult]:
@@ -88,8 +88,8 @@ def test_what_cannot_be_recorded_is_said_once_and_trained_as_ever(capsys: pytest
     for x, y in batches(8, "cpu"):
         captured.step(x, y)
         ordinary.step(x, y)
-    said = "steps are not replayed from a CUDA graph: operation not permitted when stream is capturing\n"
-    assert capsys.readouterr().err == said
+    printed = "steps are not replayed from a CUDA graph: operation not permitted when stream is capturing\n"
+    assert capsys.readouterr().err == printed
     assert captured.replayed == 0
     torch.testing.assert_close(dict(network.named_parameters()), dict(alone.named_parameters()))
 
@@ -121,12 +121,12 @@ def test_a_learning_rate_that_never_rests_is_said_once(must: bool, capsys: pytes
             ordinary.step(x, y)
 
     if must:
-        with pytest.raises(BadInput, match="the learning rate, or the size of a batch, changes again and again"):
+        with pytest.raises(BadInput, match="the learning rate or the shape of a batch changes too often"):
             train()
     else:
         train()
-        (said,) = capsys.readouterr().err.splitlines()
-        assert "changes again and again" in said
+        (printed,) = capsys.readouterr().err.splitlines()
+        assert "changes too often" in printed
         torch.testing.assert_close(dict(network.named_parameters()), dict(alone.named_parameters()))
     assert captured.replayed == 0
 

@@ -97,8 +97,8 @@ def test_why_steps_are_not_replayed_is_said_in_a_line(
 ) -> None:
     ended = train(*SMALL, *overrides, "max_epochs=1")  # by the command, as Hydra has a say in what is logged
     assert ended.code == 0
-    said = [line for line in ended.err.splitlines() if "CUDA graph" in line]
-    assert said == ([] if reason is None else [f"steps are not replayed from a CUDA graph: {reason}"])
+    printed = [line for line in ended.err.splitlines() if "CUDA graph" in line]
+    assert printed == ([] if reason is None else [f"steps are not replayed from a CUDA graph: {reason}"])
 
 
 SETTINGS = {
@@ -226,9 +226,11 @@ def test_a_head_that_does_not_learn_stays_as_it_was(tmp_path: Path) -> None:
     assert {"conv1.conv.weight", "conv8.conv.weight"} <= moved
 
 
-@pytest.mark.parametrize(("flags", "said"), [("sse2 avx512_bf16", ""), ("sse2 avx2", "emulates bfloat16"), (None, "")])
+@pytest.mark.parametrize(
+    ("flags", "printed"), [("sse2 avx512_bf16", ""), ("sse2 avx2", "emulates bfloat16"), (None, "")]
+)
 def test_emulated_bfloat16_is_said_once(
-    flags: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flags: str | None, printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def read_text(_: Path, **__: object) -> str:
         return "processor\t: 0\n" if flags is None else f"processor\t: 0\nflags\t\t: fpu {flags}\n"
@@ -236,9 +238,9 @@ def test_emulated_bfloat16_is_said_once(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_text", read_text)
         emulated = hardware.emulates_bf16()
-    assert emulated == bool(said)
+    assert emulated == bool(printed)
     monkeypatch.setattr("backforward_suite.train.fit.emulates_bf16", lambda: emulated)
     trained(tmp_path, "trainer=cpu_bf16", "max_epochs=1")
     errors = capsys.readouterr().err
-    assert errors.count("emulates") == bool(said)
-    assert said in errors
+    assert errors.count("emulates") == bool(printed)
+    assert printed in errors

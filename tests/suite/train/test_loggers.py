@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import sqlite3
+import tomllib
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import CSVLogger
+from tests.helpers.commands import REPOSITORY
 from tests.helpers.configs import requested
 from tests.helpers.training import same, trained, weights
 
@@ -65,12 +68,33 @@ def test_a_logger_is_no_part_of_what_was_asked_for(logger: str) -> None:
     assert requested(f"logger={logger}").hash == before
 
 
-def test_a_logger_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "made"), [("wandb", "WandbLogger"), ("mlflow", "MLFlowLogger")])
+def test_a_logger_that_is_not_installed_is_named(
+    name: str, made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def missing(*_: object, **__: object) -> None:
-        raise ModuleNotFoundError("No module named 'wandb'")
+        raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr(loggers, "WandbLogger", missing)
-    with pytest.raises(BadInput, match=r"^logger=wandb: its package is not installed; pip install wandb"):
+    monkeypatch.setattr(loggers, made, missing)
+    line = rf"^logger={name}: its package is not installed; pip install -e '\.\[{name}\]'$"
+    with pytest.raises(BadInput, match=line):
+        trained(tmp_path, *SHORT, f"logger={name}")
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(package.startswith(name) for package in extras[name])
+
+
+def test_a_tracker_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as Weights & Biases before `wandb login`, or a server of MLflow that does not answer."""
+
+    class Refuses(CSVLogger):
+        def log_hyperparams(self, *_: object, **__: object) -> None:
+            try:
+                raise ConnectionError("no route to host\nretry later")
+            except ConnectionError as error:
+                raise LookupError("cannot log in") from error
+
+    monkeypatch.setattr(loggers, "WandbLogger", lambda save_dir, **_: Refuses(save_dir))
+    with pytest.raises(BadInput, match=r"^logger=wandb cannot be opened \(LookupError: cannot log in\); mend"):
         trained(tmp_path, *SHORT, "logger=wandb")
 
 

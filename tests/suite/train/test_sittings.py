@@ -1,4 +1,4 @@
-"""A run in several sittings, and in a foreign environment, is the run that it would have been in one."""
+"""A run interrupted and resumed, or in the environment of another program, gives the result of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_curves_have_each_point_once(tmp_path: Path, steps: list[int]) -> None:
 
 
 @pytest.mark.parametrize("lost", ["gone", "cut"])
-def test_lost_tables_are_written_anew(tmp_path: Path, lost: str) -> None:
+def test_lost_tables_are_written_again(tmp_path: Path, lost: str) -> None:
     asked = (*TWO_EPOCHS, "diagnostics=cheap")
     trained(tmp_path / "whole", *asked)
     whole = {name: (tmp_path / "whole" / name).read_bytes() for name in ("metrics.csv", "diagnostics.csv")}
@@ -69,10 +69,10 @@ def test_lost_tables_are_written_anew(tmp_path: Path, lost: str) -> None:
     assert read_diagnostics(tmp_path / "cut")
 
 
-def test_times_of_all_sittings_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_of_all_processes_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(tmp_path, 60, *TWO_EPOCHS)
     with monkeypatch.context() as patch:
-        # As if the first sitting had taken an hour.
+        # As if the first process had taken an hour.
         patch.setattr(RunRecord, "load_state_dict", with_an_hour_more(RunRecord.load_state_dict))
         timing = trained(tmp_path, *TWO_EPOCHS)["timing"]
     assert 3600 < timing["seconds"] < 3700
@@ -158,7 +158,7 @@ def test_which_ranks_count_on_two_devices(monkeypatch: pytest.MonkeyPatch, left:
         if key.startswith(("SLURM_", "JSM_")) or key.endswith("RANK"):
             monkeypatch.delenv(key)
     for key in ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "SLURM_PROCID"):
-        monkeypatch.setenv(key, "")  # put back whatever becomes of it
+        monkeypatch.setenv(key, "")  # so that monkeypatch restores it
         monkeypatch.delenv(key)
     for key, value in left.items():
         monkeypatch.setenv(key, value)

@@ -1,7 +1,7 @@
 """TensorBoard on the quick start's output: what it serves, and what a browser shows of it.
 
-The browser is Chromium with its driver (on Debian: `apt-get install chromium chromium-driver`) and selenium; where one
-of them is missing, that test says so and is skipped. `BACKFORWARD_SCREENSHOT=docs/tensorboard.png` keeps what it saw.
+The browser is Chromium with its driver (on Debian: `apt-get install chromium chromium-driver`) and selenium; if
+one of them is missing, that test is skipped. `BACKFORWARD_SCREENSHOT=docs/tensorboard.png` saves a screenshot.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.helpers.commands import TRAIN, environment
 
 from backforward_suite.commands.train import command
 from backforward_suite.runs import lifecycle
-from backforward_suite.train.hparams import METRICS
+from backforward_suite.train.hparams import FIRST, METRICS
 
 EPOCHS = 3
 RUNS = [f"quickstart/{method}-lr0.1-max_epochs{EPOCHS}" for method in ("bfp", "sgd")]
@@ -45,7 +45,7 @@ def run(folder: Path, *asked: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", [str(TRAIN), *asked])
-        patch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets both: have them put back
+        patch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets both; restore them
         patch.setenv("BACKFORWARD_TRACEBACKS", "0")
         assert command() == 0
 
@@ -100,7 +100,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_hparams_has_the_columns_of_all_runs_those_that_vary_first(mixed: str) -> None:
     found = ask(mixed, "plugin/hparams/experiment", post={"experimentName": ""})
     names = [column["name"] for column in found["hparamInfos"]]
-    assert names[:5] == ["lr", "max_grad_norm", "method", "method.groups", "seed"]
+    shown = [column["displayName"] for column in found["hparamInfos"]]
+    assert shown[:5] == ["method", "lr", "seed", "max_grad_norm", "method.groups"]
     assert [column["name"]["tag"] for column in found["metricInfos"]] == list(METRICS)
     assert len(names) == len(set(names))
     columns = [{"metric": {"tag": tag}} for tag in METRICS]
@@ -120,7 +121,7 @@ def test_hparams_has_the_columns_of_all_runs_those_that_vary_first(mixed: str) -
         measured = {value["name"]["tag"] for value in row["metricValues"]}
         assert measured == set(METRICS) - ({"loss/test", "accuracy/test"} if "1e+30" in name else set()), name
         assert {key for key in row["hparams"] if key not in names} == set()
-        assert row["hparams"]["lr"] == (1e30 if "1e+30" in name else 0.1)
+        assert row["hparams"][FIRST["lr"]] == (1e30 if "1e+30" in name else 0.1)
 
 
 def ask(address: str, route: str, post: dict[str, Any] | None = None, **arguments: str) -> Any:
@@ -156,7 +157,7 @@ def test_what_it_serves(tensorboard: str) -> None:
     layout = ask(tensorboard, "plugin/custom_scalars/layout")
     assert [category["title"] for category in layout["category"]] == ["Covariate shift", "Layer inputs", "Weights"]
     experiment = ask(tensorboard, "plugin/hparams/experiment", post={"experimentName": ""})
-    assert {"method", "lr", "diagnostics"} <= {column["name"] for column in experiment["hparamInfos"]}
+    assert {"method", "lr", "diagnostics"} <= {column["displayName"] for column in experiment["hparamInfos"]}
     assert {"accuracy/test", "loss/validation"} <= {column["name"]["tag"] for column in experiment["metricInfos"]}
 
 
@@ -172,7 +173,7 @@ def test_hparams_in_a_browser(browser: Any, mixed: str, tmp_path: Path) -> None:
     until(lambda: all(text in browser.execute_script(PAGE_TEXT) for text in ("layer", "1.0000e+30")))
     text = browser.execute_script(PAGE_TEXT)
     header = text[text.index("Trial ID") :]
-    order = ["lr", "max_grad_norm", "method", "method.groups", "seed", *METRICS[:4]]
+    order = ["method", "lr", "seed", "max_grad_norm", "method.groups", *METRICS[:4]]
     places = [header.index(f" {name} ") for name in order]
     assert places == sorted(places), header[:500]
     picture = Path(os.environ.get("BACKFORWARD_SCREENSHOT_HPARAMS", tmp_path / "hparams.png"))

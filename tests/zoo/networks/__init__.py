@@ -1,4 +1,4 @@
-"""Networks that other people wrote. The packages are imported when a network is built."""
+"""Networks from other packages, which are imported when a network is built."""
 
 from tests.zoo.networks.timm_families import timm
 from tests.zoo.networks.torchvision_families import torchvision

@@ -11,6 +11,6 @@ STEPS = 3
 
 
 def pictures(size: int, rows: int = 4) -> list[tuple[Any, Any]]:
-    """Square images of three channels with classes."""
+    """Return square images of three channels with classes."""
     g = generator()
     return [(torch.randn(rows, 3, size, size, generator=g), labels(rows, g)) for _ in range(STEPS)]

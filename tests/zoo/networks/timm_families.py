@@ -150,13 +150,13 @@ TIMM: dict[str, tuple[str, int, dict[str, Any], str | int]] = {  # family: (memb
 def _timm(name: str, settings: dict[str, Any]) -> nn.Module:
     import timm
 
-    import backforward_suite._torchvision  # noqa: F401  (mends the import of torchvision, which timm imports)
+    import backforward_suite._torchvision  # noqa: F401  (fixes the import of torchvision, which timm imports)
 
     return timm.create_model(name, pretrained=False, num_classes=CLASSES, **settings)
 
 
 def timm() -> list[Entry]:
-    """The smallest member of each family, made narrower or shallower by its settings where that is still large."""
+    """Return the smallest member of each family, made narrower or shallower by its settings if it is still large."""
     return [
         Entry(
             id=f"timm {family}",

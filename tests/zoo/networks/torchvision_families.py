@@ -1,4 +1,4 @@
-"""torchvision's image classifiers, untrained and as small as they come."""
+"""torchvision's image classifiers, untrained: the smallest member of each family."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ TORCHVISION: dict[str, tuple[str, int, dict[str, Any], str | int]] = {  # family
 
 
 def _torchvision(name: str, settings: dict[str, Any]) -> nn.Module:
-    """A member by its name (lower case), or a smaller one by its class."""
+    """Build a member by its name (lower case), or a smaller one by its class."""
     from torchvision import models
     from torchvision.models import convnext, resnet, swin_transformer
 
-    import backforward_suite._torchvision  # noqa: F401  (mends its import beside a CPU torch)
+    import backforward_suite._torchvision  # noqa: F401  (fixes its import with a CPU torch)
 
     settings = settings | {"num_classes": CLASSES}
     if name == "ConvNeXt":
@@ -78,7 +78,7 @@ def _with_auxiliary(output: Any, y: Tensor) -> Tensor:
 
 
 def torchvision() -> list[Entry]:
-    """One member of each family of image classifiers."""
+    """Return one member of each family of image classifiers."""
     return [
         Entry(
             id=f"torchvision {family}",

@@ -40,7 +40,7 @@ _T5 = {
 
 
 def _words(mask: bool = True) -> list[tuple[Any, Any]]:
-    """Tokens with classes; a mask comes with every second batch."""
+    """Return tokens with classes; every second batch has a mask."""
     g = generator()
     batches: list[tuple[Any, Any]] = []
     for i in range(STEPS):
@@ -52,7 +52,7 @@ def _words(mask: bool = True) -> list[tuple[Any, Any]]:
 
 
 def _language(mask: bool = True) -> list[tuple[Any, Any]]:
-    """Tokens that are their own labels: the network computes the loss."""
+    """Return tokens that are their own labels; the network computes the loss."""
     return [({**x, "labels": x["input_ids"]}, None) for x, _ in _words(mask)]
 
 
@@ -89,7 +89,7 @@ def _series() -> list[tuple[Any, Any]]:
 
 
 def _loss(output: Any, y: Tensor | None) -> Tensor:
-    """The network's own loss, where there is no target."""
+    """Return the loss that the network computed itself if there is no target."""
     return output.loss if y is None else F.cross_entropy(output.logits, y)
 
 

@@ -1,21 +1,20 @@
-"""One way to say what an experiment compares: rows, arms, a measure, and the claims that it answers.
+"""What an experiment is made of: rows, arms, measures, and the claims that their comparison answers.
 
-    EXPERIMENT = Experiment(
+    Experiment(
         "bfp_batch_size",
         "Does Backforward converge faster than SGD?",
         Part(
-            layout("method", {"lr": "lr {:g}", "batch_size": "batch {:g}"}),       # arms; rows: how a value is called
-            Compare(EPOCHS, "bfp", "sgd", "faster"),                               # judges the claim `faster`
-            Compare(LOSS, "bfp", "sgd"),                                           # shown beside
+            layout("method", {"lr": "lr {:g}", "batch_size": "batch {:g}"}),  # arms; rows and their labels
+            Compare(EPOCHS, "bfp", "sgd", "faster"),                          # judges the claim `faster`
+            Compare(LOSS, "bfp", "sgd"),                                      # only shown
+            Drawing("epochs", "Epochs to a loss", "Caption.", over("batch_size", "batch size", "epochs")),
             means=(LOSS, TEST),
-            drawings=(Drawing("batch_size", "Epochs to a loss", "What to see.", over("batch_size")),),
         ),
     )
 
-A `Part` gives, without further words, a row for each setting, runs of an arm paired by seed, a verdict for each claim
-that it names (by the rule in `claims.yaml`), a table of the comparisons, a table of what the arms reached, and the
-figures. `Sample` takes numbers themselves, for claims about a value; `Effects` is for rows that are no comparison of
-two arms. What has nothing in common with this is a function of its own: `Own`.
+A `Part` sorts runs into a row for each setting and pairs the runs of two arms by seed. From that follow a verdict for
+each claim that it names, a table of the comparisons, a table of what each arm reached, and the figures. `Sample` takes
+the numbers themselves, for claims about a value; `Effects` takes rows from a function, for everything else.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from typing import Any
 
 import matplotlib.figure
 
-from backforward_suite.report import statistics, style, verdicts
+from backforward_suite.report import settle, statistics, style, verdicts
 from backforward_suite.report.claims import Claim
-from backforward_suite.report.experiments._measures import Measure, Runs, done, images, largest_lr
+from backforward_suite.report.experiments._measures import Measure, Runs, done, images
 from backforward_suite.report.experiments._tables import INTERVALS, hardware, setting_of, shown, table
 from backforward_suite.report.finding import Figure, Finding, Table, Verdict
 from backforward_suite.report.ground import Ground
@@ -48,10 +47,10 @@ class Cell:
     """The runs of one row.
 
     Attributes:
-        row: By setting, its value in this row.
-        label: What the row is called; empty where it is the only one.
-        arms: By arm, its runs, one a seed.
-        tried: By arm, among how many settings validation data chose; empty where nothing was chosen.
+        row: The row's value of each setting that tells rows apart.
+        label: The row's name; empty if there is only one row.
+        arms: The runs of each arm, one a seed.
+        tried: For each arm, the number of settings that validation data chose from; empty if nothing was chosen.
     """
 
     row: Mapping[str, Any]
@@ -68,73 +67,79 @@ def layout(
     rows: Mapping[str, Words] | None = None,
     *,
     chosen: str = "",
-    where: Callable[[Run], bool] | None = None,
+    where: Callable[[Run], bool] = lambda _: True,
 ) -> Layout:
     """Sort runs into rows and arms.
 
     Args:
-        arms: The group or setting that tells arms apart, or a function that names a run's arm (None: it has none).
-        rows: By the group or setting that tells rows apart, how its values are called: a format, a name for each value
-            (in the order of the rows; other values are left out), or a function of the run.
+        arms: The group or setting that tells arms apart, or a function that names a run's arm (None: skip the run).
+        rows: For each group or setting that tells rows apart, how to label its values: a format, a name for each value
+            (in the order of the rows; other values are skipped), or a function of the run.
         chosen: A setting that validation accuracy chooses, for each row and arm.
-        where: Which runs take part; else all.
+        where: Selects the runs; the default takes all.
     """
-    return partial(_cells, arms, rows or {}, chosen, where)
+    words_of = rows or {}
 
+    def cells(runs: Runs) -> list[Cell]:
+        found: dict[tuple[Any, ...], dict[str, list[Run]]] = {}
+        labels: dict[tuple[Any, ...], str] = {}
+        for run in done(runs):
+            values = tuple(words(run) if callable(words) else setting(run, key) for key, words in words_of.items())
+            arm = setting(run, arms) if isinstance(arms, str) else arms(run)
+            if arm is not None and where(run) and all(map(_is_known, values, words_of.values())):
+                labels[values] = ", ".join(filter(None, map(_label, values, words_of.values())))
+                found.setdefault(values, {}).setdefault(str(arm), []).append(run)
+        places = sorted(found, key=lambda values: list(map(_place, values, words_of.values())))
+        return [_cell(dict(zip(words_of, at, strict=True)), labels[at], found[at], chosen) for at in places]
 
-def _cells(
-    arms: str | Callable[[Run], str | None],
-    rows: Mapping[str, Words],
-    chosen: str,
-    where: Callable[[Run], bool] | None,
-    runs: Runs,
-) -> list[Cell]:
-    found: dict[tuple[Any, ...], dict[str, list[Run]]] = {}
-    labels: dict[tuple[Any, ...], str] = {}
-    for run in done(runs):
-        values = tuple(setting(run, key) if not callable(words) else words(run) for key, words in rows.items())
-        arm = setting(run, arms) if isinstance(arms, str) else arms(run)
-        named = list(zip(values, rows.values(), strict=True))
-        left_out = any(isinstance(words, Mapping) and value not in words for value, words in named)
-        if arm is None or left_out or (where is not None and not where(run)):
-            continue
-        told = [_called(value, words) for value, words in named]
-        labels[values] = ", ".join(word for word in told if word)
-        found.setdefault(values, {}).setdefault(str(arm), []).append(run)
-
-    def place(values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        return [_place(value, words) for value, words in zip(values, rows.values(), strict=True)]
-
-    return [_cell(dict(zip(rows, at, strict=True)), labels[at], found[at], chosen) for at in sorted(found, key=place)]
+    return cells
 
 
 def _cell(row: Mapping[str, Any], label: str, arms: Mapping[str, list[Run]], chosen: str) -> Cell:
     ordered = {arm: arms[arm] for arm in sorted(arms, key=_arm_place)}
     if not chosen:
         return Cell(row, label, ordered)
-    best = {arm: statistics.choose(runs, chosen) for arm, runs in ordered.items()}
-    tried = {arm: found.tried for arm, found in best.items() if found is not None}
-    return Cell(row, label, {arm: list(found.runs) for arm, found in best.items() if found is not None}, tried)
+    best = {arm: found for arm, runs in ordered.items() if (found := statistics.choose(runs, chosen)) is not None}
+    return Cell(
+        row, label, {arm: found.runs for arm, found in best.items()}, {arm: found.tried for arm, found in best.items()}
+    )
 
 
 def setting(run: Run, key: str) -> Any:
-    """The choice of a group, or a setting; a whole number, where a float is one."""
+    """The choice of a group, or the value of a setting."""
     return run.choice(key) or run.setting(key)
 
 
-def _called(value: Any, words: Words) -> str:
+def _is_known(value: Any, words: Words) -> bool:
+    return not isinstance(words, Mapping) or value in words
+
+
+def _place(value: Any, words: Words) -> list[Any]:
+    return [list(words).index(value)] if isinstance(words, Mapping) else natural(str(value))
+
+
+def _label(value: Any, words: Words) -> str:
     if callable(words):
         return str(value)
     return words[value] if isinstance(words, Mapping) else words.format(value)
 
 
-def _place(value: Any, words: Words) -> tuple[Any, ...]:
-    return (list(words).index(value),) if isinstance(words, Mapping) else tuple(natural(str(value)))
-
-
 def _arm_place(arm: str) -> tuple[Any, ...]:
     known = list(style.LOOKS)
     return (0, known.index(arm)) if arm in known else (1, *natural(arm))
+
+
+def called(arm: str, names: Mapping[str, str]) -> str:
+    """The name of an arm on the page."""
+    try:
+        return names.get(arm) or style.look(arm).label
+    except KeyError:
+        return arm
+
+
+def _without_runs(arms: Iterable[str], cells: Sequence[Cell], names: Mapping[str, str]) -> list[str]:
+    there = {arm for cell in cells for arm, runs in cell.arms.items() if runs}
+    return [called(arm, names) for arm in arms if arm not in there]
 
 
 # --- comparisons -----------------------------------------------------------------------------------------------------
@@ -145,10 +150,10 @@ class Compare:
     """One arm against another, row by row.
 
     Attributes:
-        measure: What is compared.
-        ours: The arm, or several, each against `theirs`, or which of the others.
-        theirs: The arm that it is compared with.
-        answers: The words of the claims and questions that these rows judge, separated by blanks.
+        measure: The number to compare.
+        ours: The arm, or several arms, or a function that selects them; each is compared with `theirs`.
+        theirs: The other arm.
+        answers: The words of the claims and questions that these rows judge, separated by spaces.
     """
 
     measure: Measure
@@ -157,48 +162,44 @@ class Compare:
     answers: str = ""
 
     def heading(self, names: Mapping[str, str]) -> str:
-        """What the numbers are."""
+        """The column's heading."""
         one = called(self.ours, names) if isinstance(self.ours, str) else "each"
         name, points = self.measure.name, self.measure.points
         if points and points not in name:
             name = f"{name.removesuffix(', %')}, {points}"
         return f"{name}, {one} {'/' if self.measure.ratio else '-'} {called(self.theirs, names)}"
 
-    def arms(self, cells: Iterable[Cell]) -> list[str]:
-        """The arms that are compared with `theirs`."""
+    def _arms(self, cells: Iterable[Cell]) -> list[str]:
         if isinstance(self.ours, str | tuple):
             return [self.ours] if isinstance(self.ours, str) else list(self.ours)
-        others = dict.fromkeys(arm for cell in cells for arm in cell.arms if arm != self.theirs)
+        others = {arm for cell in cells for arm in cell.arms if arm != self.theirs}
         return sorted(filter(self.ours, others), key=_arm_place)
 
     def effects(self, cells: Sequence[Cell], names: Mapping[str, str]) -> list[Effect]:
-        """A row for each cell, and for each arm where there are several."""
-        arms, what = self.arms(cells), self.heading(names)
-        rows = []
+        """A row for each cell, and for each arm if there are several."""
+        what, several, rows = self.heading(names), not isinstance(self.ours, str), []
         for cell in cells:
-            for arm in arms:
+            for arm in self._arms(cells):
                 ours, theirs = cell.arms.get(arm, []), cell.arms.get(self.theirs, [])
-                one = isinstance(self.ours, str)
-                label = ", ".join(filter(None, [cell.label, "" if one else called(arm, names)]))
+                label = ", ".join(filter(None, [cell.label, called(arm, names) if several else ""]))
                 if ours or theirs:
                     rows.append(replace(self.measure.compare(ours, theirs, label), what=what))
         return rows
 
     def lacking(self, cells: Sequence[Cell], names: Mapping[str, str]) -> list[str]:
-        """Arms of which there are no runs at all."""
-        there = {arm for cell in cells for arm, runs in cell.arms.items() if runs}
-        return [called(arm, names) for arm in [*self.arms(cells), self.theirs] if arm not in there]
+        """The arms without any run."""
+        return _without_runs([*self._arms(cells), self.theirs], cells, names)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Numbers themselves, for claims about a value: a row for each cell and arm.
+    """The numbers themselves, for claims about a value: a row for each cell and arm.
 
     Attributes:
-        measure: What they are.
-        ours: The arms; empty: all.
+        measure: The number.
+        ours: The arms; empty for all.
         answers: As in `Compare`.
-        protocol: Whether a run followed the paper's whole protocol as far as this number goes.
+        protocol: Whether a run followed the paper's whole protocol, as far as it matters to this number.
     """
 
     measure: Measure
@@ -207,33 +208,31 @@ class Sample:
     protocol: Callable[[Run], bool] = lambda _: False
 
     def heading(self, _: Mapping[str, str]) -> str:
-        """What the numbers are."""
+        """The name of the numbers."""
         return self.measure.name
 
     def effects(self, cells: Sequence[Cell], names: Mapping[str, str]) -> list[Effect]:
-        """A row for each cell and arm, called by both."""
+        """A row for each cell and arm, labelled with both."""
         rows = []
         for cell in cells:
             for arm, runs in cell.arms.items():
                 if runs and (not self.ours or arm in self.ours):
-                    label = ", ".join(filter(None, [cell.label, called(arm, names)]))
-                    found = self.measure.sample(runs, label)
+                    found = self.measure.sample(runs, ", ".join(filter(None, [cell.label, called(arm, names)])))
                     rows.append(replace(found, what=self.measure.name, protocol=all(map(self.protocol, runs))))
         return rows
 
     def lacking(self, cells: Sequence[Cell], names: Mapping[str, str]) -> list[str]:
-        """Arms of which there are no runs at all."""
-        there = {arm for cell in cells for arm, runs in cell.arms.items() if runs}
-        return [called(arm, names) for arm in self.ours if arm not in there]
+        """The arms without any run."""
+        return _without_runs(self.ours, cells, names)
 
 
 @dataclass(frozen=True)
 class Effects:
-    """Rows of any other kind.
+    """Rows that a function makes.
 
     Attributes:
-        what: What the numbers are.
-        of: Makes them of the cells.
+        what: The name of the numbers; empty if the rows have their own.
+        of: Makes the rows from the cells.
         answers: As in `Compare`.
     """
 
@@ -242,31 +241,23 @@ class Effects:
     answers: str = ""
 
     def heading(self, _: Mapping[str, str]) -> str:
-        """What the numbers are."""
+        """The name of the numbers."""
         return self.what
 
     def effects(self, cells: Sequence[Cell], _: Mapping[str, str]) -> list[Effect]:
-        """The rows, which rest on all runs if they do not say how many images theirs saw."""
+        """The rows; by default they rest on the images that all runs of the part saw."""
         seen = images(run for cell in cells for runs in cell.arms.values() for run in runs)
         return [
-            replace(effect, what=self.what, images=seen if effect.images is None else effect.images)
+            replace(effect, what=self.what or effect.what, images=seen if effect.images is None else effect.images)
             for effect in self.of(cells)
         ]
 
     def lacking(self, _: Sequence[Cell], __: Mapping[str, str]) -> list[str]:
-        """Nothing that could be named."""
+        """Unknown."""
         return []
 
 
 Source = Compare | Sample | Effects
-
-
-def called(arm: str, names: Mapping[str, str]) -> str:
-    """What an arm is called."""
-    try:
-        return names.get(arm) or style.look(arm).label
-    except KeyError:
-        return arm
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -277,32 +268,26 @@ class Data:
     """What a drawing may draw.
 
     Attributes:
-        cells: The rows and arms of its part.
-        effects: Of each source of its part, in their order.
-        names: What arms are called.
-        claims: Those of the experiment, by word.
-        answers: Of each source, the words that it judges.
+        cells: The rows and arms of the part.
+        effects: The rows of each source.
+        names: Names of arms that differ from the usual ones.
+        claims: The first claim that each source judges.
     """
 
     cells: Sequence[Cell]
     effects: Sequence[Sequence[Effect]]
     names: Mapping[str, str]
-    claims: Mapping[str, Claim]
-    answers: Sequence[tuple[str, ...]]
-
-    def claim(self, source: int = 0) -> Claim | None:
-        """The first claim that a source judges."""
-        return next((self.claims[word] for word in self.answers[source] if word in self.claims), None)
+    claims: Sequence[Claim | None]
 
     def looks(self, arms: Iterable[str] = ()) -> dict[str, style.Look]:
-        """How the arms look; those of all cells, unless they are given."""
+        """The looks of these arms; by default of the arms of all cells."""
         every = list(arms) or list(dict.fromkeys(arm for cell in self.cells for arm in cell.arms))
         return style.looks(every, {arm: called(arm, self.names) for arm in every})
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure to be: the end of its name, title, what to see in it, what draws it, and whether there is anything."""
+    """A figure: the end of its name, its title and caption, the function that draws it, and when there is one."""
 
     name: str
     title: str
@@ -321,66 +306,69 @@ class Found:
     notes: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
 class Part:
     """Arms compared in rows; see the module's docstring.
 
-    Attributes:
+    Args:
         layout: Sorts runs into rows and arms.
-        sources: What is compared.
-        title: Of the table of comparisons.
-        means: What the table of arms shows.
-        drawings: The figures.
-        names: What arms are called, where that is not their usual name.
+        items: The comparisons and the figures.
+        title: Of the table of comparisons; without a title there is no such table.
+        means: The columns of the table of arms.
+        names: Names of arms that differ from the usual ones.
         note: Below the table of comparisons.
-        tables: Makes further tables of the cells.
+        tables: Makes further tables from the cells.
+        notes: Makes further notes from the cells.
+        where: Selects the runs that the verdicts rest on; the default takes all.
     """
 
-    layout: Layout
-    sources: tuple[Source, ...]
-    title: str = "Comparisons"
-    means: tuple[Measure, ...] = ()
-    drawings: tuple[Drawing, ...] = ()
-    names: Mapping[str, str] = field(default_factory=dict)
-    note: str = ""
-    tables: Callable[[Sequence[Cell]], Sequence[Table]] = lambda _: ()
+    def __init__(
+        self,
+        layout: Layout,
+        *items: Source | Drawing,
+        title: str = "",
+        means: tuple[Measure, ...] = (),
+        names: Mapping[str, str] | None = None,
+        note: str = "",
+        tables: Callable[[Sequence[Cell]], Sequence[Table]] = lambda _: (),
+        notes: Callable[[Sequence[Cell]], Sequence[str]] = lambda _: (),
+        where: Callable[[Run], bool] = lambda _: True,
+    ) -> None:
+        self.layout, self.title, self.means, self.note, self.names = layout, title, means, note, names or {}
+        self.tables, self.notes, self.where = tables, notes, where
+        self.sources = [item for item in items if not isinstance(item, Drawing)]
+        self.drawings = [item for item in items if isinstance(item, Drawing)]
 
     def found(self, experiment: str, runs: Runs, claims: Mapping[str, Claim], scale: str) -> Found:
-        """Judge, tabulate, and make the figures ready to be drawn."""
+        """Judge and tabulate, and prepare the figures."""
+        runs = [run for run in runs if self.where(run)]
         cells = self.layout(runs)
         effects = [source.effects(cells, self.names) for source in self.sources]
-        answers = [tuple(source.answers.split()) for source in self.sources]
-        judged = [
-            self._verdict(claims[word], source, rows, cells, runs, scale)
-            for source, rows, words in zip(self.sources, effects, answers, strict=True)
-            for word in words
-            if word in claims
-        ]
-        data = Data(cells, effects, self.names, claims, answers)
+        judges = [[claims[word] for word in source.answers.split() if word in claims] for source in self.sources]
+        judged = []
+        for source, rows, of_source in zip(self.sources, effects, judges, strict=True):
+            ground = Ground.of(runs, scale, source.lacking(cells, self.names))
+            for claim in of_source:
+                number = claim.rule in ("value", "identity")
+                about = [row for row in rows if row.label in claim.published] if number else rows
+                found = verdicts.judge(claim, about, on_data := ground.of_data(claim))
+                judged.append(replace(found, settle=settle.how(claim, about, on_data, found)))
+        data = Data(cells, effects, self.names, [next(iter(of_source), None) for of_source in judges])
         figures = [Figure(f"{experiment}_{drawing.name}", drawing.title, drawing.caption, partial(drawing.draw, data))
                    for drawing in self.drawings if drawing.when(data)]  # fmt: skip
-        return Found(judged, [*self._comparisons(data), *self._arms(cells), *self.tables(cells)], figures)
-
-    def _verdict(
-        self, claim: Claim, source: Source, rows: Sequence[Effect], cells: Sequence[Cell], runs: Runs, scale: str
-    ) -> Verdict:
-        ground = Ground.of(runs, scale, source.lacking(cells, self.names)).of_data(claim)
-        if claim.rule in ("value", "identity"):
-            rows = [row for row in rows if row.label in claim.published]
-        return verdicts.judge(claim, rows, ground)
+        tables = [*self._comparisons(data), *self._arms(cells), *self.tables(cells)]
+        return Found(judged, tables, figures, self.notes(cells))
 
     def _comparisons(self, data: Data) -> list[Table]:
         rows: dict[str, dict[str, object]] = {}
-        for number, (source, effects) in enumerate(zip(self.sources, data.effects, strict=True)):
-            heading, claim = source.heading(self.names), data.claim(number)
+        for source, effects, claim in zip(self.sources, data.effects, data.claims, strict=True):
             if isinstance(source, Sample):
-                continue  # the table of arms has them
+                continue  # the table of arms shows them
             for effect in effects:
                 row = rows.setdefault(effect.label, {})
-                row[heading] = shown(effect)
+                row[source.heading(self.names)] = shown(effect)
                 if claim is not None and effect.label in claim.published:
                     row["published"] = f"{claim.published[effect.label]:g}"
-        if not rows:
+        if not rows or not self.title:
             return []
         return [table(self.title, [{"": label} | row for label, row in rows.items()], f"{self.note} {INTERVALS}")]
 
@@ -399,17 +387,6 @@ class Part:
         return [table("What each arm reached", rows, INTERVALS)] if rows else []
 
 
-@dataclass(frozen=True)
-class Own:
-    """A part that is like no other: its function takes runs, claims by word, and the scale."""
-
-    function: Callable[[Runs, Mapping[str, Claim], str], Found]
-
-    def found(self, _: str, runs: Runs, claims: Mapping[str, Claim], scale: str) -> Found:
-        """What the function finds."""
-        return self.function(runs, claims, scale)
-
-
 # --- the experiment --------------------------------------------------------------------------------------------------
 
 
@@ -417,48 +394,42 @@ class Experiment:
     """What an experiment asks, and the parts that answer it.
 
     Args:
-        name: That of its module and of its config in `conf/experiment`.
-        question: In one sentence.
+        name: That of its config in `conf/experiment`.
+        question: One sentence.
         parts: In reading order.
-        diagnostics: The measures of `diagnostics.csv` that it reads; they are kept among the committed results.
-        notes: What else a reader must know.
+        diagnostics: The measures of `diagnostics.csv` that it reads; the committed results keep them.
+        notes: Further notes for the reader.
     """
 
     def __init__(
-        self,
-        name: str,
-        question: str,
-        *parts: Part | Own,
-        diagnostics: tuple[str, ...] = (),
-        notes: tuple[str, ...] = (),
+        self, name: str, question: str, *parts: Part, diagnostics: tuple[str, ...] = (), notes: tuple[str, ...] = ()
     ) -> None:
         self.name, self.question, self.parts = name, question, parts
         self.diagnostics, self.notes = diagnostics, notes
 
     def examine(self, runs: Sequence[Run], claims: Sequence[Claim], scale: str) -> Finding:
-        """Judge the experiment's claims by its runs, of which some or all may be missing."""
-        name = self.name
+        """Judge the experiment's claims by its runs, some or all of which may be missing."""
         of = {claim.word: claim for claim in claims}
-        parts = [part.found(name, runs, of, scale) for part in self.parts]
+        parts = [part.found(self.name, runs, of, scale) for part in self.parts]
         made = {verdict.claim.word: verdict for part in parts for verdict in part.verdicts}
         ground, ended = Ground.of(runs, scale), done(runs)
         judged = [
             made.get(word) or verdicts.or_stand_in(verdicts.not_run(claim, scale), ground.of_data(claim))
             for word, claim in of.items()
         ]
-        missing = [f"Not there: {each}." for each in ground.missing]
+        missing = [f"Missing: {each}." for each in ground.missing]
         if ground.awaited:
             missing.append(f"{len(ground.awaited)} of the planned runs are not done: {verdicts.some(ground.awaited)}.")
         trained = [run for run in ended if len(run.metrics)]  # not a study
         told = [*self.notes, *(note for part in parts for note in part.notes)]
         if not ended:
             told = [
-                f"Nothing has been run. `make reproduce ONLY={name} SCALE={scale}` runs it; where its data cannot be "
-                "had, that says what to do, and with `STAND_IN=1` it runs on scikit-learn's digits, marked as "
-                "stand-ins."
+                f"Nothing has been run. `make reproduce ONLY={self.name} SCALE={scale}` runs it. If its data are "
+                "missing, the command says what to do; with `STAND_IN=1` it runs on scikit-learn's digits, marked as "
+                "stand-in data."
             ]
         return Finding(
-            experiment=name,
+            experiment=self.name,
             question=self.question,
             verdicts=tuple(judged),
             tables=tuple(each for part in parts for each in part.tables if not each.frame.empty) if ended else (),
@@ -469,23 +440,3 @@ class Experiment:
             notes=(*([setting_of(trained)] if trained else []), *told, *missing),
             stand_in=any(verdict.kind == "stand-in data" for verdict in judged),
         )
-
-
-def limits(cells: Sequence[Cell], names: Mapping[str, str] | None = None) -> list[Table]:
-    """By arm and seed, the largest learning rate up to which all of the grid train."""
-    rows = [
-        {
-            "arm": called(arm, names or {}),
-            "largest learning rate that trains, by seed": ", ".join(
-                "none" if lr is None else f"{lr:g}" for lr in largest_lr(runs).values()
-            ),
-            "diverged": f"{sum(run.status == 'diverged' for run in runs)} of {len(runs)} runs",
-        }
-        for cell in cells
-        for arm, runs in cell.arms.items()
-    ]
-    note = (
-        "Trains: finished with a training loss below that of a guess, and so at all smaller rates of the grid. A limit "
-        "lies between that rate and the next; ratios are those of the middles, in logarithms."
-    )
-    return [table("Where training ends", rows, note)]

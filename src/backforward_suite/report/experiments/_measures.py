@@ -19,7 +19,7 @@ from backforward_suite.runs.files import DONE
 Runs = Sequence[Run]
 PERCENT = (0.0, 100.0)
 Read = Callable[[Run], float | None]
-# Fixed beforehand, so that the level at which arms are compared is nobody's choice.
+# Fixed in advance, so that nobody chooses the level at which arms are compared.
 LOSS_LEVELS = tuple(lead * 10.0**power for power in range(0, -7, -1) for lead in (7, 5, 3, 2, 1))
 
 
@@ -28,13 +28,13 @@ class Measure:
     """A number of each run.
 
     Attributes:
-        name: What it is, in words, such as `training loss after the last epoch`.
-        read: Reads it; None where a run does not have it.
-        unit: Of its mean over seeds.
-        ratio: Whether arms are compared by ratio; else by difference.
-        points: Unit of that difference, where it is not `unit`.
-        bounds: Between which it lies; an interval goes no further.
-        versus: Compares two arms where the numbers alone do not: at a loss that both reach, at their largest rate.
+        name: Its name, such as `training loss after the last epoch`.
+        read: Reads it; returns None if a run does not have it.
+        unit: The unit of its mean over seeds.
+        ratio: Whether arms are compared by ratio rather than by difference.
+        points: The unit of the difference, if it is not `unit`.
+        bounds: The range of its values; intervals are cut off there.
+        versus: Compares two arms if the numbers alone cannot, for example at a loss that both reach.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Measure:
     versus: Callable[[Runs, Runs, str], Effect] | None = None
 
     def mean(self, runs: Runs) -> Estimate:
-        """Over seeds, with its interval."""
+        """The mean over seeds with its interval."""
         found = statistics.by_seed(runs, self.read).values()
         mean = statistics.mean([value for value in found if value is not None], self.unit)
         if mean.low is None or mean.high is None:
@@ -54,7 +54,7 @@ class Measure:
         return replace(mean, low=max(mean.low, self.bounds[0]), high=min(mean.high, self.bounds[1]))
 
     def sample(self, runs: Runs, label: str) -> Effect:
-        """The number itself, a value a seed."""
+        """The number itself, one value a seed."""
         found = statistics.by_seed(runs, self.read)
         values = tuple(value for value in found.values() if value is not None)
         return Effect(label, values, unit=self.unit, lost=len(found) - len(values), images=images(runs))
@@ -70,24 +70,23 @@ class Measure:
 
 
 def images(runs: Iterable[Run]) -> int | None:
-    """The fewest training images that one of these runs was to see; None where none trains."""
-    seen = [int(run.result.get("data", {}).get("train") or 0) * int(run.setting("max_epochs") or 0) for run in runs]
-    return min(seen, default=None)
+    """The fewest training images that the settings of one of these runs ask for; None without any training."""
+    return min((run.images for run in runs), default=None)
 
 
 def done(runs: Iterable[Run]) -> list[Run]:
-    """The runs that have a result, a diverged one included."""
+    """The runs that have a result, diverged ones included."""
     return [run for run in runs if run.status in DONE]
 
 
 def final(key: str, times: float = 1.0) -> Read:
     """Reads a number after the last epoch."""
+    return lambda run: None if (value := run.final(key)) is None else times * value
 
-    def read(run: Run) -> float | None:
-        value = run.final(key)
-        return None if value is None else times * value
 
-    return read
+def finished(read: Read) -> Read:
+    """Reads nothing of a diverged run."""
+    return lambda run: None if run.status == "diverged" else read(run)
 
 
 def curve_of(run: Run, key: str) -> pd.Series[float]:
@@ -97,7 +96,7 @@ def curve_of(run: Run, key: str) -> pd.Series[float]:
 
 
 def settled(curve: pd.Series[float], within: float) -> int | None:
-    """The first epoch from which a curve stays so near to its last value; None of an empty one."""
+    """The first epoch from which a curve stays within a distance of its last value; None if it is empty."""
     if curve.empty:
         return None
     far = curve.index[(curve - curve.iloc[-1]).abs() > within]
@@ -113,11 +112,11 @@ def common_level(runs: Runs, key: str = "loss/train") -> float | None:
 
 
 def cost_effect(ours: Runs, theirs: Runs, label: str, currency: Currency = "epochs", key: str = "loss/train") -> Effect:
-    """Ratio of what it costs both arms to reach the lowest level that all of their runs reach.
+    """Ratio of the costs of the lowest level that all runs of both arms reach.
 
-    Where there is no such level the effect has no values; its note then tells who was first at the lowest level that
-    half of the runs reach, with a sign test in which those who never arrive come last. Seconds are compared between
-    runs alone that were timed alike; other pairs are lost.
+    Without such a level the effect has no values. Its note then says which arm was first at the lowest level that half
+    of the runs reach, with a sign test in which runs that never reach it come last. Seconds are compared only between
+    runs that were timed under the same conditions; other pairs are lost.
     """
     both = [*ours, *theirs]
     level = common_level(both, key) if ours and theirs else None
@@ -128,9 +127,7 @@ def cost_effect(ours: Runs, theirs: Runs, label: str, currency: Currency = "epoc
     seeds = sorted({run.seed for run in ours} & {run.seed for run in theirs})
     if not seeds:
         return empty
-    reached = [
-        level for level in LOSS_LEVELS if 2 * sum(bool((run.curve(key) <= level).any()) for run in both) >= len(both)
-    ]
+    reached = [x for x in LOSS_LEVELS if 2 * sum(bool((run.curve(key) <= x).any()) for run in both) >= len(both)]
     if not reached:
         return replace(empty, lost=len(seeds), note="neither arm learns")
     cost = partial(statistics.cost_of, level=min(reached), currency=currency, key=key)
@@ -141,27 +138,18 @@ def cost_effect(ours: Runs, theirs: Runs, label: str, currency: Currency = "epoc
 
 
 def ratio(ours: Iterable[Run], theirs: Iterable[Run], label: str, read: Read) -> Effect:
+    """Ratio of a number, paired by seed."""
     return statistics.paired(statistics.by_seed(ours, read), statistics.by_seed(theirs, read), label, ratio=True)
 
 
 def _timed(ours: Runs, theirs: Runs, label: str, read: Read) -> Effect:
-    """A ratio of times, between pairs that were timed alike."""
-    apart = _timed_apart(ours, theirs)
+    """Ratio of times, of those pairs whose runs had the same machine, threads and number of runs in a stack."""
+    conditions = [{run.seed: _timed_on(run) for run in arm} for arm in (ours, theirs)]
+    apart = {seed for seed, of in conditions[0].items() if conditions[1].get(seed, of) != of}
     one, other = ([run for run in arm if run.seed not in apart] for arm in (ours, theirs))
     found = ratio(one, other, label, read)
     note = f"{len(apart)} pairs differ in hardware, threads or runs in a stack" if apart else ""
     return replace(found, lost=found.lost + len(apart), note=note)
-
-
-def _seconds(run: Run) -> float | None:
-    seconds: float | None = run.result.get("timing", {}).get("training_seconds")
-    return seconds
-
-
-def _timed_apart(ours: Iterable[Run], theirs: Iterable[Run]) -> set[int]:
-    """Seeds whose two runs did not have the same machine, threads and number of runs in a stack."""
-    conditions = [{run.seed: _timed_on(run) for run in arm} for arm in (ours, theirs)]
-    return {seed for seed, of in conditions[0].items() if conditions[1].get(seed, of) != of}
 
 
 def _timed_on(run: Run) -> tuple[object, ...]:
@@ -169,22 +157,27 @@ def _timed_on(run: Run) -> tuple[object, ...]:
     return run.hardware, timing.get("threads"), timing.get("stacked", 1)
 
 
-def cost(currency: Currency, words: str) -> Measure:
-    """What it costs to reach the lowest training loss that both arms reach."""
-    return Measure(f"{words} to the loss", final("epoch"), ratio=True, versus=partial(cost_effect, currency=currency))
+def _seconds(run: Run) -> float | None:
+    seconds: float | None = run.result.get("timing", {}).get("training_seconds")
+    return seconds
+
+
+def _macs(run: Run) -> float | None:
+    spent = statistics.spent(run, "macs")
+    return None if spent is None or not len(spent) else float(spent.iloc[-1])
 
 
 # --- the largest learning rate ---------------------------------------------------------------------------------------
 
 
 def trains(run: Run) -> bool:
-    """Whether it ended with a training loss below that of a guess."""
+    """Whether a run finished with a training loss below that of a guess."""
     loss, classes = run.final("loss/train"), int(run.result.get("data", {}).get("classes") or 10)
     return run.status == "finished" and loss is not None and loss < math.log(classes)
 
 
 def largest_lr(runs: Iterable[Run]) -> dict[Hashable, float | None]:
-    """By seed, the largest learning rate of the grid up to which all train; None: not even the first does."""
+    """For each seed, the largest learning rate of the grid up to which all train; None if not even the first does."""
     found: dict[Hashable, float | None] = {}
     for seed, by_lr in _by_seed_and_lr(runs).items():
         lrs = sorted(by_lr)
@@ -196,10 +189,10 @@ def largest_lr(runs: Iterable[Run]) -> dict[Hashable, float | None]:
 def larger_lr(ours: Runs, theirs: Runs, label: str) -> Effect:
     """The largest learning rate that trains in one arm over that of another, seed by seed.
 
-    Of a seed those rates alone are compared that both arms have run, and a limit is known no better than the grid: it
-    lies somewhere between the last rate that trains and the first that does not. A value is the ratio of the middles
-    of these brackets, and the effect's `reach` what they leave open. An arm that trains at all rates, or at none, is
-    taken to have its limit one more step away; a pair of which both do says nothing, and is left out.
+    Only rates that both arms have run are compared. The grid brackets a limit: it lies between the last rate that
+    trains and the first that does not. A value is the ratio of the middles of the two brackets; the effect's `reach` is
+    what the brackets leave open. If an arm trains at all rates, or at none, its limit is taken to lie one more step
+    away. A pair in which both arms do so says nothing and is left out.
     """
     one, other = (_by_seed_and_lr(arm) for arm in (ours, theirs))
     seeds = sorted({*one, *other})
@@ -234,7 +227,6 @@ def larger_lr(ours: Runs, theirs: Runs, label: str) -> Effect:
 
 
 def _first_failing(runs: Sequence[Run]) -> int:
-    """How many of these train before the first that does not."""
     return next((k for k, run in enumerate(runs) if not trains(run)), len(runs))
 
 
@@ -245,16 +237,23 @@ def _by_seed_and_lr(runs: Iterable[Run]) -> dict[int, dict[float, Run]]:
     return found
 
 
-def _macs(run: Run) -> float | None:
-    spent = statistics.spent(run, "macs")
-    return None if spent is None or not len(spent) else float(spent.iloc[-1])
-
-
 # --- what most experiments measure -----------------------------------------------------------------------------------
+
+
+def cost(currency: Currency, words: str) -> Measure:
+    """The cost of the lowest training loss that both arms reach."""
+    return Measure(f"{words} to the loss", final("epoch"), ratio=True, versus=partial(cost_effect, currency=currency))
+
+
+def _gap(run: Run) -> float | None:
+    test, train = run.final("loss/test"), run.final("loss/train")
+    return None if test is None or train is None else test - train
+
 
 LOSS = Measure("training loss after the last epoch", final("loss/train"), ratio=True)
 TEST = Measure("test accuracy, %", final("accuracy/test", 100), points="points", bounds=PERCENT)
 VALIDATION = Measure("validation accuracy, %", final("accuracy/validation", 100), points="points", bounds=PERCENT)
+GAP = Measure("gap, test minus training loss", finished(_gap), "nats", points="nats")
 EPOCHS, ARITHMETIC, TIME = cost("epochs", "epochs"), cost("macs", "multiply-accumulates"), cost("seconds", "seconds")
 UPDATES = cost("updates", "updates of a weight")
 SPENT = Measure("multiply-accumulates of all training", _macs, ratio=True)

@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, and load without running anything that lies in them."""
+"""Checkpoints: files that are whole or absent, load without executing code, and fit the run that resumes from them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,24 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from backforward.batch import tensors_in
 from backforward.rules import StepResult
 from backforward_suite.atomic import whole
 from backforward_suite.config import Request, differing, fingerprint
-from backforward_suite.errors import BadInput, Refused, Stopped
+from backforward_suite.errors import BadInput, Refused, Stopped, cause_of
+from backforward_suite.processes import rank
 from backforward_suite.runs.identity import changed_sources
-from backforward_suite.train.module import Batch, Classification
+from backforward_suite.train.module import Batch, Classification, EachBatch
 
 
 class WholeFileIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it; Lightning's own may copy across file systems."""
+    """Writes a checkpoint to a temporary file in the same folder and renames it."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Save tensors and plain values, and a checksum over all of them."""
-        # Into memory first: written straight into a file, torch hides what the disk said behind an error of its own.
+        """Save tensors and plain values, with a checksum over all of them."""
+        # Into memory first: when torch writes to a file itself, it hides the disk's error behind its own.
         content = io.BytesIO()
         torch.save({**checkpoint, "checksum": checksum(checkpoint)}, content)
         with whole(Path(path), "wb") as file:
@@ -56,13 +59,13 @@ class WholeFileIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint onto the CPU with `weights_only=True`, once its checksums and its parts have been checked.
+    """Load a checkpoint onto the CPU with `weights_only=True`, after comparing its checksums and checking its parts.
 
     Raises:
-        BadInput: The file is damaged, or holds something else than a checkpoint.
+        BadInput: The file is damaged, or is no checkpoint of a run.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be read for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would never end
             raise ValueError("no regular file")
         with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
             if (member := archive.testzip()) is not None:
@@ -70,21 +73,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         _check(checkpoint)
     except OSError as error:
-        if error.errno is not None:  # the disk's own
+        if error.errno is not None:  # from the disk, not from torch
             raise
         raise _damaged(path, error) from None
-    except Exception as error:  # zipfile and torch raise errors of many kinds on bytes that they did not write
+    except Exception as error:  # zipfile and torch raise many kinds of errors on damaged bytes
         raise _damaged(path, error) from None
     return checkpoint  # type: ignore[no-any-return]
 
 
 def _damaged(path: Path, error: Exception) -> BadInput:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return BadInput(f"{path} is damaged ({reason}); delete it to have this run start anew")
+    return BadInput(f"{path} is damaged ({reason}); delete it to start this run again")
 
 
-# What a checkpoint of ours holds, and of which type.
-_PARTS: dict[str, type] = {
+_PARTS: dict[str, type] = {  # of a checkpoint, with their types
     "state_dict": dict,
     "optimizer_states": list,
     "lr_schedulers": list,
@@ -99,10 +101,10 @@ _PARTS: dict[str, type] = {
 
 
 def _check(checkpoint: object) -> None:
-    """Raise ValueError unless a checkpoint holds all of its parts, as they were saved. Takes out its checksum."""
+    """Raise ValueError unless a checkpoint has all parts, as saved. Removes its checksum."""
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError("no weights in it")
-    saved = checkpoint.pop("checksum", None)  # None: one of an older version
+    saved = checkpoint.pop("checksum", None)  # None: from an older version
     if saved is not None and saved != checksum(checkpoint):
         raise ValueError("its content does not match its checksum")
     for key, kind in _PARTS.items():
@@ -119,112 +121,100 @@ def _check(checkpoint: object) -> None:
 
 
 def checksum(values: object) -> str:
-    """SHA-256 over nested tensors and plain values."""
+    """Return the SHA-256 of nested tensors and plain values."""
     digest = hashlib.sha256()
-    for part in _parts(values):
+    for part in _bytes_of(values):
         digest.update(part)
     return digest.hexdigest()
 
 
-def _parts(values: object) -> Iterator[bytes | memoryview]:
+def _bytes_of(values: object) -> Iterator[bytes | memoryview]:
     if isinstance(values, torch.Tensor):
         yield f"{values.dtype}{tuple(values.shape)}".encode()
         yield values.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
     elif isinstance(values, Mapping):
         yield b"{"
         for pair in values.items():
-            yield from _parts(pair)
+            yield from _bytes_of(pair)
         yield b"}"
     elif isinstance(values, list | tuple):
         yield b"["
         for value in values:
-            yield from _parts(value)
+            yield from _bytes_of(value)
         yield b"]"
     else:
         yield repr(values).encode() + b","
 
 
 def _is_finite(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether all weights, buffers and numbers of the optimizer are."""
-    states = _tensors([checkpoint["state_dict"], checkpoint["optimizer_states"]])
+    """Whether all weights, buffers and optimizer states are."""
+    states = tensors_in([checkpoint["state_dict"], checkpoint["optimizer_states"]])
     return all(bool(tensor.isfinite().all()) for tensor in states if tensor.is_floating_point())
 
 
-def _tensors(values: object) -> Iterator[torch.Tensor]:
-    if isinstance(values, torch.Tensor):
-        yield values
-    elif isinstance(values, Mapping | list | tuple):
-        for value in values.values() if isinstance(values, Mapping) else values:
-            yield from _tensors(value)
+class Checkpoints(EachBatch, Checkpoint):
+    """Saves `last.ckpt` after each epoch, every few minutes within an epoch, and when the process is told to end.
 
+    After an epoch of the best validation accuracy so far, `best.ckpt` is a copy of it.
 
-class Checkpoints(Checkpoint):
-    """Keeps `last.ckpt`: after each epoch, within one every few minutes, and when the process is told to end.
-
-    After the epoch of best validation accuracy so far, `best.ckpt` is a copy of it.
-
-    On SIGTERM (Slurm before it takes a machine away, a sweep that is interrupted) and on Ctrl-C training ends after
-    the batch at hand, with a checkpoint; on a second Ctrl-C at once. Outside training it ends at once: nothing is lost.
+    On SIGTERM (from Slurm, or from an interrupted sweep) and on Ctrl-C, saves a checkpoint after the current batch and
+    ends the training; a second Ctrl-C ends it at once. Outside training both end the process at once: nothing is lost.
 
     Args:
         folder: The run's folder.
-        request: What the run was asked for; a checkpoint of other settings is refused.
-        stands_on: SHA-256 of what else decides the run: `data`, and by module `own` source. Likewise.
-        agree_every: With several processes, batches between two looks at whether one of them wants a checkpoint: they
-            save together or not at all, and asking costs a round of messages.
-
-    Attributes:
-        restored: Whether training has begun: a checkpoint to go on from, if there was one, has been taken up.
+        request: The run's settings; a checkpoint of other settings is refused.
+        stands_on: What else decides the result, as SHA-256: `data`, and by module the user's `own` source. Likewise.
     """
 
-    def __init__(self, folder: Path, request: Request, stands_on: dict[str, Any], agree_every: int = 50) -> None:
+    def __init__(self, folder: Path, request: Request, stands_on: dict[str, Any]) -> None:
         self.path = folder / "last.ckpt"
         self.request = request
         self.stands_on = stands_on
         self.seconds = 60 * request.settings.trainer.checkpoint_minutes
-        self.agree_every = agree_every
+        # With several processes, batches between two agreements on whether to save: each costs a round of messages.
+        self.agree_every = request.settings.trainer.log_every_n_steps
         self._due = time.monotonic() + self.seconds
         self._best = -1.0
-        self.restored = False
+        self._restored = False
         self._training = False
         self._told_to_end: type[BaseException] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The best validation accuracy so far."""
+        """Return the best validation accuracy so far."""
         return {"best": self._best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
         self._best = state["best"]
 
-    # Lightning sets a handler of its own before these hooks; it skips the checkpoint and leaves with exit code 0.
+    # Before these hooks Lightning installs its own handler, which saves nothing and exits with code 0.
 
     def on_sanity_check_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Install the handler for SIGTERM."""
+        """Handle SIGTERM and Ctrl-C."""
         self._listen()
 
     def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Install the handler for SIGTERM."""
+        """Handle SIGTERM and Ctrl-C."""
         self._listen()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Answer SIGTERM and Ctrl-C after a batch from now on."""
+        """Handle SIGTERM and Ctrl-C after the current batch from now on."""
         for optimizer in trainer.optimizers:
             for parameter, state in optimizer.state.items():
                 shapes = {value.shape for value in state.values() if isinstance(value, torch.Tensor) and value.dim()}
                 if shapes - {parameter.shape}:
-                    raise self.does_not_fit("the optimizer's state has other shapes than the weights")
-        self._training = self.restored = True
+                    raise self._does_not_fit("the optimizer's state has other shapes than the weights")
+        self._training = self._restored = True
         self._listen()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The last epoch's checkpoint stands."""
+        """Handle them at once again."""
         self._training = False
 
     def _listen(self) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_signal)
-            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is in the background
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored in the background
                 signal.signal(signal.SIGINT, self._on_signal)
 
     def _on_signal(self, number: int, _: Any) -> None:
@@ -233,30 +223,27 @@ class Checkpoints(Checkpoint):
             raise end
         self._told_to_end = end
 
-    def before_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, step: int) -> None:
-        """Nothing to do."""
-
     def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: StepResult, step: int) -> bool:
         """End the turn when it is time to save."""
         return self._told_to_end is not None or time.monotonic() >= self._due
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Save when the time has come."""
+        """Save if it is time."""
         progress = trainer.fit_loop.epoch_loop.batch_progress
         if progress.is_last_batch or (trainer.world_size > 1 and progress.current.ready % self.agree_every):
             return  # the end of the epoch saves
-        due, stop = self._agreed(trainer, time.monotonic() >= self._due, self._told_to_end is not None)
+        due, stop = self._any_rank(trainer, time.monotonic() >= self._due, self._told_to_end is not None)
         if due or stop:
             self._save(trainer)
         if stop:
-            raise self._told_to_end or Stopped  # another process of this run was told
+            raise self._told_to_end or Stopped  # another process of this run was told to end
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Save with the epoch's metrics in the record."""
+        """Save, with the epoch's metrics in the record."""
         assert isinstance(module, Classification)
         accuracy = module.evaluated.get("accuracy/validation", -1.0)
         better, self._best = accuracy > self._best, max(accuracy, self._best)
-        if better:  # first: cut off in between, the run does this epoch again and finds it the best again
+        if better:  # best.ckpt first: if killed in between, the run repeats this epoch and finds it the best again
             best = self.path.with_name("best.ckpt")
             trainer.save_checkpoint(best)
             if trainer.is_global_zero:
@@ -265,30 +252,76 @@ class Checkpoints(Checkpoint):
             self._due = time.monotonic() + self.seconds
         else:
             self._save(trainer)
-        if self._agreed(trainer, self._told_to_end is not None)[0]:
+        if self._any_rank(trainer, self._told_to_end is not None)[0]:
             raise self._told_to_end or Stopped
 
     @staticmethod
-    def _agreed(trainer: L.Trainer, *wishes: bool) -> list[bool]:
-        """What any of the processes wishes."""
+    def _any_rank(trainer: L.Trainer, *wishes: bool) -> list[bool]:
+        """Return which wishes at least one process has: all processes save, or none does."""
         if trainer.world_size == 1:
             return list(wishes)
         votes = torch.tensor(wishes, dtype=torch.float32, device=trainer.strategy.root_device)
         return [count > 0 for count in trainer.strategy.reduce(votes, reduce_op="sum").tolist()]
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write into the checkpoint what its run is."""
+        """Add the settings, and what else decides the result."""
         checkpoint["settings"] = self.request.values
         checkpoint["stands_on"] = self.stands_on
 
-    def begin_from(self, run: Path) -> None:
-        """Take the last checkpoint of a shorter run for this one's; the weights are then what they would have been.
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._due = time.monotonic() + self.seconds
+
+    # --- resuming ----------------------------------------------------------------------------------------------------
+
+    def step_to_resume(self, module: Classification) -> int | None:
+        """Check an existing checkpoint before the run resumes from it; first copy that of a shorter run if asked.
 
         Args:
-            run: The folder of a run whose settings differ in `max_epochs` alone, and which stays as it is.
+            module: The training, as at its start.
+
+        Returns:
+            The checkpoint's global step; None without a checkpoint.
 
         Raises:
-            BadInput: It has no checkpoint, it diverged, or its settings differ in anything else.
+            BadInput: It is damaged, of other settings, data or source, or does not fit the network.
+        """
+        if self.request.settings.go_on_from is not None and not self.path.exists():
+            self._begin_from(Path(self.request.settings.go_on_from))
+        if not self.path.exists():
+            return None
+        checkpoint = read_checkpoint(self.path)
+        found = checkpoint["settings"]
+        if fingerprint(found) != self.request.hash:
+            keys = differing(self.request.values, found)
+            raise Refused(f"{self.path} is of other settings: {keys}; give another name=... to keep both")
+        there = checkpoint.get("stands_on", {})  # missing in an older version's
+        other = "its data have changed" if there.get("data", self.stands_on["data"]) != self.stands_on["data"] else ""
+        if other := other or changed_sources(self.request, there.get("own")):
+            raise Refused(
+                f"{self.path} cannot be resumed: {other} since it was written; "
+                "give another name=... to keep it, or delete it to start this run again"
+            )
+        if misfit := _misfit(checkpoint["state_dict"], module.state_dict()):
+            raise self._does_not_fit(misfit)
+        for own in checkpoint["ranks"]:
+            random = own.get("rng", {}).get("cpu") if isinstance(own, dict) else None
+            if not isinstance(random, torch.Tensor) or random.dtype != torch.uint8:
+                raise self._does_not_fit("no state of the random generator in it")
+        if not {"RunRecord", "Checkpoints"} <= checkpoint["callbacks"].keys():
+            raise self._does_not_fit("no record of the run in it")
+        if checkpoint["callbacks"]["Checkpoints"]["best"] >= 0:
+            self._check_best()
+        step = int(checkpoint["global_step"])
+        if rank(self.request.settings.trainer.devices) == 0:
+            print(f"goes on from step {step}, where its last checkpoint was written", flush=True)
+        return step
+
+    def _begin_from(self, run: Path) -> None:
+        """Copy the checkpoints of a shorter run, which stays as it is.
+
+        Raises:
+            BadInput: It has no checkpoint, it diverged, or its settings differ in more than `max_epochs`.
         """
         source, epochs = run / "last.ckpt", self.request.settings.max_epochs
         if not source.is_file():
@@ -296,75 +329,42 @@ class Checkpoints(Checkpoint):
         checkpoint = read_checkpoint(source)
         found = checkpoint["settings"]
         if keys := differing({**self.request.values, "max_epochs": found.get("max_epochs")}, found):
-            raise BadInput(f"go_on_from={run} is of other settings than max_epochs: {keys}; give the same ones")
+            raise BadInput(f"go_on_from={run} has other settings than max_epochs: {keys}; give the same ones")
         if found["max_epochs"] >= epochs:
-            raise BadInput(f"go_on_from={run} was asked for {found['max_epochs']} epochs; give a larger max_epochs")
+            raise BadInput(f"go_on_from={run} has max_epochs={found['max_epochs']}; give a larger max_epochs")
         if checkpoint["diverged"]:
             raise BadInput(f"go_on_from={run} diverged; there is nothing to go on from")
-        for name in ("best.ckpt", "last.ckpt"):  # the last one last: with it, the run is half-done
+        for name in ("best.ckpt", "last.ckpt"):  # last.ckpt at the end: with it, this run is half-done
             if (run / name).is_file():
                 kept = {**read_checkpoint(run / name), "settings": self.request.values}
                 WholeFileIO().save_checkpoint(kept, self.path.with_name(name))
 
-    def step_to_resume(self, module: Classification) -> int:
-        """Look at an existing checkpoint before a run goes on from it.
-
-        Args:
-            module: What is to be trained, as at its start.
-
-        Returns:
-            The checkpoint's global step.
-
-        Raises:
-            BadInput: It is damaged, of other settings, data or source than asked for, or does not fit the network.
-        """
-        checkpoint = read_checkpoint(self.path)
-        found = checkpoint["settings"]
-        if fingerprint(found) != self.request.hash:
-            keys = differing(self.request.values, found)
-            raise Refused(f"{self.path} is of other settings: {keys}; give another name=... to keep both")
-        there = checkpoint.get("stands_on", {})  # an older version did not keep it
-        other = "its data have changed" if there.get("data", self.stands_on["data"]) != self.stands_on["data"] else ""
-        if other := other or changed_sources(self.request, there.get("own")):
-            raise Refused(
-                f"{self.path} cannot be gone on from: {other} since it was written; "
-                "give another name=... to keep it, or delete it to have this run start anew"
-            )
-        if misfit := _misfit(checkpoint["state_dict"], module.state_dict()):
-            raise self.does_not_fit(misfit)
-        for own in checkpoint["ranks"]:
-            random = own.get("rng", {}).get("cpu") if isinstance(own, dict) else None
-            if not isinstance(random, torch.Tensor) or random.dtype != torch.uint8:
-                raise self.does_not_fit("no state of the random generator in it")
-        if not {"RunRecord", "Checkpoints"} <= checkpoint["callbacks"].keys():
-            raise self.does_not_fit("no record of the run in it")
-        if checkpoint["callbacks"]["Checkpoints"]["best"] >= 0:
-            self._check_best()
-        return int(checkpoint["global_step"])
-
     def _check_best(self) -> None:
-        """Raise BadInput unless the best epoch's weights, which would not come again, are there."""
+        """Raise BadInput unless the best epoch's weights are there: training will not produce them again."""
         best = self.path.with_name("best.ckpt")
         try:
             of_this_run = fingerprint(read_checkpoint(best)["settings"]) == self.request.hash
         except (OSError, BadInput):
             of_this_run = False
         if not of_this_run:
-            raise BadInput(
-                f"{best} is missing, damaged or of another run; delete {self.path} to have this run start anew"
-            )
+            raise BadInput(f"{best} is missing, damaged or of another run; delete {self.path} to start this run again")
 
-    def does_not_fit(self, reason: str) -> BadInput:
-        """The error of a checkpoint that is whole, and not this run's."""
-        return BadInput(f"{self.path} does not fit this run ({reason}); delete it to have this run start anew")
+    @contextmanager
+    def fitting(self) -> Iterator[None]:
+        """Turn an error that Lightning raises while it restores a checkpoint into one line."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if self._restored or isinstance(error, BadInput | torch.OutOfMemoryError):
+                raise
+            raise self._does_not_fit(cause_of(error)) from None
 
-    def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
-        self._due = time.monotonic() + self.seconds
+    def _does_not_fit(self, reason: str) -> BadInput:
+        return BadInput(f"{self.path} does not fit this run ({reason}); delete it to start this run again")
 
 
 def _misfit(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
-    """In which tensor two states differ by name, shape or type; empty if in none."""
+    """Describe the first tensor in which two states differ by name, shape or type; empty if there is none."""
     for key in [*expected, *found]:
         if key not in found or key not in expected:
             return f"{key} is {'missing' if key not in found else 'unknown'}"

@@ -1,7 +1,7 @@
-"""Diagnostics while training: when each is due, and where its numbers go.
+"""Diagnostics in training: when each is due, and where its numbers go.
 
-Measuring changes nothing of the training: it looks at a copy of the network, restores the generators, and is due by the
-count of batches alone, so that a run that was cut off and resumed measures at the same batches.
+Measuring does not change the training: it uses a copy of the network and restores the random generators. What is due
+depends on the count of batches alone, so an interrupted and resumed run measures at the same batches.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ from backforward_suite.train.callbacks.measures import (
     Scene,
     WatchedBatch,
 )
-from backforward_suite.train.module import Batch as TrainBatch
-from backforward_suite.train.module import Classification, InMemoryData
+from backforward_suite.train.module import Batch, Classification, EachBatch, InMemoryData, wait_for
 
 Occasion = Literal["epoch", "log"] | int
 
@@ -47,19 +46,19 @@ LOG_BASE = 4
 
 
 def due(when: Sequence[Occasion], step: int, steps_per_epoch: int) -> bool:
-    """Whether something is to be measured after so many batches.
+    """Return whether a measurement is due after this batch.
 
     Args:
-        when: `epoch`: after the last batch of each epoch, and before the first of all; `log`: after batch 1, 4, 16, 64,
-            ...; a number n: after every n-th batch.
+        when: `epoch`: before training and after the last batch of each epoch; `log`: after batch 1, 4, 16, 64, ...; a
+            number n: after every n-th batch.
         step: Batches trained on so far, over all epochs.
-        steps_per_epoch: Batches in an epoch.
+        steps_per_epoch: Batches per epoch.
     """
     return any(_upcoming(occasion, step, steps_per_epoch) == step for occasion in when)
 
 
 def _upcoming(occasion: Occasion, start: int, steps_per_epoch: int) -> int:
-    """The first step, from `start` on, that this occasion names."""
+    """Return the first step >= `start` at which this occasion is due."""
     if occasion == "log":
         step = 1
         while step < start:
@@ -69,23 +68,22 @@ def _upcoming(occasion: Occasion, start: int, steps_per_epoch: int) -> int:
     return -(-max(start, first_of_all) // every) * every
 
 
-class Diagnostics(L.Callback):
+class Diagnostics(EachBatch):
     """Measures what is due, and writes it to TensorBoard and `diagnostics.csv`.
 
-    Its rows travel with the checkpoint, as those of the run's record do.
+    The rows are part of the checkpoint, as those of the run's record are.
 
     Args:
         when: By diagnostic, when it is due (see `due`); an empty list: never.
-        samples: Images of the validation set to look at, class-balanced and always the same; None: all. Sharpness
-            takes as many of the training set, but no more than `CURVATURE_IMAGES`.
-        folder: Where `diagnostics.csv` goes; None keeps the rows in memory alone.
+        samples: Validation images to measure on, class-balanced and always the same; None: all. Sharpness uses as many
+            training images, but at most `CURVATURE_IMAGES`.
+        folder: The folder of `diagnostics.csv`; None keeps the rows in memory only.
 
     Attributes:
-        rows: One a number.
-        seconds: What measuring took, over all sittings of the run: `start`, before the first batch, getting ready
-            included; `batch`, after batches within an epoch; `epoch`, after the last batch of an epoch, writing the
-            file included.
-        times: How often was measured at each of these.
+        rows: One per number.
+        seconds: Time of measuring, over all processes that have worked on the run: `start`, before the first batch,
+            with the set-up; `batch`, within epochs; `epoch`, at the end of epochs, with writing the file.
+        times: Number of measurements, likewise.
     """
 
     def __init__(self, when: Mapping[str, Sequence[Occasion]], samples: int | None, folder: Path | None) -> None:
@@ -96,11 +94,13 @@ class Diagnostics(L.Callback):
         self.rows: list[Measured] = []
         self.seconds = {"start": 0.0, "batch": 0.0, "epoch": 0.0}
         self.times = dict.fromkeys(self.seconds, 0)
-        self._next = 0  # the next batch with something due; asking every diagnostic would cost a small network 1 %
-        self._keys: list[str] = []  # what is due then
+        self._next = (
+            0  # the next step with something due; asking every diagnostic at each step costs a small network 1 %
+        )
+        self._keys: list[str] = []  # the diagnostics due then
         self._watch: Watch | None = None
         self._layers: list[Group] = []
-        self._batch: TrainBatch | None = None
+        self._batch: Batch | None = None
         self._training: Held | None = None
         self._after_update: Callable[..., None] | None = None
 
@@ -128,9 +128,9 @@ class Diagnostics(L.Callback):
             module.after_update = self._after_update
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Make the copy to measure on; measure before the first batch of all."""
+        """Copy the network; measure before the first batch of the run."""
         assert isinstance(module, Classification)
-        with self._priced(trainer, "start"):
+        with self._timed(trainer, "start"):
             self._prepare(trainer, module)
         if trainer.global_step == 0:
             self._plan(trainer, 0)
@@ -154,17 +154,15 @@ class Diagnostics(L.Callback):
             charts = [chart for diagnostic in self.diagnostics.values() for chart in diagnostic.charts.items()]
             writer.add_custom_scalars(layout(dict(charts)))
 
-    def before_batch(self, trainer: L.Trainer, module: Classification, batch: TrainBatch, step: int) -> None:
-        """Watch the batch, if something that needs it is due after it."""
+    def before_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, step: int) -> None:
+        """Watch the batch, if a diagnostic that needs it is due after it."""
         if step + 1 == self._next and self._of_batch():
             assert self._watch is not None
-            with self._priced(trainer, self._occasion(trainer)):
+            with self._timed(trainer, self._occasion(trainer)):
                 self._batch = batch
                 self._watch.begin()
 
-    def after_batch(
-        self, trainer: L.Trainer, module: Classification, batch: TrainBatch, out: StepResult, step: int
-    ) -> bool:
+    def after_batch(self, trainer: L.Trainer, module: Classification, batch: Batch, out: StepResult, step: int) -> bool:
         """Measure what is due."""
         if step == self._next:
             self._measure(trainer, module, out.loss)
@@ -173,18 +171,18 @@ class Diagnostics(L.Callback):
         return False
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Write the file."""
+        """Write `diagnostics.csv`."""
         if trainer.is_global_zero:
-            with self._priced(trainer, "epoch"):
+            with self._timed(trainer, "epoch"):
                 self.write()
 
     def write(self) -> None:
-        """Write `diagnostics.csv` from all rows."""
-        if self.folder is not None:
+        """Write all rows to `diagnostics.csv`."""
+        if self.folder is not None and self.when:
             write_diagnostics(self.folder, self.rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows and times so far, and what the diagnostics remember."""
+        """Return rows and times so far, and the diagnostics' own states."""
         memory = {key: diagnostic.state_dict() for key, diagnostic in self.diagnostics.items()}
         rows = [tuple(row) for row in self.rows]
         return {"rows": rows, "memory": memory, "seconds": dict(self.seconds), "times": dict(self.times)}
@@ -192,7 +190,7 @@ class Diagnostics(L.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
         self.rows = [Measured(*row) for row in state["rows"]]
-        self.seconds |= state.get("seconds", {})  # an older version did not keep them
+        self.seconds |= state.get("seconds", {})  # missing in an older version's
         self.times |= state.get("times", {})
         for key, memory in state["memory"].items():
             self.diagnostics[key].load_state_dict(memory)
@@ -200,7 +198,7 @@ class Diagnostics(L.Callback):
     # --- the rest ----------------------------------------------------------------------------------------------------
 
     def _plan(self, trainer: L.Trainer, start: int) -> None:
-        """Find the next step, from `start` on, after which something is due."""
+        """Find the first step >= `start` after which something is due."""
         per_epoch = int(trainer.num_training_batches)
         steps = {}
         for key, when in self.when.items():
@@ -213,31 +211,26 @@ class Diagnostics(L.Callback):
         return [key for key in self._keys if "batch" in self.diagnostics[key].needs]
 
     def _occasion(self, trainer: L.Trainer) -> str:
-        """Which of `seconds` the next measurement is part of."""
+        """Return the key of `seconds` for the next measurement."""
         return "batch" if self._next % int(trainer.num_training_batches) else "epoch" if self._next else "start"
 
     @contextmanager
-    def _priced(self, trainer: L.Trainer, occasion: str) -> Iterator[None]:
-        """Count the time that this takes."""
+    def _timed(self, trainer: L.Trainer, occasion: str) -> Iterator[None]:
+        """Add the time of the body to `seconds`."""
         device = trainer.strategy.root_device
-        _wait_for(device)
+        wait_for(device)
         started = time.perf_counter()
         yield
-        _wait_for(device)
+        wait_for(device)
         self.seconds[occasion] += time.perf_counter() - started
 
     def _measure(self, trainer: L.Trainer, module: Classification, loss: Tensor | None = None) -> None:
-        occasion = self._occasion(trainer)
-        with self._priced(trainer, occasion):
-            self.times[occasion] += 1
-            self._measure_now(trainer, module, loss)
-
-    def _measure_now(self, trainer: L.Trainer, module: Classification, loss: Tensor | None) -> None:
-        step, keys, of_batch = self._next, self._keys, self._of_batch()
+        step, keys, of_batch, occasion = self._next, self._keys, self._of_batch(), self._occasion(trainer)
         watch = self._watch
         assert watch is not None
         measured: list[Measure] = []
-        with undisturbed(module.network):
+        self.times[occasion] += 1
+        with self._timed(trainer, occasion), undisturbed(module.network):
             if of_batch:
                 assert loss is not None
                 scene = self._scene(self._watched(trainer, watch.end(), loss))
@@ -251,7 +244,7 @@ class Diagnostics(L.Callback):
                     measured += self.diagnostics[key].measure(scene)
                     if writer is not None:
                         self.diagnostics[key].show(scene, writer, step)
-        self._record(trainer, measured, step)
+            self._record(trainer, measured, step)
 
     def _watched(self, trainer: L.Trainer, updates: list[Update], loss_before: Tensor) -> WatchedBatch:
         assert self._batch is not None
@@ -263,7 +256,7 @@ class Diagnostics(L.Callback):
                 return F.cross_entropy(replica(x), y)
 
         def mean(flat: Tensor) -> Tensor:
-            return trainer.strategy.reduce(flat.clone(), reduce_op="mean")  # it may reduce in place
+            return trainer.strategy.reduce(flat.clone(), reduce_op="mean")  # the strategy may reduce in place
 
         return WatchedBatch(self._watch, updates, loss, loss_before, mean if trainer.world_size > 1 else None)
 
@@ -274,7 +267,7 @@ class Diagnostics(L.Callback):
     def _record(self, trainer: L.Trainer, measured: list[Measure], step: int) -> None:
         if not measured:
             return
-        # One read from the device for all of them.
+        # One read from the device for all values.
         device = next((m.value.device for m in measured if isinstance(m.value, Tensor)), None)
         values = torch.stack([torch.as_tensor(m.value, dtype=torch.float64, device=device) for m in measured]).tolist()
         epoch = -(-step // int(trainer.num_training_batches))
@@ -283,7 +276,7 @@ class Diagnostics(L.Callback):
         ]
         tags = [m.tag for m in measured]
         if (writer := _writer(trainer)) is not None:
-            # One event for all: an event for each takes three times as long.
+            # One event for all values: one event each takes three times as long.
             scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in zip(tags, values, strict=True)]
             writer.file_writer.add_summary(Summary(value=scalars), step)
         elif trainer.logger is not None:
@@ -291,16 +284,16 @@ class Diagnostics(L.Callback):
 
 
 def _writer(trainer: L.Trainer) -> Any:
-    """TensorBoard's writer, for figures and histograms too; None where there is none, or curves go elsewhere."""
+    """Return TensorBoard's writer; None with another logger, and on other ranks."""
     logger = trainer.logger
     return logger.experiment if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero else None
 
 
 def layout(charts: Mapping[str, str]) -> dict[str, dict[str, list[Any]]]:
-    """TensorBoard's custom layout: charts with a line for each layer, and for each run.
+    """Return TensorBoard's custom layout: charts with a line for each layer and run.
 
     Args:
-        charts: By title, the measure: `group/quantity`.
+        charts: By title, the measure, as `group/quantity`.
     """
     titles = {"shift": "Covariate shift", "input": "Layer inputs", "gaussianity": "Layer inputs", "": "Weights"}
     found: dict[str, dict[str, list[Any]]] = {title: {} for title in titles.values()}
@@ -311,17 +304,12 @@ def layout(charts: Mapping[str, str]) -> dict[str, dict[str, list[Any]]]:
 
 
 def _held(images: Images, count: int | None, device: torch.device) -> Held:
-    """So many images, as many of each class as there are."""
+    """Return this many images, class-balanced."""
     if count is not None and count < len(images):
         chosen = np.flatnonzero(first(images.y.cpu().numpy(), count))
         images = images.take(torch.from_numpy(chosen).to(images.x.device))
     images = images.to(device)
     return Held(images.x, images.y)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _mirror(network: nn.Module, replica: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Figures of diagnostics, in one style that can be read in grey: lines differ in shade and in dash."""
+"""Figures of diagnostics, readable in grey: lines differ in shade and dash."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DASHES = ("-", "--", "-.", ":")
 
 
 def inputs(moments: Mapping[str, UnitMoments]) -> Figure:
-    """Means and standard deviations of the units that arrive at each layer: median, quartiles, 5 and 95 percent."""
+    """Draw mean and standard deviation of each layer's inputs over units: median, quartiles, 5 % and 95 % quantile."""
     with rc_context(STYLE):
         figure = Figure(layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
@@ -46,7 +46,7 @@ def inputs(moments: Mapping[str, UnitMoments]) -> Figure:
 
 
 def spectra(found: Mapping[str, Sequence[Spectrum]]) -> Figure:
-    """Singular values of each layer's Jacobian, largest first, mean over samples; the x axis is their rank's share."""
+    """Draw the singular values of each layer's Jacobian, largest first, means over samples, by their relative rank."""
     with rc_context(STYLE):
         figure = Figure(layout="constrained")
         axis = figure.subplots()

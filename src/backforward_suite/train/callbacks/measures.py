@@ -1,8 +1,7 @@
-"""The diagnostics: what each measures, and what it needs to have seen."""
+"""The diagnostics: what each needs and measures."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,11 +20,11 @@ Need = Literal["batch", "images", "training images"]
 
 CHUNK = 250  # images in one forward
 JACOBIAN_SAMPLES = 4
-VALUES = 10_000  # pre-activations of a unit, over images and positions (one for each image, should there be more)
+VALUES = 10_000  # pre-activations per unit, over images and positions (at least one per image)
 QUANTILES = {"p05": 0.05, "median": 0.5, "p95": 0.95}  # over units
-CURVATURE_IMAGES = 250  # of the training set at most, for sharpness: a Hessian-vector product costs as much as 3 steps
-GRAPH_BYTES = 2**28  # what autograd may hold for a Hessian-vector product; at its peak this takes twice as much
-INCOHERENT = 0.3  # two filters are, below this |cosine|
+CURVATURE_IMAGES = 250  # training images for sharpness: a Hessian-vector product costs as much as 3 steps
+GRAPH_BYTES = 2**28  # of autograd's graph for a Hessian-vector product, which takes twice as much at its peak
+INCOHERENT = 0.3  # two filters are incoherent below this |cosine|
 HISTOGRAM_LIMIT = 1e20  # where TensorBoard's bins end
 
 
@@ -33,10 +32,10 @@ class Measure(NamedTuple):
     """One number.
 
     Attributes:
-        name: What it is, as `group/quantity`.
+        name: `group/quantity`.
         value: A number, or a scalar tensor, which is read from its device together with all others.
-        layer: The layer that it belongs to; empty: the whole network.
-        update: Which update of the batch it belongs to, from 1.
+        layer: The layer's name; empty for the whole network.
+        update: The number of the update within the batch, from 1.
     """
 
     name: str
@@ -46,7 +45,7 @@ class Measure(NamedTuple):
 
     @property
     def tag(self) -> str:
-        """Its name in TensorBoard."""
+        """The name in TensorBoard."""
         later = f"update{self.update}" if self.update > 1 else ""
         return "/".join(filter(None, [self.name, self.layer, later]))
 
@@ -56,10 +55,10 @@ class WatchedBatch:
     """A batch that was watched.
 
     Attributes:
-        watch: Holds the copy of the network, and how things stood when the batch began.
-        updates: What the update rule did.
-        loss: Maps the copy to the loss of this batch, in the mode of training.
-        loss_before: The loss before any update, as the rule reported it.
+        watch: Has the copy of the network, and the state at the start of the batch.
+        updates: The updates that the rule made.
+        loss: Maps the copy to the loss on this batch, in training mode.
+        loss_before: The loss before any update, as reported by the rule.
         reduce: Averages a flat gradient over ranks; None for one process.
     """
 
@@ -71,7 +70,7 @@ class WatchedBatch:
 
 
 class Held:
-    """Images to look at, class-balanced and the same at every time.
+    """Images to measure on, class-balanced and always the same.
 
     Args:
         x: uint8 `[N, C, H, W]`.
@@ -82,21 +81,21 @@ class Held:
         self.x, self.y = x, y
 
     def floats(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """In batches, in [0, 1]."""
+        """Yield the images in chunks, in [0, 1]."""
         for chunk in self.x.split(CHUNK):
             yield chunk.to(dtype) / 255
 
 
 class Scene:
-    """What diagnostics can measure at one moment. Expensive values are computed lazily and cached.
+    """What diagnostics can measure at one step. Expensive values are computed lazily and cached.
 
     Args:
-        replica: The copy of the network, at the present weights and in evaluation mode (a diagnostic of the batch may
+        replica: The copy of the network, with the current weights and in evaluation mode (diagnostics of the batch may
             overwrite both).
         layers: The copy's layers, in forward order.
-        validation: Held-out images.
-        training: Images of the training set, where a diagnostic needs them.
-        batch: The batch just trained on, where a diagnostic needs it.
+        validation: Validation images.
+        training: Training images, if a diagnostic needs them.
+        batch: The batch just trained on, if a diagnostic needs it.
     """
 
     def __init__(
@@ -118,28 +117,28 @@ class Scene:
     @property
     def batch(self) -> WatchedBatch:
         """The batch just trained on."""
-        assert self._batch is not None, "nobody declared the need for it"
+        assert self._batch is not None, "not in `needs`"
         return self._batch
 
     @property
     def training(self) -> Held:
-        """Images of the training set."""
-        assert self._training is not None, "nobody declared the need for them"
+        """Training images."""
+        assert self._training is not None, "not in `needs`"
         return self._training
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The weights' type."""
         return next(self.replica.parameters()).dtype
 
     @cached_property
     def inputs(self) -> tuple[dict[str, UnitMoments], dict[str, Tensor]]:
-        """By layer: moments of its input over the held-out images, and the values that some of them gave."""
+        """By layer, the moments of its input over the validation images, and its input for some of them."""
         return probes.input_moments(self.replica, self.names, self.validation.floats(self.dtype))
 
     @cached_property
     def spectra(self) -> dict[str, list[probes.Spectrum]]:
-        """By layer: of its block's Jacobian at a few held-out images."""
+        """By layer, the spectrum of its block's Jacobian at a few validation images."""
         blocks = {name: shift.block_name(name, self.names) for name in self.names}
         seen: dict[str, Tensor] = {}
 
@@ -166,30 +165,29 @@ class Scene:
         }
 
 
-class Diagnostic(ABC):
-    """Measures something.
+class Diagnostic:
+    """One diagnostic.
 
     Attributes:
-        needs: What must have been kept for it: `batch`, that the batch was watched; `images`, that there are held-out
-            images to look at; `training images`, the same of the training set.
-        charts: By title, the measures that go into one chart of TensorBoard's custom layout, a line a layer.
+        needs: `batch`: the batch must be watched; `images`: validation images; `training images`: training images.
+        charts: By title, the measures in a chart of TensorBoard's custom layout, one line per layer.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     charts: ClassVar[Mapping[str, str]] = {}
 
-    @abstractmethod
     def measure(self, scene: Scene) -> Iterator[Measure]:
-        """Measure."""
+        """Yield the numbers, if it has any."""
+        yield from ()
 
-    def show(self, scene: Scene, writer: Any, step: int) -> None:  # noqa: B027 (most have nothing to show)
-        """Write what is no number to TensorBoard."""
+    def show(self, scene: Scene, writer: Any, step: int) -> None:
+        """Write figures and histograms to TensorBoard."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it must remember from one time to the next."""
+        """Return what it needs at the next measurement."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (most remember nothing)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
 
 
@@ -221,13 +219,13 @@ class CovariateShift(Diagnostic):
 
 
 class UpdateSize(Diagnostic):
-    """What the batch did to the weights, and to the loss on itself."""
+    """The change of the weights by the batch, and of the loss on it."""
 
     needs = frozenset({"batch"})
     charts: ClassVar = {"update, share of the weights": "update/relative"}
 
     def measure(self, scene: Scene) -> Iterator[Measure]:
-        """Norms, per layer and of all: weights before, update over the whole batch, gradient of its first update."""
+        """Norms per layer and in total: weights before, update over the whole batch, gradient of its first update."""
         batch = scene.batch
         own = list(scene.replica.parameters())
         place = {id(p): i for i, p in enumerate(own)}
@@ -266,9 +264,9 @@ class UpdateSize(Diagnostic):
 
 
 class InputDistribution(Diagnostic):
-    """What arrives at each layer, over held-out images, in evaluation mode.
+    """The input of each layer over validation images, in evaluation mode.
 
-    One unit of each layer, drawn once, is what figure 2 of Normalization Propagation shows; all units are measured too.
+    One unit of each layer, drawn once, as in figure 2 of Normalization Propagation, and all units.
     """
 
     needs = frozenset({"images"})
@@ -282,7 +280,7 @@ class InputDistribution(Diagnostic):
         self._then: dict[str, UnitMoments] = {}
 
     def measure(self, scene: Scene) -> Iterator[Measure]:
-        """Mean and std of the one unit; over all units, means of mean, |mean|, std; drift since the last time."""
+        """Mean and std of the one unit; means over units of mean, |mean| and std; drift since the last measurement."""
         moments, _ = scene.inputs
         for k, (name, now) in enumerate(moments.items()):
             unit = int(torch.randint(len(now.mean), (), generator=torch.Generator().manual_seed(k)))
@@ -297,7 +295,7 @@ class InputDistribution(Diagnostic):
         self._then = dict(moments)
 
     def state_dict(self) -> dict[str, Any]:
-        """The last moments."""
+        """Return the last moments."""
         return {name: tuple(moments) for name, moments in self._then.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -306,13 +304,13 @@ class InputDistribution(Diagnostic):
 
 
 class PreActivations(Diagnostic):
-    """How near to normal each unit's pre-activations are, over held-out images, in evaluation mode."""
+    """How close each unit's pre-activations are to normal, over validation images, in evaluation mode."""
 
     needs = frozenset({"images"})
     charts: ClassVar = {"distance of pre-activations from a normal distribution": "gaussianity/distance_median"}
 
     def measure(self, scene: Scene) -> Iterator[Measure]:
-        """Median, 5 and 95 percent over units of each; a unit that never changes is left out."""
+        """Median, 5 % and 95 % quantile of each over units, without units that never change."""
         images = scene.validation
         found = probes.pre_activations(
             scene.replica, scene.names, images.floats(scene.dtype), max(1, VALUES // len(images.x))
@@ -325,26 +323,22 @@ class PreActivations(Diagnostic):
 
 
 class Histograms(Diagnostic):
-    """Histograms of what arrives at each layer, all units together, and of the weights."""
+    """Histograms of each layer's input, all units together, and of its weights."""
 
     needs = frozenset({"images"})
 
-    def measure(self, scene: Scene) -> Iterator[Measure]:
-        """None: a histogram is no number."""
-        yield from ()
-
     def show(self, scene: Scene, writer: Any, step: int) -> None:
-        """Write them."""
+        """Write the histograms."""
         values = {f"input/{name}": seen for name, seen in scene.inputs[1].items()}
         values |= {f"weight/{layer.name}": layer.parameters[0].detach() for layer in scene.layers}
         for tag, value in values.items():
-            within = value[value.abs() < HISTOGRAM_LIMIT]  # also no NaN
+            within = value[value.abs() < HISTOGRAM_LIMIT]  # this drops NaN as well
             if len(within):
                 writer.add_histogram(tag, within.float().cpu(), step)
 
 
 class LayerJacobian(Diagnostic):
-    """Jacobian of each layer with its normalisation and activation, at held-out images, in evaluation mode."""
+    """Jacobian of each layer with its normalisation and activation, at validation images, in evaluation mode."""
 
     needs = frozenset({"images"})
     charts: ClassVar = {"mean squared singular value": "jacobian/mean_squared"}
@@ -352,7 +346,7 @@ class LayerJacobian(Diagnostic):
     def measure(self, scene: Scene) -> Iterator[Measure]:
         """Singular values, means over images; the diagonal of E[J J^T], whose mean is the mean squared singular value.
 
-        Of m units, m squared singular values are averaged: those beyond the number of inputs are 0.
+        The mean is over m squared singular values, m the number of units: those beyond the number of inputs are 0.
         """
         for name, spectra in scene.spectra.items():
             largest = torch.stack([found.singular.max() for found in spectra]).mean()
@@ -374,10 +368,10 @@ class Proposition1(Diagnostic):
     charts: ClassVar = {"coherence of the filters": "proposition1/coherence"}
 
     def measure(self, scene: Scene) -> Iterator[Measure]:
-        """Pairs of filters, how many are incoherent, their largest |cosine|; then Proposition 1.
+        """Pairs of filters, incoherent pairs, the largest |cosine|; then both sides of Proposition 1, on white input.
 
-        That is, on white input: what is off the diagonal of the covariance, the printed bound (NaN where imaginary),
-        the one that holds.
+        These are the norm of the covariance off the diagonal, the printed bound (NaN where it is imaginary), and the
+        corrected bound.
         """
         for name in scene.names:
             weight = getattr(scene.replica.get_submodule(name), "weight", None)
@@ -399,7 +393,7 @@ class Sharpness(Diagnostic):
     charts: ClassVar = {"largest eigenvalue of the Hessian": "sharpness"}
 
     def measure(self, scene: Scene) -> Iterator[Measure]:
-        """From Hessian-vector products, over as many images at a time as there is room for."""
+        """Use Hessian-vector products, over as many images at a time as fit into `GRAPH_BYTES`."""
         images, count = scene.training, len(scene.training.y)
 
         def part(start: int, stop: int) -> Callable[[nn.Module], Tensor]:
@@ -416,23 +410,19 @@ class Sharpness(Diagnostic):
 
 
 class Pictures(Diagnostic):
-    """Figures, where a picture says more than a line."""
+    """Figures of all layers at once."""
 
     needs = frozenset({"images"})
 
-    def measure(self, scene: Scene) -> Iterator[Measure]:
-        """None."""
-        yield from ()
-
     def show(self, scene: Scene, writer: Any, step: int) -> None:
-        """Write them."""
+        """Write the figures."""
         from backforward_suite.train.callbacks import figures
 
         writer.add_figure("figure/inputs", figures.inputs(scene.inputs[0]), step)
         writer.add_figure("figure/jacobian", figures.spectra(scene.spectra), step)
 
 
-#: By key of the `diagnostics` config, in the order of measuring.
+#: By key of the `diagnostics` config, in the order of measurement.
 DIAGNOSTICS: dict[str, type[Diagnostic]] = {
     "shift": CovariateShift,
     "update": UpdateSize,
@@ -447,5 +437,5 @@ DIAGNOSTICS: dict[str, type[Diagnostic]] = {
 
 
 def _square(tensors: Sequence[Tensor]) -> Tensor:
-    """Sum of squares of all entries, float64."""
+    """Return the sum of squares of all entries, in float64."""
     return torch.stack(torch._foreach_norm(list(tensors))).double().square().sum()

@@ -1,4 +1,4 @@
-"""The end of a training before its last epoch: `stop_loss` and `patience`."""
+"""Early stopping: `stop_loss` and `patience`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ from backforward_suite.train.callbacks.record import RunRecord
 
 
 def why_stop(losses: Sequence[float], stop_loss: float | None, patience: int | None, min_delta: float) -> str | None:
-    """Why training ends after these epochs, or None: it goes on.
+    """Return the key that ends the training after these epochs, `stop_loss` or `patience`; None if none does.
 
     Args:
         losses: The training loss of each epoch so far.
-        stop_loss: End once the last one is at most this.
-        patience: End after so many epochs in a row without a loss lower than the lowest one by more than `min_delta`.
+        stop_loss: Stop once the last loss is at most this.
+        patience: Stop after this many epochs in a row without a loss below the lowest one minus `min_delta`.
         min_delta: See `patience`.
-
-    Returns:
-        `stop_loss` or `patience`: the key that ends it.
     """
     if stop_loss is not None and losses and losses[-1] <= stop_loss:
         return "stop_loss"
@@ -37,15 +34,15 @@ def why_stop(losses: Sequence[float], stop_loss: float | None, patience: int | N
 
 
 class Stopping(L.Callback):
-    """Ends the training as `why_stop` has it. What it knows are the record's rows, which travel with a checkpoint.
+    """Ends the training by `why_stop`, from the rows of the run's record, which are part of the checkpoint.
 
     Args:
-        record: Of the run.
+        record: The run's record.
         stop_loss, patience, min_delta: See `why_stop`.
 
     Attributes:
         found: For `result.json`: `stopped_by`, the key that ended the training, and `stopped_at`, the epoch after which
-            it did. Both are None where training went on to its last epoch; without the keys, nothing.
+            it did; both are None if training reached its last epoch. Empty without the keys.
     """
 
     def __init__(self, record: RunRecord, stop_loss: float | None, patience: int | None, min_delta: float) -> None:
@@ -55,11 +52,11 @@ class Stopping(L.Callback):
         self.found: dict[str, Any] = {"stopped_by": None, "stopped_at": None} if self._asked else {}
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """A run that was cut off between its last checkpoint and its result has nothing left to train."""
+        """End a run that was interrupted between its last checkpoint and its result: it has nothing left to train."""
         self._look(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Look at the losses, the record's row of this epoch among them."""
+        """Look at the losses, after the record has added this epoch's row."""
         self._look(trainer)
 
     def _look(self, trainer: L.Trainer) -> None:

@@ -23,7 +23,7 @@ from tests.helpers.ranks import two_ranks
 from tests.helpers.training import METHODS, CutOff, cut_off_at, same, weights
 from tests.oracles import shift as oracle
 
-from backforward import shift
+from backforward import probes
 from backforward.data_norm import DataNorm
 from backforward.models import MLP
 from backforward_suite.config import Request, fingerprint, plain
@@ -71,7 +71,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Classification]]:
 
 
 def with_bundle(cfg: DictConfig, bundle: str) -> DictConfig:
-    """The config with another choice of diagnostics; composing it anew would take most of this test's time."""
+    """The config with another choice of diagnostics; composing it again would take most of this test's time."""
     given = OmegaConf.to_container(OmegaConf.load(CONF / "diagnostics" / f"{bundle}.yaml"))
     assert isinstance(given, dict)
     del given["defaults"]
@@ -215,7 +215,7 @@ def test_numbers_of_a_run(tmp_path: Path) -> None:
     assert values(rows, "proposition1/coherence", step=2, layer="model.head") == pytest.approx([mu], rel=1e-5)
     assert values(rows, "proposition1/distance", step=2, layer="model.head") == pytest.approx([distance], rel=1e-5)
     assert values(rows, "proposition1/mended_bound", step=2, layer="model.head") == pytest.approx([mended], rel=1e-5)
-    cosines = shift.cosines_of_pairs(network.model.head.weight)
+    cosines = probes.cosines_of_pairs(network.model.head.weight)
     assert values(rows, "proposition1/pairs", step=2, layer="model.head") == [len(cosines)]
     incoherent = [int((cosines < 0.3).sum())]
     assert values(rows, "proposition1/incoherent_pairs", step=2, layer="model.head") == incoherent
@@ -370,7 +370,7 @@ def test_bad_settings(override: str, message: str) -> None:
 
 def test_the_shortcut_engine_has_no_gradients_to_look_at() -> None:
     Request.of(composed("method=bfp", "method.engine=shortcut"))
-    with pytest.raises(BadInput, match=r"engine=shortcut makes none; give method.engine=replay, or diagnostics=off"):
+    with pytest.raises(BadInput, match=r"engine=shortcut computes none; give method.engine=replay, or diagnostics=off"):
         Request.of(composed("method=bfp", "method.engine=shortcut", "diagnostics=cheap"))
 
 
