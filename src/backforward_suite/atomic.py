@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all; the standard library alone."""
+"""Files that appear whole or not at all. Needs the standard library alone."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-_UMASK = os.umask(0)  # it cannot be read without being set
+_UMASK = os.umask(0)  # cannot be read without being set
 os.umask(_UMASK)
 
 
 @contextmanager
 def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that appears under its name whole or not at all: written beside, flushed to disk, then renamed.
+    """Open a file that appears under its name whole or not at all: written beside it, flushed to disk, then renamed.
 
     Raises:
-        OSError: With the file's name, as the disk has it: one is full, or may not be written.
+        OSError: With the file's name: the disk is full, or cannot be written to.
     """
     beside: Path | None = None
     text = "b" not in mode
@@ -33,15 +33,16 @@ def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.fsync(file.fileno())
         beside.replace(path)
     except BaseException as error:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
+        with suppress(OSError):  # as on a disk that has become read-only: the first error says why
+            if beside is not None:
+                beside.unlink()
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
 
 
 def remove_half_written(folder: Path, names: Iterable[str]) -> None:
-    """Remove what a process that was killed in `whole` left of files of these names in a folder; nothing else."""
+    """Remove the files that a process killed in `whole` left in a folder, of these names alone."""
     ours = re.compile(rf"\.({'|'.join(map(re.escape, names))})\.[a-z0-9_]{{8}}\.tmp")
     for path in folder.iterdir():
         if ours.fullmatch(path.name) and path.is_file() and not path.is_symlink():

@@ -1,11 +1,12 @@
-"""The command line's manners: one line for bad input, an exit code, no traceback.
+"""Common to all commands: bad input gives one line and an exit code instead of a traceback.
 
-Set BACKFORWARD_TRACEBACKS=1 (or Hydra's HYDRA_FULL_ERROR=1) to see tracebacks all the same.
+BACKFORWARD_TRACEBACKS=1 (or Hydra's HYDRA_FULL_ERROR=1) shows tracebacks.
 """
 
 from __future__ import annotations
 
 import codecs
+import faulthandler
 import io
 import os
 import sys
@@ -24,23 +25,23 @@ from backforward_suite.explain import causes, explain, one_line
 
 # Exit codes.
 FAILED = 1  # runs failed
-BAD_INPUT = 2  # what was asked for cannot be done
+BAD_INPUT = 2
 BUSY = 75  # another process trains this run: try later (EX_TEMPFAIL)
 INTERRUPTED = 130  # Ctrl-C (128 + SIGINT)
-STOPPED = 143  # told to end, as by Slurm: what was running has a checkpoint (128 + SIGTERM)
+STOPPED = 143  # SIGTERM, as from Slurm (128 + SIGTERM)
 
 
 class RunsFailed(Exception):
-    """Some runs of a sweep failed; their causes have been shown already."""
+    """Some runs of a sweep failed; their causes have been printed already."""
 
 
 class _Carried(BaseException):
-    """Carries an error past Hydra, which would print lines of its own about an Exception."""
+    """Carries an error past Hydra, which prints lines of its own about an `Exception`."""
 
 
 @contextmanager
 def past_hydra() -> Iterator[None]:
-    """Let the errors of a single run reach `run` as they are; in a sweep, Hydra's launchers must see them."""
+    """Pass the errors of a single run to `run`; in a sweep, Hydra's launchers need to see them."""
     try:
         yield
     except Exception as error:
@@ -50,14 +51,15 @@ def past_hydra() -> Iterator[None]:
 
 
 def run(main: Callable[[], Any], conf: Path) -> int:
-    """Call Hydra's main; return an exit code instead of raising.
+    """Call a command; print its errors and return an exit code.
 
     Args:
-        main: The function that `@hydra.main` made.
+        main: The command.
         conf: The folder of configs, to name the choices of a group.
     """
-    _write_whatever_the_encoding()
-    # Hydra would print errors of its own and exit; we want to see them here. The runs of a sweep inherit both.
+    faulthandler.enable()  # a crash in native code, such as SIGBUS, prints where it happened
+    _replace_unencodable()
+    # With HYDRA_FULL_ERROR, Hydra raises instead of printing and exiting. The runs of a sweep inherit both variables.
     tracebacks = os.environ.setdefault("BACKFORWARD_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -67,9 +69,9 @@ def run(main: Callable[[], Any], conf: Path) -> int:
             assert carried.__cause__ is not None
             raise carried.__cause__ from None
     except KeyboardInterrupt:
-        return _say("interrupted; the same command goes on from here", INTERRUPTED)
+        return _say("interrupted; the same command resumes", INTERRUPTED)
     except Stopped:
-        return _say("stopped by SIGTERM; the same command goes on from the last checkpoint", STOPPED)
+        return _say("stopped by SIGTERM; the same command resumes from the last checkpoint", STOPPED)
     except RunsFailed as error:
         return _say(str(error), FAILED)
     except Exception as error:
@@ -85,8 +87,8 @@ def run(main: Callable[[], Any], conf: Path) -> int:
 PLAIN = {"±": "+-", "…": "...", "—": "-", "–": "-", "×": "x", "━": "-", "╸": "-", "╺": "-", "─": "-"}
 
 
-def _write_whatever_the_encoding() -> None:
-    """Let a terminal or file that is not UTF-8 get plain characters instead of an error."""
+def _replace_unencodable() -> None:
+    """Replace characters that a terminal or file cannot encode by plain ones."""
 
     def plain(error: UnicodeError) -> tuple[str, int]:
         assert isinstance(error, UnicodeEncodeError)
@@ -100,7 +102,7 @@ def _write_whatever_the_encoding() -> None:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Turn what a constructor says of its arguments into `BadInput`, so that it is shown as one line."""
+    """Turn the errors that constructors raise about their arguments into `BadInput`, which is printed as one line."""
     try:
         yield
     except BadInput:
@@ -114,9 +116,9 @@ def refusing() -> Iterator[None]:
 
 
 def hint_at_sweep() -> None:
-    """After a run that a user gave by hand: say so if its experiment lists a sweep, and `-m` was left out."""
+    """After a single run of an experiment that lists a sweep, mention `-m`."""
     hydra = HydraConfig.get()
-    # Launchers, too, give each run as a single one; they say where it lies.
+    # Launchers start single runs as well, with a folder.
     by_hand = hydra.mode == RunMode.RUN and not any(key.startswith("hydra.run.dir=") for key in hydra.overrides.hydra)
     lists = any(hydra.sweeper.get(key) for key in ("params", "grids"))
     if by_hand and lists and hydra.runtime.choices.get("experiment"):
@@ -127,46 +129,32 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
     """Print a run's result as a short table."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    if result["settings"].get("study"):
-        _show_study(result, folder)
-        return
+    def number(value: float | None, form: str) -> str:
+        return "infinite" if value is None else format(value, form)
+
     final, timing = result["final"], result["timing"]
-    table = Table()
-    table.add_column("")
-    for split in ("train", "validation", "test"):
-        table.add_column(split, justify="right")
-    for label, metric, form in (("loss", "loss", "{:.4f}"), ("accuracy", "accuracy", "{:.2%}")):
-        values = [final.get(f"{metric}/{split}") for split in ("train", "validation", "test")]
-        table.add_row(label, *("-" if value is None else form.format(value) for value in values))
+    last = f"{timing['seconds']:.1f} s"
+    if result["settings"].get("study"):
+        table = Table.grid(padding=(0, 2))
+        table.add_column()
+        table.add_column(justify="right")
+        for name, value in final.items():
+            table.add_row(name, number(value, ".5g"))
+    else:
+        table = Table("", *(Column(split, justify="right") for split in ("train", "validation", "test")))
+        for metric, form in (("loss", ".4f"), ("accuracy", ".2%")):
+            values = [final.get(f"{metric}/{split}") for split in ("train", "validation", "test")]
+            table.add_row(metric, *("-" if value is None else format(value, form) for value in values))
+        speed = timing["samples_per_second"]
+        last = f"epoch {final['epoch']}, weight norm {number(final['weight_norm/total'], '.2f')}, {last}" + (
+            f", {speed:,.0f} samples/s" if speed else ""
+        )
     console = Console()
     console.print(f"[bold]{escape(folder.name)}[/]: {result['status']}", highlight=False, soft_wrap=True)
     console.print(table)
-    speed, norm = timing["samples_per_second"], final["weight_norm/total"]
-    console.print(
-        f"epoch {final['epoch']}, weight norm {'infinite' if norm is None else f'{norm:.2f}'}, "
-        f"{timing['seconds']:.1f} s" + (f", {speed:,.0f} samples/s" if speed else "") + f"\nin {escape(str(folder))}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _show_study(result: Mapping[str, Any], folder: Path) -> None:
-    """Print a study's headline numbers."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in result["final"].items():
-        table.add_row(name, "infinite" if value is None else f"{value:.5g}")
-    console = Console()
-    console.print(f"[bold]{escape(folder.name)}[/]: {result['status']}", highlight=False, soft_wrap=True)
-    console.print(table)
-    console.print(f"{result['timing']['seconds']:.1f} s\nin {escape(str(folder))}", highlight=False, soft_wrap=True)
+    console.print(f"{last}\nin {escape(str(folder))}", highlight=False, soft_wrap=True)
 
 
 def _say(line: str, code: int) -> int:

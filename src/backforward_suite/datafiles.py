@@ -1,23 +1,23 @@
-"""Where a data set lies under a root: one answer for those who read it and those who ask whether it has changed."""
+"""The files of a data set under a root, both for reading them and for asking whether they have changed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# What torchvision keeps under the root.
+# The files that torchvision keeps under the root.
 TORCHVISION = {
     "mnist": ("MNIST",),
     "cifar10": ("cifar-10-batches-py",),
     "cifar100": ("cifar-100-python",),
     "svhn": ("train_32x32.mat", "extra_32x32.mat", "test_32x32.mat"),
 }
-BUNDLED = "digits"  # comes with scikit-learn, not as a file under the root
+BUNDLED = "digits"  # comes with scikit-learn
 
 Stamp = list[str | int]  # path, size in bytes, time of the last change in nanoseconds
 
 
 def stamps(name: str, root: Path) -> list[Stamp]:
-    """Which files a data set would be read from now, and how they look from outside; none where none is there."""
+    """The stamps of the files that a data set would be read from now; empty if there are none."""
     if name == BUNDLED:
         return []
     npz = root / f"{name}.npz"
@@ -27,7 +27,7 @@ def stamps(name: str, root: Path) -> list[Stamp]:
 
 
 def is_lacking(name: str, root: Path) -> bool:
-    """Whether a data set is not under a root but can be downloaded there."""
+    """Whether a data set is missing under a root but can be downloaded to it."""
     return name in TORCHVISION and not stamps(name, root)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from backforward_suite.errors import BadInput
+from backforward_suite.errors import BadInput, os_error
 from backforward_suite.targets import parameters
 
 # Keys that users of Lightning look for, and what to give instead.
@@ -37,7 +36,7 @@ def explain(error: BaseException, conf: Path, overrides: Sequence[str]) -> str |
         return one_line(str(error))  # Hydra's own
     if isinstance(error, OmegaConfBaseException | HydraException):  # some of Hydra's are an OSError as well
         return _config_error(error, [str(cause) for cause in chain], conf, overrides)
-    return next((_os_error(cause) for cause in chain if isinstance(cause, OSError)), None)
+    return next((os_error(cause) for cause in chain if isinstance(cause, OSError)), None)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -47,25 +46,6 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _os_error(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}the disk is full; free some space and give the same command again: finished runs are kept"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{where}cannot be written ({error.strerror}); change its rights or work in another folder"
-    if isinstance(error.filename, str) and error.errno in (errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-        for path in (Path(error.filename), *Path(error.filename).parents):
-            if path.is_symlink() and not path.exists():
-                return (
-                    f"{path} is a link to {path.readlink()}, which does not exist; make that folder, or remove the link"
-                )
-            if path.is_file() and error.errno != errno.ENOENT:
-                return f"{path} is a file where a folder is needed; move it away"
-    if error.errno == errno.EFBIG:
-        return f"{where}the file would exceed the limit on file sizes; raise it (ulimit -f)"
-    return f"{where}{error.strerror or error}"
 
 
 def _config_error(error: Exception, chain: list[str], conf: Path, overrides: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""The processes of one run: which of them this is, and how they end together.
+"""The processes of one run: their ranks, and how they end together.
 
-A run on n devices is n processes. The first (rank 0) writes the run's folder. The others are started by Lightning out
-of the first, or by `srun` or `torchrun` beside it.
+A run on n devices has n processes. The first (rank 0) writes the run's folder. The others are started by Lightning in
+the first, or by `srun` or `torchrun`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import time
 
 from backforward_suite.errors import BadInput
 
-PARENT = "BACKFORWARD_PARENT"  # in the environment of a process: whom it works for (`_remote.py` sets it as well)
-POLL = 0.5  # seconds between two looks at the parent
+PARENT = "BACKFORWARD_PARENT"  # environment variable: the process to end with (`sweep/remote.py` sets it as well)
+POLL = 0.5  # seconds between checks of the parent
 
 
 def made_by_slurm(devices: int) -> bool:
@@ -23,12 +23,12 @@ def made_by_slurm(devices: int) -> bool:
 
 
 def settle_rank(devices: int) -> None:
-    """Forget what the environment says of ranks unless it speaks of this run, before Lightning reads it.
+    """Remove variables about ranks from the environment unless they describe this run, before Lightning reads them.
 
-    A shell within `srun -n 4` or another program's launcher leaves such variables behind.
+    A shell inside `srun -n 4`, or another program's launcher, leaves such variables behind.
 
     Raises:
-        BadInput: A launcher (`torchrun`) has started another number of processes than the run has devices.
+        BadInput: `torchrun` has started another number of processes than the run has devices.
     """
     if made_by_slurm(devices):
         return
@@ -42,7 +42,7 @@ def settle_rank(devices: int) -> None:
         os.environ.pop(key, None)
 
 
-# What Lightning takes a rank, or the number of ranks, from.
+# The variables from which Lightning takes a rank or the number of ranks.
 _OF_RANKS = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),
@@ -52,22 +52,22 @@ _OF_RANKS = (
 
 
 def rank(devices: int) -> int:
-    """This process's number among those of its run, from 0; known before Lightning is loaded."""
+    """This process's rank within its run, from 0; known before Lightning is loaded."""
     if devices == 1:
-        return 0  # whatever a scheduler says of other processes
+        return 0
     return int(os.environ.get("SLURM_PROCID" if made_by_slurm(devices) else "LOCAL_RANK", "0"))
 
 
 def take_others_along() -> None:
-    """Have the processes that this one starts for its run end with it, however it ends."""
+    """Let the processes that this one starts end with it, however it ends."""
     os.environ[PARENT] = str(os.getpid())
 
 
 def end_with_parent() -> None:
-    """Kill this process once the one that it works for is gone: a rank without its first waits for ever.
+    """Kill this process once its parent is gone: a rank whose first process is gone waits forever.
 
-    That is whoever is named in `BACKFORWARD_PARENT`, by its id, since it may be gone by now; under `torchrun`, which
-    names nobody, whoever started this process.
+    The parent is the process whose id `BACKFORWARD_PARENT` holds, as it may be gone already; under `torchrun`, the
+    actual parent.
     """
     named = os.environ.pop(PARENT, None)
     if named is None and "TORCHELASTIC_RUN_ID" not in os.environ:

@@ -1,7 +1,4 @@
-"""The content of `result.json`: what came of a run, beside what it was asked for and where it ran.
-
-Training and studies share it. Knows torch, not Lightning.
-"""
+"""The content of `result.json`: a run's outcome, its request, and where it ran. Shared by training and studies."""
 
 from __future__ import annotations
 
@@ -35,16 +32,16 @@ def assembled(
     *,
     devices: int = 1,
 ) -> Result:
-    """Put a result together.
+    """Assemble a result.
 
     Args:
-        found: `status`, `final` and whatever else came of the run; numbers that are not finite become None.
+        found: The outcome: `status`, `final` and further keys; numbers that are not finite become None.
         request: What was asked for.
-        data: What it was found on.
-        device: Where it was computed.
-        timing: What was timed; peak memory and the date are added.
-        own: SHA-256 of the modules of one's own that it was found with, as they were when it began.
-        devices: How many devices computed.
+        data: The data set.
+        device: The device of this process.
+        timing: Measured times; peak memory and the date are added.
+        own: SHA-256 of the user's modules when the run started.
+        devices: Number of devices.
     """
     return {
         **{key: _finite(value) if isinstance(value, dict) else value for key, value in found.items()},
@@ -59,7 +56,7 @@ def assembled(
             "peak_memory_bytes": _peak_memory(),
             "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            # Not of the run but of its place in a sweep: resumed in another slot, it would differ in them alone.
+            # These depend on the slot of a sweep that the run was last resumed in.
             "threads": torch.get_num_threads(),
             "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         },
@@ -67,13 +64,13 @@ def assembled(
 
 
 def shows_progress(settings: Settings) -> bool:
-    """Whether a bar is to be drawn: as set, else where a person looks on."""
+    """Whether to draw a progress bar; by default, if standard error is a terminal."""
     bar = settings.trainer.progress_bar
     return sys.stderr.isatty() if bar == "auto" else bar
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no word for infinity or not-a-number: null."""
+    """Replace numbers that JSON cannot express by None."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
     }
@@ -103,7 +100,7 @@ def _code(own: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the source that runs, with `+changes` if the working tree differs; None outside a checkout."""
+    """The commit of this source, with `+changes` if the working tree differs; None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
         commit, changes = (
@@ -124,6 +121,6 @@ def _hardware(device: torch.device, devices: int) -> dict[str, Any]:
 
 
 def _peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """The largest resident size of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

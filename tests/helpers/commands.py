@@ -1,4 +1,4 @@
-"""Calling the command line from tests."""
+"""Call the command line from tests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Command = Callable[..., Ended]
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment with the library on the path, one thread, and no data but what a test names."""
+    """This process's environment with the library on the path, one thread, and no data set unless a test names it."""
     clean = {
         key: value for key, value in os.environ.items() if not key.startswith(("HYDRA_", "BACKFORWARD_", "COLUMNS"))
     }
@@ -40,14 +40,14 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def as_by_hand() -> None:
-    """In a child about to begin: hear Ctrl-C though the tests may have been started to ignore it; end when they do."""
+    """In a new child: react to Ctrl-C even if the tests were started to ignore it; end when the tests end."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def modules_after(code: str) -> set[str]:
-    """The modules that a fresh interpreter holds after some code."""
+    """The modules that a fresh interpreter has loaded after some code."""
     ended = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"],
         check=True,
@@ -59,7 +59,7 @@ def modules_after(code: str) -> set[str]:
 
 
 def assert_one_line(ended: Ended, *parts: str, code: int = 2) -> None:
-    """One line of error, with these parts in it, and nothing else."""
+    """Check that a command printed one line of error with these parts, and nothing else."""
     lines = [line for line in ended.err.splitlines() if line.strip()]
     assert len(lines) == 1, ended.err
     assert lines[0].startswith("error: ")

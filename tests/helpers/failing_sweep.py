@@ -1,4 +1,4 @@
-"""The sweep that every launcher is tried with: 2 x 2, one setting failing, given again."""
+"""The sweep that each launcher is tested with: 2 x 2 runs, one setting fails; then the same command again."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ JOB = ("optimizer._target_=torch.optim.SGD,tests.helpers.misbehaving.RaisesOnce"
 def fails_once_then_ends(
     cwd: Path, *launcher: str, meanwhile: Callable[[], None] = lambda: None, **changes: str
 ) -> list[dict[str, Any]]:
-    """Sweep; two of four runs fail. The same command then does these alone.
+    """Sweep: two of four runs fail, and the same command then runs only these.
 
     Args:
         cwd: An empty folder.
-        launcher: What to give besides the four settings.
-        meanwhile: What to do during the first sweep.
-        changes: To the environment.
+        launcher: Further arguments.
+        meanwhile: Called during the first sweep.
+        changes: Changes to the environment.
 
     Returns:
         The results of the runs that did not fail.

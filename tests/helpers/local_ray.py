@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine, whose nodes with fake GPUs come and go."""
+"""A Ray cluster on this machine; nodes with fake GPUs can be added and killed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ for line in sys.stdin:
     if line == "add\\n":
         added.append(cluster.add_node(**sizes, resources={"added": 1}))
     else:
-        cluster.remove_node(added.pop(0), allow_graceful=False)  # as when its power is cut
+        cluster.remove_node(added.pop(0), allow_graceful=False)  # as in a power failure
     print("done", flush=True)
 cluster.shutdown()
 """
@@ -28,11 +28,11 @@ cluster.shutdown()
 
 @dataclass(frozen=True)
 class LocalRay:
-    """A cluster in a process of its own.
+    """A cluster in its own process.
 
     Attributes:
-        address: Where it answers.
-        process: It reads what to do.
+        address: Its address.
+        process: The process, which reads commands.
     """
 
     address: str
@@ -43,7 +43,7 @@ class LocalRay:
         self._do("add")
 
     def lose_node(self) -> None:
-        """Kill the node that was added first of those still there."""
+        """Kill the oldest added node."""
         self._do("lose")
 
     def _do(self, what: str) -> None:
@@ -58,7 +58,7 @@ def local_ray(environment: dict[str, str]) -> Iterator[LocalRay]:
     """Start a cluster of one node with a fake GPU.
 
     Args:
-        environment: Of the nodes, and so of what runs on them.
+        environment: The environment of the nodes and their tasks.
     """
     cluster = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", NODES],

@@ -1,4 +1,4 @@
-"""Optimizers that do to a run what can happen to one. Plain SGD with the same weights otherwise."""
+"""Optimizers that make a run fail in various ways, otherwise plain SGD."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def is_trial(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether this is the small copy on which a rule tries an optimizer out."""
+    """Whether this is the small copy with which a rule tests an optimizer."""
     return all(p.numel() < 32 for group in optimizer.param_groups for p in group["params"])
 
 
@@ -26,12 +26,12 @@ class Raises(torch.optim.SGD):
 
 
 def folder() -> Path:
-    """Of the run that this process works for."""
+    """The folder of this process's run."""
     return next(Path(word.partition("=")[2].strip("'")) for word in sys.argv if word.startswith("hydra.run.dir="))
 
 
 class RaisesOnce(torch.optim.SGD):
-    """Goes wrong the first time that it is tried in a folder, and not again."""
+    """Raises the first time in a folder, and not again."""
 
     def step(self, closure: Any = None) -> Any:
         if not is_trial(self) and not (folder() / "tried").exists():
@@ -41,7 +41,7 @@ class RaisesOnce(torch.optim.SGD):
 
 
 class IsSlowAtFirst(torch.optim.SGD):
-    """Until it goes on from a checkpoint; only where SLOW_AT_FIRST is set."""
+    """Slow until the run resumes from a checkpoint, if SLOW_AT_FIRST is set."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -78,7 +78,7 @@ class Hangs(torch.optim.SGD):
 
 
 class IsHalted(torch.optim.SGD):
-    """Nothing in the process can end it: its threads stand still as well."""
+    """Stops the whole process, so that none of its threads can end it."""
 
     def step(self, closure: Any = None) -> Any:
         os.kill(os.getpid(), signal.SIGSTOP)

@@ -1,8 +1,8 @@
-"""A Slurm cluster of this machine alone, from Debian's packages (`apt-get install slurm-wlm munge`), with fake GPUs.
+"""A Slurm cluster on this machine, from Debian's packages (`apt-get install slurm-wlm munge`), with fake GPUs.
 
-    python tests/cluster/single_node_slurm.py bash      # a shell in which sbatch, squeue, ... speak to it
+    python tests/helpers/single_node_slurm.py bash      # a shell for sbatch, squeue, ...
 
-Needs root: munged and slurmd will not run their jobs otherwise.
+Needs root, as munged and slurmd cannot run jobs otherwise.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 
 def why_not() -> str | None:
-    """What is missing for a cluster here; None: nothing."""
+    """What is missing to start a cluster; None if nothing is."""
     if os.name != "posix" or os.geteuid() != 0:
         return "only root can start a Slurm cluster"
     missing = [program for program in PROGRAMS if shutil.which(program, path=_path()) is None]
@@ -72,18 +72,18 @@ def single_node_slurm(cpus: int = 4, gpus: int = 2) -> Iterator[dict[str, str]]:
     """Start a cluster of one node.
 
     Args:
-        cpus: Cores that it claims to have.
-        gpus: Fake GPUs, whose numbers jobs find in CUDA_VISIBLE_DEVICES.
+        cpus: Number of cores that Slurm assumes.
+        gpus: Number of fake GPUs; jobs get their indices in CUDA_VISIBLE_DEVICES.
 
     Yields:
-        The environment in which Slurm's commands speak to it.
+        The environment for Slurm's commands.
     """
     folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))  # a socket's path must be short
     for name in ("state", "spool"):
         (folder / name).mkdir()
     devices = [folder / f"gpu{number}" for number in range(gpus)]
     for device in devices:
-        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))  # Slurm wants a device: another /dev/null
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))  # Slurm needs a device: another /dev/null
     host = socket.gethostname().split(".")[0]
     ctld, slurmd = _free_ports(2)
     (folder / "slurm.conf").write_text(

@@ -1,4 +1,4 @@
-"""Sweeps as processes: begun, watched, and their results compared to the bit."""
+"""Start sweeps as processes, watch them, and compare their results bitwise."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from backforward_suite.config import deciding
 from backforward_suite.runs import files
 
 DIGITS = ("data=digits", "model.hidden=8", "batch_size=64", "trainer.accelerator=cpu")
-WITH_TESTS = f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"  # PYTHONPATH of runs that use tests/misbehaving.py
+WITH_TESTS = f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"  # PYTHONPATH of runs that use tests/helpers/misbehaving.py
 
 
 def start(cwd: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:
-    """`python src/train.py <arguments>`, with changes to the environment, its output to be read."""
+    """Start `python src/train.py <arguments>` with a pipe for its output and changes to the environment."""
     return subprocess.Popen(
         [sys.executable, str(TRAIN), *arguments],
         cwd=cwd,
@@ -36,7 +36,7 @@ def start(cwd: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:
 
 
 def until(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Wait for something to be true."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -44,7 +44,7 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all that descend from it."""
+    """A process and all its descendants."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -59,7 +59,7 @@ def tree(pid: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there and has not ended."""
+    """Whether a process exists and has not ended."""
     stat = Path(f"/proc/{pid}/stat")
     try:
         return stat.read_text().rpartition(")")[2].split()[0] != "Z"
@@ -68,7 +68,7 @@ def alive(pid: int) -> bool:
 
 
 def left_by(folder: Path) -> dict[str, Any]:
-    """What a finished run leaves that does not depend on when and where it was trained, in how many sittings."""
+    """What a finished run leaves that does not depend on when, where and with how many interruptions it was trained."""
     result = files.read_result(folder)
     assert result is not None
     del result["timing"], result["code"]
@@ -78,7 +78,7 @@ def left_by(folder: Path) -> dict[str, Any]:
 
 
 def assert_same(ours: Path, theirs: Path) -> None:
-    """The same runs below two folders: weights, running sums, metrics.csv and result.json to the bit."""
+    """Check that two folders have the same runs: weights, running sums, metrics.csv and result.json bitwise."""
     one, other = (sorted(path.parent for path in root.rglob("result.json")) for root in (ours, theirs))
     assert [folder.name for folder in one] == [folder.name for folder in other]
     for pair in zip(one, other, strict=True):

@@ -1,4 +1,4 @@
-"""Kills sweeps at random moments, and compares what they come to with a sweep that was left alone.
+"""Kill sweeps at random moments, and compare their results with those of an undisturbed sweep.
 
     PYTHONPATH=src python -m tests.helpers.torture --kills 40 --epochs 16      # make torture
 
@@ -16,7 +16,9 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.helpers.sweeps import alive, assert_same, start, tree, until
@@ -29,28 +31,45 @@ OFTEN = "trainer.checkpoint_minutes=0.005"
 KINDS = ("run", "sweep", "all")
 
 
+@dataclass(frozen=True)
+class Standing:
+    """The progress of a run while no process works on it.
+
+    Attributes:
+        starts: Number of starts.
+        step: The step of its checkpoint.
+        changed: The modification time of its checkpoint, in nanoseconds.
+        done: Whether it has a result.
+    """
+
+    starts: int
+    step: int
+    changed: int
+    done: bool
+
+
 def torture(cwd: Path, data: Path, kills: int, epochs: int, seed: int = 0) -> Counter[str]:
     """Sweep under kills until all runs are done.
 
     Args:
         cwd: An empty folder.
         data: Where MNIST lies.
-        kills: How many.
-        epochs: Of each run; the more, the more kills find something to kill.
-        seed: Of the moments and the victims.
+        kills: Number of kills.
+        epochs: Epochs of each run; there must be enough for all kills.
+        seed: Seed of the moments and the victims.
 
     Returns:
-        How many kills of which kind there were.
+        The number of kills of each kind.
 
     Raises:
-        AssertionError: A run that had a checkpoint did not go on from there.
+        AssertionError: A run that had a checkpoint did not resume from it.
     """
     chance, done = random.Random(seed), Counter[str]()
-    due: list[tuple[Path, int, int]] = []  # (log, sittings so far, step of the checkpoint)
+    standings: dict[Path, Standing] = {}
     for _ in range(4 * kills + 4):
         sweep = start(cwd, *JOB, OFTEN, f"max_epochs={epochs}", BACKFORWARD_DATA=str(data))
         while sweep.poll() is None and done.total() < kills:
-            if chance.random() < 0.8:  # most kills fall into training, some into a start
+            if chance.random() < 0.8:  # most kills hit training, some a start
                 now = time.time()
                 until(lambda sweep=sweep, now=now: sweep.poll() is not None or trained_since(cwd, now), seconds=300)
             time.sleep(chance.uniform(0, 1.5))
@@ -64,23 +83,47 @@ def torture(cwd: Path, data: Path, kills: int, epochs: int, seed: int = 0) -> Co
             if kind != "run":
                 sweep.wait(10)
                 until(lambda family=family: not any(map(alive, family)), seconds=20)
-                due += checkpoints(cwd)
         out, _ = sweep.communicate(timeout=600)
-        due += checkpoints(cwd)
+        standings = look(cwd, standings)
         if sweep.returncode == 0:
             break
     assert sweep.returncode == 0, out
     assert done.total() == kills, f"only {done.total()} of {kills} kills: give more epochs"
-    for log, sittings, step in due:
-        later = log.read_text().split("$ python ")[1 + sittings]
-        found = re.search(r"goes on from step (\d+)", later)
-        assert found, f"{log}: had a checkpoint at step {step}, and began anew"
-        assert int(found.group(1)) >= step
     return done
 
 
+def look(cwd: Path, before: dict[Path, Standing]) -> dict[Path, Standing]:
+    """Look at the progress of each run with a checkpoint.
+
+    Raises:
+        AssertionError: A run has progressed since the last look without resuming from the checkpoint it had then.
+    """
+    now = {}
+    for path in cwd.rglob("last.ckpt"):
+        log, result = path.with_name("run.log"), files.read_result(path.parent)
+        starts = log.read_text().split("$ python ")[1:]
+        step = int(read_checkpoint(path)["global_step"])
+        done = result is not None and result["status"] in files.DONE
+        now[log] = Standing(len(starts), step, path.stat().st_mtime_ns, done)
+        if log in before:
+            check_resumed(log, before[log], now[log], starts)
+    return now
+
+
+def check_resumed(log: Path, before: Standing, now: Standing, starts: Sequence[str]) -> None:
+    """Raise AssertionError if a run has progressed without resuming from its checkpoint.
+
+    A start that was killed before it could print where it resumes has not changed the checkpoint.
+    """
+    if before.done or (now.changed, now.done) == (before.changed, before.done):
+        return
+    found = re.search(r"goes on from step (\d+)", "".join(starts[before.starts :]))
+    assert found, f"{log}: had a checkpoint at step {before.step}, and started from scratch"
+    assert int(found.group(1)) == before.step, f"{log}: had a checkpoint at step {before.step}, and {found.group()}"
+
+
 def trained_since(cwd: Path, moment: float) -> bool:
-    """Whether a run has written a checkpoint since."""
+    """Whether a run has written a checkpoint since a moment."""
     times = []
     for path in cwd.rglob("last.ckpt"):
         with suppress(FileNotFoundError):
@@ -89,7 +132,7 @@ def trained_since(cwd: Path, moment: float) -> bool:
 
 
 def workers(sweep: subprocess.Popen[str]) -> list[int]:
-    """The processes of a sweep that train."""
+    """The training processes of a sweep."""
     found = []
     for pid in tree(sweep.pid)[1:]:
         try:
@@ -105,33 +148,22 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def checkpoints(cwd: Path) -> list[tuple[Path, int, int]]:
-    """Of each run that is not done and has a checkpoint: its log, how often it was begun, where it stands."""
-    found = []
-    for path in cwd.rglob("last.ckpt"):
-        result = files.read_result(path.parent)
-        if result is None or result["status"] not in files.DONE:
-            log = path.parent / "run.log"
-            found.append((log, log.read_text().count("$ python "), int(read_checkpoint(path)["global_step"])))
-    return found
-
-
 def undisturbed(cwd: Path, data: Path, epochs: int) -> None:
-    """The same sweep, left alone."""
+    """Run the same sweep undisturbed."""
     sweep = start(cwd, *JOB, f"max_epochs={epochs}", BACKFORWARD_DATA=str(data))
     out, _ = sweep.communicate(timeout=3600)
     assert sweep.returncode == 0, out
 
 
 def compare(cwd: Path, alone: Path) -> None:
-    """Weights, running sums and metrics.csv to the bit; nothing torn, nothing temporary."""
+    """Check that weights, running sums and metrics.csv are bitwise equal, and that no temporary file is left."""
     assert len(list(cwd.rglob("result.json"))) == 8
     assert_same(cwd, alone)
     assert not list(cwd.rglob("*.tmp"))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Kill a sweep at random moments; compare it with one left alone.")
+    parser = argparse.ArgumentParser(description="Kill a sweep at random moments; compare it with an undisturbed one.")
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
@@ -147,5 +179,5 @@ if __name__ == "__main__":
         compare(*folders)
         print(
             f"{given.kills} kills ({', '.join(f'{kinds[kind]} of {kind}' for kind in KINDS)}): 8 results, weights, "
-            f"running sums and metrics.csv to the bit those of a sweep left alone; {time.monotonic() - began:.0f} s"
+            f"running sums and metrics.csv bitwise equal to an undisturbed sweep's; {time.monotonic() - began:.0f} s"
         )

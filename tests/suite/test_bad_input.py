@@ -1,15 +1,16 @@
-"""Bad input gets one line, an exit code, no traceback, and nothing is written over."""
+"""Bad input gives one line and an exit code, no traceback, and overwrites nothing."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.helpers.commands import Command, assert_one_line
+from tests.helpers.commands import TRAIN, Command, Ended, assert_one_line, environment
 
 DIGITS = ("data=digits", "max_epochs=1", "model.hidden=8", "batch_size=64", "trainer.accelerator=cpu")
 FINISHED = "outputs/train/sgd-hidden8-digits-batch_size64-max_epochs1"
@@ -74,10 +75,10 @@ CONFIG = [
 
 
 @pytest.mark.parametrize(("overrides", "parts"), CONFIG, ids=[" ".join(overrides) for overrides, _ in CONFIG])
-def test_a_setting_that_cannot_be(train: Command, tmp_path: Path, overrides: list[str], parts: list[str]) -> None:
+def test_an_invalid_setting(train: Command, tmp_path: Path, overrides: list[str], parts: list[str]) -> None:
     assert_one_line(train(*overrides), *parts)
     made = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "multirun.yaml"]
-    assert made == []  # it is known before anything is written
+    assert made == []  # refused before anything is written
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ class TestData:
         assert_one_line(train(BACKFORWARD_DATA="/proc/nowhere"), "/proc/nowhere")
 
     def test_no_data_and_no_network(self, train: Command, tmp_path: Path) -> None:
-        closed = "http://127.0.0.1:9"  # the port where nothing answers
+        closed = "http://127.0.0.1:9"  # a port on which nothing listens
         ended = train(BACKFORWARD_DATA=str(tmp_path / "d"), http_proxy=closed, https_proxy=closed)
         assert_one_line(ended, "mnist", "npz")
         assert not list((tmp_path / "d").rglob("*.gz"))
@@ -125,7 +126,7 @@ def test_a_launcher_that_is_not_installed(
     train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
 ) -> None:
     missing = {"slurm": "submitit", "ray": "ray"}[launcher]
-    monkeypatch.setitem(sys.modules, missing, None)  # as if it were not
+    monkeypatch.setitem(sys.modules, missing, None)  # as if it were not installed
     ended = train("-m", f"hydra/launcher={launcher}", *DIGITS)
     assert_one_line(ended, f"hydra/launcher={launcher}: {missing} is not installed", f"pip install -e '.[{launcher}]'")
     assert not list(tmp_path.rglob("run.log"))
@@ -137,20 +138,26 @@ def test_a_folder_that_is_a_file(train: Command, tmp_path: Path) -> None:
     assert (tmp_path / "outputs").read_text() == "mine"
 
 
-def test_checkpoint_of_another_model(train: Command, tmp_path: Path) -> None:
+def test_a_run_of_other_settings(train: Command, tmp_path: Path) -> None:
     assert train(*DIGITS).code == 0
     folder = tmp_path / FINISHED
-    (folder / "result.json").unlink()
-    whole = (folder / "last.ckpt").read_bytes()
-    ended = train(*DIGITS, "model.activation=tanh", f"hydra.run.dir={FINISHED}")
-    assert_one_line(ended, "last.ckpt is of other settings", "model.activation=tanh (there: relu)")
-    assert (folder / "last.ckpt").read_bytes() == whole
+    other = (*DIGITS, "model.activation=tanh", f"hydra.run.dir={FINISHED}")
+    for given, line in (
+        ("result.json", "finished run of other settings"),
+        ("last.ckpt", "last.ckpt is of other settings"),
+    ):
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert_one_line(train(*other), line, "model.activation=tanh (there: relu)")
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        (folder / given).unlink()
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"PK\x03\x04", b"\x80\x02cos\nsystem\n."], ids=["empty", "torn", "a pickle that acts"]
+    "content",
+    [b"", b"garbage", b"PK\x03\x04", b"\x80\x02cos\nsystem\n."],
+    ids=["empty", "garbage", "cut", "a pickle that runs code"],
 )
-def test_a_checkpoint_that_is_none(train: Command, tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_checkpoint(train: Command, tmp_path: Path, content: bytes) -> None:
     checkpoint = tmp_path / FINISHED / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
     (checkpoint.parent / ".lock").touch()  # a run was here
@@ -159,8 +166,12 @@ def test_a_checkpoint_that_is_none(train: Command, tmp_path: Path, content: byte
     assert checkpoint.read_bytes() == content
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"status": 3}', "\x00"], ids=["empty", "a list", "no status", "zero"])
-def test_a_result_that_is_none(train: Command, tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"status": 3}', '{"status": "fini', "\x00"],
+    ids=["empty", "a list", "no status", "cut", "zero"],
+)
+def test_a_file_that_is_no_result(train: Command, tmp_path: Path, content: str) -> None:
     result = tmp_path / FINISHED / "result.json"
     result.parent.mkdir(parents=True)
     result.write_text(content)
@@ -174,38 +185,6 @@ def test_damaged_plan(train: Command, tmp_path: Path) -> None:
     plan.write_text("{")
     assert_one_line(train("-m", *DIGITS), "sweep.json is damaged", "delete it")
     assert plan.read_text() == "{"
-
-
-def test_damaged_result(train: Command, tmp_path: Path) -> None:
-    result = tmp_path / FINISHED / "result.json"
-    result.parent.mkdir(parents=True)
-    result.write_text('{"status": "fini')
-    assert_one_line(train(*DIGITS), "result.json is damaged", "delete it")
-    assert result.read_text() == '{"status": "fini'
-
-
-def test_damaged_checkpoint(train: Command, tmp_path: Path) -> None:
-    checkpoint = tmp_path / FINISHED / "last.ckpt"
-    checkpoint.parent.mkdir(parents=True)
-    (checkpoint.parent / ".lock").touch()  # a run was here
-    checkpoint.write_bytes(b"garbage")
-    assert_one_line(train(*DIGITS), "last.ckpt is damaged", "delete it")
-    assert checkpoint.read_bytes() == b"garbage"
-
-
-def test_finished_run_of_other_settings(train: Command, tmp_path: Path) -> None:
-    assert train(*DIGITS).code == 0
-    before = {path: path.read_bytes() for path in (tmp_path / FINISHED).rglob("*") if path.is_file()}
-    folder = f"hydra.run.dir={FINISHED}"
-    assert_one_line(train(*DIGITS, "lr=0.3", folder), "finished run of other settings", "lr=0.3 (there: 0.1)")
-    (tmp_path / FINISHED / "result.json").unlink()
-    assert_one_line(train(*DIGITS, "lr=0.3", folder), "last.ckpt is of other settings", "lr=0.3 (there: 0.1)")
-    after = {
-        path: path.read_bytes()
-        for path in before
-        if path.name not in ("result.json", "config.yaml", "overrides.yaml", "hydra.yaml")
-    }
-    assert after == {path: before[path] for path in after}
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may mount a small disk")
@@ -229,7 +208,44 @@ def test_full_disk(train: Command, tmp_path: Path) -> None:
         subprocess.run(["umount", str(tmp_path / "outputs")], check=True)
 
 
-def test_an_experiment_that_sweeps_says_so_when_one_run_of_it_is_trained(train: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sweep", [(), ("-m",)], ids=["one run", "a sweep"])
+def test_a_limit_of_file_sizes(tmp_path: Path, sweep: tuple[str, ...]) -> None:
+    limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", sys.executable, str(TRAIN), *sweep]
+    limited += [*DIGITS, "model.hidden=99"]
+    ended = subprocess.run(limited, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    if sweep:
+        assert "best.ckpt: no file may grow so large here; raise the limit (ulimit -f)" in ended.stdout
+        assert "1 run: 1 failed" in ended.stdout
+        assert ended.stderr == "error: 1 of 1 runs failed; the same command runs them again\n"
+    else:
+        line = "best.ckpt: no file may grow so large here; raise the limit (ulimit -f)"
+        assert_one_line(Ended(ended.returncode, ended.stdout, ended.stderr), line)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+CUTS_ITS_DATA = """\
+import os, sys, zlib
+from backforward_suite.commands import train
+check = zlib.crc32
+def cut(data, *start):
+    os.truncate("mine.npz", 1000)
+    return check(data, *start)
+zlib.crc32 = cut
+sys.exit(train.command())
+"""
+
+
+def test_data_that_become_shorter_while_they_are_read(tmp_path: Path) -> None:
+    x, y = np.zeros((4000, 8, 8), np.uint8), np.arange(4000, dtype=np.uint8) % 4
+    np.savez(tmp_path / "mine.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    command = [sys.executable, "-c", CUTS_ITS_DATA, "data=npz", "data.name=mine", "data.root=."]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGBUS
+    assert ended.stderr.startswith("Fatal Python error: Bus error")
+    assert "_read_member" in ended.stderr
+
+
+def test_a_single_run_of_an_experiment_mentions_its_sweep(train: Command, tmp_path: Path) -> None:
     quick, hint = ("max_epochs=1", "model.hidden=8"), "This was one run; with -m, the experiment's sweep"
     assert hint in train("experiment=quickstart", *quick).out.splitlines()
     assert hint not in train("data=digits", *quick).out

@@ -1,4 +1,4 @@
-"""The command line: options, what the shell leaves to us, and a line for each way to get it wrong."""
+"""The command line: options, `~` in paths, and one line for each mistake."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_the_other_commands_too_say_it_in_a_line(script: str, given: list[str], 
     assert ended.stderr.count("\n") == 1
 
 
-def test_output_that_is_ascii_alone(spawned: Command, tmp_path: Path) -> None:
+def test_output_in_ascii(spawned: Command, tmp_path: Path) -> None:
     assert spawned(*QUICK, "seed=0", PYTHONIOENCODING="ascii").code == 0
     assert spawned(*QUICK, "seed=1", PYTHONIOENCODING="ascii").code == 0
     ended = subprocess.run(
@@ -149,6 +149,6 @@ def test_output_that_is_ascii_alone(spawned: Command, tmp_path: Path) -> None:
     assert "?" not in ended.stdout
 
 
-def test_a_value_in_the_place_of_a_choice_is_refused_before_it_is_composed() -> None:
+def test_a_value_instead_of_a_choice_is_refused_before_composing() -> None:
     with pytest.raises(BadInput, match="data is a group"):
         arguments.checked(["data={name: mnist}"], CONF)

@@ -1,12 +1,14 @@
-"""A short part of `make faults`: some instants of real commands, and some damaged files."""
+"""A part of `make faults`: some instants of real commands, and some damaged files."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.helpers.commands import REPOSITORY, environment
-from tests.helpers.faults.instants import kind_of
+from tests.helpers.faults.instants import RUN, kind_of, runs_below
+from tests.helpers.faults.trials import difference, trained
 
 
 def test_faults() -> None:
@@ -18,7 +20,26 @@ def test_faults() -> None:
     assert "silently wrong or stuck: 0; tracebacks: 0" in ended.stdout
 
 
-def test_operations_are_told_apart_by_what_they_do() -> None:
+def test_a_disk_that_turns_read_only_in_the_middle_of_a_sweep(tmp_path: Path) -> None:
+    three = ("-m", "seed=0,1,2", "hydra.launcher.slots=1", *RUN)
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    operations = trained(tmp_path / "whole", *three).operations
+    at = next(n for n, name in enumerate(operations, start=1) if name.startswith("mkdir") and "seed1" in name)
+    ended = trained(tmp_path / "cut", *three, inject=("readonly", at))
+    assert ended.code == 1
+    assert "3 runs: 1 finished, 2 failed" in ended.out
+    summary = ended.out.partition("3 runs:")[2].splitlines()[1:3]
+    for line, seed in zip(summary, "12", strict=True):
+        assert line.startswith("failed ")
+        assert f"seed{seed}: may not be written here (Read-only file system)" in line
+    assert "Traceback" not in ended.out
+    again = trained(tmp_path / "cut", *three)
+    assert "3 runs: 2 finished, 1 done before, skipped" in again.out
+    assert difference(runs_below, tmp_path / "cut", runs_below(tmp_path / "whole")) == ""
+
+
+def test_kinds_of_operations() -> None:
     assert kind_of("write .last.ckpt.abcd_123.tmp") == kind_of("write .last.ckpt.zzzzzzzz.tmp")
     assert kind_of("open events.out.tfevents.1.host.2.0") == kind_of("open events.out.tfevents.9.host.7.1")
     assert kind_of("write .last.ckpt.abcd_123.tmp") != kind_of("fsync .last.ckpt.abcd_123.tmp")

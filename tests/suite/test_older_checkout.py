@@ -1,4 +1,4 @@
-"""Runs made before the library and the suite were parted: a finished one is skipped, a half-done one goes on."""
+"""Runs made before the library and the suite were split: a finished one is skipped, a half-done one resumes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def ended(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.slow
-def test_runs_of_an_older_checkout_are_taken_up(old: Path, tmp_path: Path) -> None:
+def test_runs_of_an_older_checkout_are_reused_and_resumed(old: Path, tmp_path: Path) -> None:
     before = ended(started(old / "src" / "train.py", old / "src", tmp_path, *FINISHED))
     assert "finished" in before
     (done,) = tmp_path.glob("outputs/train/*max_epochs2*/result.json")
@@ -85,4 +85,4 @@ def test_runs_of_an_older_checkout_are_taken_up(old: Path, tmp_path: Path) -> No
     ended(started(TRAIN, REPOSITORY / "src", whole, *LONG))
     (straight,) = whole.glob("outputs/train/*max_epochs60*/result.json")
     final = [json.loads(path.read_text())["final"] for path in (folder / "result.json", straight)]
-    assert final[0] == final[1]  # to the bit, as if it had never been cut off
+    assert final[0] == final[1]  # bitwise equal to an undisturbed run

@@ -192,7 +192,9 @@ def _at_most(parts: Sequence[ExperimentSweep], scale: str) -> float | None:
 
     if scale != "paper" or not parts[0].name.startswith("bfp_") or gpu_count():
         return None
-    paces = estimate.seconds_an_epoch(estimate.kept_results(REFERENCE / "small" / f"{parts[0].experiment}.jsonl"))
+    path = REFERENCE / "small" / f"{parts[0].experiment}.jsonl"
+    kept = reference.read(path) if path.exists() else ()
+    paces = estimate.seconds_an_epoch(line["result"] for line in kept)
     return estimate.at_most(estimate.planned(CONF, parts[0].name, scale), paces)
 
 

@@ -114,8 +114,10 @@ def read(name: str, root: Path, layout: Layout | None = None) -> tuple[Parts, st
             return _read_npz(path, KNOWN[name].sizes if name in KNOWN else None, layout or "auto"), str(path)
         if name not in KNOWN:
             raise _unknown(name, path)
-        if any((root / file).exists() for file in files):
-            return _read_torchvision(name, root), str(root / files[0])
+        if there := [file for file in files if (root / file).exists()]:
+            # Where some are missing, another process may be moving them here.
+            with contextlib.nullcontext() if len(there) == len(files) else _locked(root):
+                return _read_torchvision(name, root), str(root / files[0])
         return _download(name, root), str(root / files[0])
     except OSError as error:  # a root or file without permission
         raise DataError(f"cannot read {name} under {root}: {error.strerror or error}") from error
@@ -274,15 +276,17 @@ def _download(name: str, root: Path) -> Parts:
     created = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root):
-            if any((root / file).exists() for file in KNOWN[name].files):  # another process has downloaded them
+        with _locked(root) as alone:
+            if any((root / file).exists() for file in KNOWN[name].files):  # another process was quicker
                 return _read_torchvision(name, root)
+            for left in root.glob(f".{name}-????????") if alone else ():  # by a killed download
+                shutil.rmtree(left, ignore_errors=True)
             beside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
             try:
                 with _timeout(_TIMEOUT):
                     parts = _read_torchvision(name, beside, download=True)
                 for file in KNOWN[name].files:
-                    (beside / file).replace(root / file)
+                    _move(beside / file, root / file)
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
             return parts
@@ -321,16 +325,27 @@ def _why_not(name: str, root: Path, error: BaseException) -> str:
     )
 
 
+def _move(source: Path, target: Path) -> None:
+    """Move a file or folder, unless another process was quicker, as may be where folders cannot be locked."""
+    try:
+        source.replace(target)
+    except OSError:
+        if not target.exists():
+            raise
+
+
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Let one process at a time download into ``root``, if the file system can lock folders; leave no file."""
+def _locked(root: Path) -> Iterator[bool]:
+    """Let one process at a time download into ``root``; yield False where the file system cannot lock folders."""
     handle = os.open(root, os.O_RDONLY)
     try:
+        locked = False
         with contextlib.suppress(ImportError, OSError):
             import fcntl
 
             fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+            locked = True
+        yield locked
     finally:
         os.close(handle)
 

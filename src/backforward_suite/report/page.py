@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from backforward_suite.atomic import whole
+from backforward_suite.atomic import remove_half_written, whole
 from backforward_suite.errors import cause_of
 from backforward_suite.report import answer, experiments, style
 from backforward_suite.report.claims import Claim, read_claims
@@ -164,7 +164,7 @@ def tally(examined: Sequence[Examined]) -> str:
 
 
 def write(examined: Sequence[Examined], folder: Path, scale: str) -> Path:
-    """Write page, text and figures; each file is written atomically, the page last.
+    """Write page, text and figures; each file is written atomically.
 
     Args:
         examined: In the order of the page.
@@ -178,15 +178,19 @@ def write(examined: Sequence[Examined], folder: Path, scale: str) -> Path:
     # Everything is made before the first file is touched.
     files = {f"figures/{drawn.figure.name}.{kind}": getattr(drawn, kind) for e in examined for drawn in e.drawn
              for kind in ("svg", "png")}  # fmt: skip
-    files["report.md"] = _environment(markdown=True).get_template("report.md.j2").render(context).encode()
     files["index.html"] = _environment().get_template("page.html.j2").render(context).encode()
+    report = _environment(markdown=True).get_template("report.md.j2").render(context).encode()
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    earlier = _figures_of(folder / "report.md")
+    for place in (folder, folder / "figures"):
+        remove_half_written(place, [Path(name).name for name in (*files, "report.md")])
     for name, content in files.items():
         with whole(folder / name, "wb") as file:
             file.write(content)
-    for name in earlier - files.keys():
+    for name in _figures_of(folder / "report.md") - files.keys():
         (folder / name).unlink(missing_ok=True)
+    # Last: until then, the report before names the figures to remove.
+    with whole(folder / "report.md", "wb") as file:
+        file.write(report)
     return folder / "index.html"
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from backforward_suite.atomic import whole
+from backforward_suite.atomic import remove_half_written, whole
 from backforward_suite.errors import BadInput
 from backforward_suite.report import experiments
 from backforward_suite.report.reading import SCALES
@@ -150,6 +150,7 @@ def read(path: Path) -> Iterator[Line]:
 
 def _write(path: Path, lines: Iterable[Line]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_half_written(path.parent, [path.name])
     with whole(path) as file:
         for line in lines:
             file.write(json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n")

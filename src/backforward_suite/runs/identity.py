@@ -1,8 +1,8 @@
-"""What a run stands on besides its settings: the content of its data, and the source of models and rules of one's own.
+"""The identity of a run besides its settings: the content of its data and the source of the user's own modules.
 
-A run's identity is its settings (`Request.hash`), the SHA-256 of its data and that of each module of one's own. A
-result and a checkpoint keep all three; a run is finished, or goes on, for a request that has the same. What an older
-version did not keep is no difference.
+A run is identified by its settings (`Request.hash`), the SHA-256 of its data, and the SHA-256 of each of the user's
+modules. Results and checkpoints record all three. A finished run is reused, and a half-done one resumed, only for a
+request in which all three are equal; what an older version did not record counts as equal.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from typing import Any
 from backforward_suite.config import DataSettings, Request
 from backforward_suite.datafiles import stamps
 
-OURS = ("backforward", "backforward_suite", "torch")  # their versions are in the result; what moves is no other class
+OURS = ("backforward", "backforward_suite", "torch")  # the result records their versions
 
 
 def changed(request: Request, result: Mapping[str, Any]) -> str:
-    """What has changed since a run of equal settings was finished, in words; empty if nothing has.
+    """What has changed since a run of equal settings finished, in words; empty if nothing has.
 
-    Data whose files look as they did are not read again. Those that look different, or lie elsewhere, are: their
-    content decides.
+    Data are read again only if the path, size or modification time of a file differs; then their content decides.
 
     Args:
         request: What is asked for now.
-        result: What stands in the run's `result.json`.
+        result: The content of the run's `result.json`.
     """
     code = result.get("code")
     if differs := changed_sources(request, code.get("own") if isinstance(code, Mapping) else None):
@@ -44,7 +43,7 @@ def changed(request: Request, result: Mapping[str, Any]) -> str:
 
 
 def changed_sources(request: Request, found: Mapping[str, str] | None) -> str:
-    """Which modules of one's own are not what they were, in words; empty if all are, or nobody knows."""
+    """The user's modules that have changed, in words; empty if none has, or none was recorded."""
     now = own_sources(request.values)
     moved = [name for name in now if found and found.get(name, now[name]) != now[name]]
     return f"the source of {', '.join(moved)} has changed" if moved else ""
@@ -52,17 +51,14 @@ def changed_sources(request: Request, found: Mapping[str, str] | None) -> str:
 
 @cache
 def _content(data: DataSettings, _looks: str) -> str:
-    """SHA-256 of the data as they are now; read once for all runs of a sweep."""
-    from backforward_suite.data import load_asked  # torch, which takes seconds
+    """SHA-256 of the data as they are now; cached for all runs of a sweep."""
+    from backforward_suite.data import load_asked  # slow: it imports torch
 
     return load_asked(data).fingerprint
 
 
-# --- source of one's own -------------------------------------------------------------------------------------------
-
-
 def own_sources(values: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of each module that holds a `_target_` of one's own, and of what it imports that is installed nowhere.
+    """SHA-256 of each module of the user's that holds a `_target_`, and of the user's modules that these import.
 
     Args:
         values: Settings.
@@ -92,7 +88,7 @@ def _targets(values: Any) -> Iterator[str]:
 
 
 def _module_of(target: str) -> list[str]:
-    """The module of a dotted path to a class or function; none if it is ours, or is not found."""
+    """The module of a dotted path to a class or function; empty if it is ours or not found."""
     if target.partition(".")[0] in OURS:
         return []
     parts = target.split(".")[:-1]
@@ -103,7 +99,7 @@ def _module_of(target: str) -> list[str]:
 def _source(name: str) -> Path | None:
     try:
         spec = find_spec(name)
-    except Exception:  # whatever a package of one's own does when it is imported: the run's start says so
+    except Exception:  # the user's package raises when it is imported: the run itself will report that
         return None
     origin = spec.origin if spec is not None else None
     return Path(origin) if origin is not None and origin.endswith(".py") else None
@@ -116,7 +112,7 @@ def _is_own(name: str) -> bool:
 
 
 def _imports(name: str, path: Path, text: bytes) -> Iterator[str]:
-    """The modules that a module's source imports, wherever in it."""
+    """The modules that a module's source imports anywhere."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     try:
         nodes = list(ast.walk(ast.parse(text)))

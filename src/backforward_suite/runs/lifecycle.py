@@ -1,4 +1,4 @@
-"""A run's folder while a process works there: whether the run is done, who trains it, how it ends."""
+"""The life of a run's folder: whether the run is done, which process trains it, how it ends."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from backforward_suite.runs.files import (
     write_result,
 )
 from backforward_suite.runs.identity import changed
-from backforward_suite.runs.locks import LOCK, held
+from backforward_suite.runs.locks import LOCK, locked
 
-KEEP_BOTH = "give another name=... to keep both, or delete the folder to train it anew"
+KEEP_BOTH = "give another name=... to keep both, or delete the folder to train it again"
 LATE = 3.0  # seconds after timeout_min until a run that cannot end itself is ended from outside Python
 
-_result_written = threading.Lock()  # a run may be done in the moment when its time is over
+_result_written = threading.Lock()  # locked to write a result, as a run may finish just when its time is over
 
 
 def finished_result(folder: Path, request: Request) -> Result | None:
-    """The result of a run that is done, or None if it is still to do.
+    """The result of a run that is done; None if it is not.
 
     Args:
         folder: The run's folder.
         request: What is asked for now.
 
     Raises:
-        BadInput: The folder holds the finished run of other settings, data or source, or a damaged result.
+        BadInput: The folder holds a finished run of other settings, data or source, or a damaged result.
     """
     result = read_result(folder)
     if result is None or result["status"] not in DONE:
@@ -65,17 +65,17 @@ def finished_result(folder: Path, request: Request) -> Result | None:
 
 
 def take_over(source: Path, folder: Path) -> None:
-    """Let a run that is done elsewhere be done here too: its record, its curves and its config, not its weights.
+    """Copy a finished run's result, curves and config, but not its weights.
 
-    Its result then names, as `taken_over_from`, the run that was trained.
+    The copied result names the trained run as `taken_over_from`.
 
     Args:
-        source: Its folder.
-        folder: The folder of a run of equal settings that is not done, and that nobody works on.
+        source: The folder of the finished run.
+        folder: The folder of a run of equal settings; it is left alone if that is done or being trained.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Taken, or damaged: the run's own start says so.
-    with suppress(Timeout, BadInput), held(folder):
+    # If it is taken or damaged, the run itself will report that.
+    with suppress(Timeout, BadInput), locked(folder):
         there, result = read_result(folder), read_result(source)
         if result is None or (there is not None and there["status"] in DONE):
             return
@@ -84,25 +84,25 @@ def take_over(source: Path, folder: Path) -> None:
             if path.exists():
                 with whole(folder / path.relative_to(source), "wb") as file:
                     file.write(path.read_bytes())
-        # The result last: until then the run is not done.
+        # The result comes last: until then the run is not done.
         origin = result.get("taken_over_from") or f"{source.parent.name}/{source.name}"
         write_result(folder, {**result, "taken_over_from": origin})
 
 
 @contextmanager
 def claimed(folder: Path, request: Request) -> Iterator[Callable[[Result], Result]]:
-    """Have a run's folder to oneself while training in it.
+    """Lock a run's folder while training in it.
 
     Yields:
-        A function that writes the result and returns it. If an error comes instead, a result of status `failed`
-        with its cause is written, and the error goes on.
+        A function that writes the result and returns it. If an exception is raised instead, a result of status
+        `failed` with its cause is written.
 
     Raises:
         Busy: Another process trains in this folder.
-        BadInput: It is no run's folder, or holds the half-done run of other settings. Nothing is written then.
+        BadInput: The folder is not a run's, or holds a half-done run of other settings. Nothing is written then.
     """
     rank = processes.rank(request.settings.trainer.devices)
-    if rank > 0:  # the first process of this run keeps the folder
+    if rank > 0:  # the run's first process holds the lock
         with _ended_when_overdue(folder, request), _failing(folder, request, f"rank {rank}: "):
             yield lambda result: result
         return
@@ -112,8 +112,8 @@ def claimed(folder: Path, request: Request) -> Iterator[Callable[[Result], Resul
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
-            # A moment's patience: whoever looks whether the folder is taken holds it for that long.
-            stack.enter_context(held(folder, timeout=1))
+            # A process that checks whether the folder is taken holds it for a moment.
+            stack.enter_context(locked(folder, timeout=1))
         except Timeout:
             raise Busy(f"{folder}: another process is training this run; wait for it, or stop it") from None
         _refuse_half_done_of_others(folder, request)
@@ -125,13 +125,13 @@ def claimed(folder: Path, request: Request) -> Iterator[Callable[[Result], Resul
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise BadInput where a run's folder would be, if anything else is there. A run's own holds its lock."""
+    """Raise BadInput if a path is anything but a new or empty folder or a run's, which contains a lock file."""
     if not folder.exists():
         if folder.is_symlink():
             raise BadInput(f"{folder} is a link that leads nowhere; remove it")
         return
     if not folder.is_dir():
-        raise BadInput(f"{folder} is a file, where the folder of a run should be; move it away")
+        raise BadInput(f"{folder} is a file, but must be the folder of a run; move it away")
     names = {path.name for path in folder.iterdir()}
     if "sweep.json" in names:
         raise BadInput(f"{folder} is the folder of a sweep; a run needs one of its own, such as {folder / 'run'}")
@@ -139,38 +139,38 @@ def refuse_foreign(folder: Path) -> None:
     if others and LOCK not in names:
         raise BadInput(
             f"{folder} holds files that no run has left there ({', '.join(others[:3])}): it has no {LOCK}; "
-            "give a folder that is new or empty"
+            "give a new or empty folder"
         )
 
 
 def _refuse_half_done_of_others(folder: Path, request: Request) -> None:
-    """Raise BadInput if a half-done run of other settings has its checkpoint here; what it says of itself stays."""
+    """Raise BadInput if a folder holds the checkpoint of other settings, before its config is overwritten."""
     checkpoint = folder / "last.ckpt"
     if not checkpoint.exists():
         return
     try:
         loaded = OmegaConf.load(folder / ".hydra" / "config.yaml")
         found = plain(loaded) if isinstance(loaded, DictConfig) else None
-    except (OSError, ValueError, YAMLError):  # the checkpoint itself knows as well
+    except (OSError, ValueError, YAMLError):  # the checkpoint holds its settings as well
         return
     if found is not None and fingerprint(found) != request.hash:
         raise Refused(f"{checkpoint} is of other settings: {differing(request.values, found)}; {KEEP_BOTH}")
 
 
 def note_failure(folder: Path, request: Request, cause: str) -> None:
-    """Write a result of status `failed` for a run that ended without a word, unless it is being trained again."""
-    with suppress(Timeout, OSError, BadInput), held(folder):
+    """Write a result of status `failed` for a run that could not, unless it is being trained again."""
+    with suppress(Timeout, OSError, BadInput), locked(folder):
         _write_failed(folder, request.values, cause)
 
 
 def forget_failure(folder: Path) -> None:
-    """Remove what an earlier sitting failed of, unless the run is being trained: it is to be begun again.
+    """Remove the result of an earlier failure, unless the run is being trained.
 
-    A run that is killed before it has its folder to itself would else be given that cause.
+    Otherwise a run that is killed early would report the previous failure.
     """
     if not (folder / "result.json").exists():
         return
-    with suppress(Timeout), held(folder):
+    with suppress(Timeout), locked(folder):
         _forget_failure(folder)
 
 
@@ -182,24 +182,24 @@ def _forget_failure(folder: Path) -> None:
 
 @contextmanager
 def _failing(folder: Path, request: Request, who: str = "") -> Iterator[None]:
-    """Write down why a run failed."""
+    """Write a result of status `failed` on an exception."""
     try:
         yield
     except Exception as error:
-        with suppress(OSError):  # a full disk is the likely cause, and no reason to hide it
+        with suppress(OSError):  # on a full disk, the first error is the cause
             _write_failed(folder, request.values, who + cause_of(error))
         raise
 
 
 def _write_failed(folder: Path, settings: dict[str, Any], cause: str) -> None:
-    """Unless another of the run's processes has: when one fails, the others fail of that."""
+    """Write a failure, unless another process of the run has: the others fail as a consequence."""
     if not (folder / "result.json").exists():
         write_result(folder, {"status": "failed", "cause": cause, "settings": settings})
 
 
 @contextmanager
 def _ended_when_overdue(folder: Path, request: Request) -> Iterator[None]:
-    """Once `timeout_min` has passed, end this process and say so in the result; its threads' stacks go to the log."""
+    """End this process after `timeout_min`: write that cause as the result, and the threads' stacks to the log."""
     minutes = request.settings.timeout_min
     if minutes is None:
         yield
@@ -220,7 +220,7 @@ def _ended_when_overdue(folder: Path, request: Request) -> Iterator[None]:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
-    # Outside Python's reach: also ends a process that hangs in native code and lets no thread of Python run.
+    # Also ends a process that hangs in native code without releasing the interpreter's lock.
     faulthandler.dump_traceback_later(seconds + LATE, exit=True)
     try:
         yield
@@ -230,7 +230,7 @@ def _ended_when_overdue(folder: Path, request: Request) -> Iterator[None]:
 
 
 def overdue(request: Request) -> str:
-    """The cause of a run that was ended because it hung."""
+    """The cause of a run that was ended after `timeout_min`."""
     return f"ran longer than timeout_min={request.settings.timeout_min}"
 
 
@@ -241,7 +241,7 @@ def _written(folder: Path, result: Result) -> Result:
 
 
 def _write_hydra(folder: Path, request: Request) -> None:
-    """Keep the composed config where Hydra's users look for it."""
+    """Write the composed config where Hydra's users look for it."""
     assert request.hydra is not None
     there = folder / ".hydra"
     there.mkdir(exist_ok=True)
@@ -253,17 +253,17 @@ def _write_hydra(folder: Path, request: Request) -> None:
 
 
 def add_to_plan(root: Path, planned: Mapping[str, Sequence[str]]) -> None:
-    """Write down what a sweep is going to run, beside what other commands have planned in the same folder.
+    """Add runs to the plan in a sweep's folder (`sweep.json`), which several commands may share.
 
     Args:
         root: The sweep's folder.
-        planned: By run name, its overrides.
+        planned: The overrides of each run, by name.
     """
     new = {name: list(overrides) for name, overrides in planned.items()}
     if not new.keys() - read_plan(root).keys():
         return
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / LOCK):  # two sweeps may begin at once
+    with FileLock(root / LOCK):  # two sweeps may start at once
         remove_half_written(root, ["sweep.json"])
         with whole(root / "sweep.json") as file:
             json.dump({"runs": read_plan(root) | new}, file, indent=2)

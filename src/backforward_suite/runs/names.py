@@ -1,4 +1,4 @@
-"""A run's name, and what Hydra knows of the run at hand."""
+"""Names of runs, and the resolvers that configs use."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from backforward_suite.config import NAME, Request, Settings, has_effect
 from backforward_suite.errors import BadInput
 from backforward_suite.hardware import gpu_count
 
-ELSEWHERE = ("slurm", "ray")  # launchers whose runs have other GPUs and cores than this machine
+ELSEWHERE = ("slurm", "ray")  # launchers whose runs do not use this machine's GPUs and cores
 NAME_LIMIT = 150  # characters; most file systems end at 255 bytes
 
 
 def run_name(cfg: DictConfig) -> str:
-    """A run's name: its method, then each override that can change the result, in the order of `conf/train.yaml`.
+    """Name a run by its method and each override that can change the result, in the order of `conf/train.yaml`.
 
     Args:
-        cfg: The composed config with Hydra's node, which knows the overrides and the choices of groups.
+        cfg: The composed config with Hydra's node.
 
     Returns:
-        For example `bfp-lr0.05-seed3`. The same settings give the same name, however the overrides were ordered.
+        For example `bfp-lr0.05-seed3`; the order of the overrides does not matter.
 
     Raises:
-        BadInput: A setting has the wrong type or range: such a run has no name, and so no folder is made for it.
+        BadInput: A setting has the wrong type or range; raised here, before Hydra makes the run's folder.
     """
     elsewhere = cfg.hydra.mode == RunMode.MULTIRUN and cfg.hydra.runtime.choices.get("hydra/launcher") in ELSEWHERE
     Request.of(cfg, here=not elsewhere)
@@ -50,41 +50,36 @@ def run_name(cfg: DictConfig) -> str:
         label = leaf if leaves.count(leaf) == 1 else key
         value = OmegaConf.select(cfg, key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        parts.append(f"{label}{_rounded(value)}" if number else f"{label}_{value}")
+        parts.append(f"{label}{rounded(str(value))}" if number else f"{label}_{value}")
     return _as_file_name("-".join(parts))
 
 
-def _rounded(value: float) -> str:
-    """A number with six digits where it has many more, as steps of a range and draws of a search do."""
-    text = str(value)
-    return text if isinstance(value, int) or len(text) <= 12 else f"{value:.6g}"
+def rounded(text: str) -> str:
+    """Round a fraction of more than 12 characters, as from a range or a search, to six digits; keep other text."""
+    try:
+        return text if len(text) <= 12 or text.isdecimal() else f"{float(text):.6g}"
+    except ValueError:
+        return text
 
 
 def _as_file_name(text: str) -> str:
     safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("_")
     if safe == text and len(safe) <= NAME_LIMIT:
         return safe
-    # Two different texts must not meet in one folder.
+    # Different texts must not share a folder.
     return f"{safe[:NAME_LIMIT]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def request_of(cfg: DictConfig) -> Request:
-    """What the current Hydra run was asked for.
-
-    Args:
-        cfg: The config that Hydra hands to the run.
-
-    Raises:
-        BadInput: A setting is wrong.
-    """
+    """The checked request of the current Hydra run; raises BadInput if a setting is wrong."""
     return Request.of(cfg, cast(DictConfig, HydraConfig.get()) if HydraConfig.initialized() else None)
 
 
 def register_resolvers() -> None:
-    """Give configs their resolvers.
+    """Register the resolvers of the configs.
 
-    `${run_name:}`; `${sweep_name:}`: `name`, checked, as Hydra makes its folder before any run's;
-    `${by_scale:smoke,small,paper}`: a value for each; `${scale_of_machine:}`.
+    `${run_name:}`; `${sweep_name:}`: the checked `name`, as Hydra makes the sweep's folder before composing any run;
+    `${by_scale:smoke,small,paper}`: one of three values; `${scale_of_machine:}`.
     """
     register = partial(OmegaConf.register_new_resolver, replace=True)
     register("run_name", lambda *, _root_: run_name(_root_))
@@ -95,7 +90,7 @@ def register_resolvers() -> None:
 
 def _checked_name(name: Any) -> str:
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
-        raise BadInput(f"name={name}: give letters, digits and . _ - in each part of the path, beginning with no sign")
+        raise BadInput(f"name={name}: give letters, digits and . _ - in each part of the path, a letter or digit first")
     return name
 
 

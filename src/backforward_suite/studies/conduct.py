@@ -17,7 +17,7 @@ from backforward_suite.build import Parts
 from backforward_suite.config import Request, Settings
 from backforward_suite.precision import set_matmul_precision
 from backforward_suite.results import assembled, shows_progress
-from backforward_suite.runs.files import Result, write_study
+from backforward_suite.runs.files import Result, write_rows
 from backforward_suite.runs.identity import own_sources
 from backforward_suite.studies.study import Item, Setting, Study, Track
 
@@ -82,7 +82,7 @@ def conduct(
     final, rows = study(setting)
     seconds = time.perf_counter() - started
     if folder is not None:
-        write_study(folder, rows)
+        write_rows(folder / "study.csv", rows)
     return assembled(
         {"status": "finished", "final": final, "best": {}, "arithmetic": [], "parameters": None},
         request,

@@ -1,8 +1,7 @@
-"""How long the sweep of an experiment may take, by committed results of the same networks at another scale."""
+"""Estimate how long an experiment's sweep takes from committed results of the same networks at another scale."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,13 +25,7 @@ class Planned(NamedTuple):
 
 
 def planned(conf: Path, experiment: str, scale: str) -> list[Planned]:
-    """The runs of an experiment at a scale.
-
-    Args:
-        conf: The folder of configs.
-        experiment: Its name.
-        scale: As on the command line.
-    """
+    """The runs of an experiment (`experiment=...`) at a scale (`scale=...`)."""
     register_resolvers()
     with initialize_config_dir(str(conf), version_base="1.3"):
         cfg = compose("train", overrides=[f"experiment={experiment}", f"scale={scale}"], return_hydra_config=True)
@@ -46,7 +39,7 @@ def planned(conf: Path, experiment: str, scale: str) -> list[Planned]:
 
 
 def seconds_an_epoch(results: Iterable[Mapping[str, Any]]) -> dict[Kind, float]:
-    """By method and depth, the mean seconds of an epoch of these runs; those that stopped early count by their rows."""
+    """The mean seconds per epoch, by method and depth."""
     found: dict[Kind, list[float]] = defaultdict(list)
     for result in results:
         epochs = result["final"].get("epoch") or 0
@@ -57,15 +50,8 @@ def seconds_an_epoch(results: Iterable[Mapping[str, Any]]) -> dict[Kind, float]:
 
 
 def at_most(runs: Iterable[Planned], paces: Mapping[Kind, float]) -> float | None:
-    """Seconds that all runs take if none stops early; of an unknown kind as long as the slowest; None without paces."""
+    """Seconds of all runs if none stops early; unknown kinds count as the slowest known; None if none is known."""
     if not paces:
         return None
     slowest = max(paces.values())
     return sum(run.epochs * paces.get(run.kind, slowest) for run in runs)
-
-
-def kept_results(file: Path) -> list[dict[str, Any]]:
-    """The results in a file of committed runs; none where there is no file."""
-    if not file.exists():
-        return []
-    return [json.loads(line)["result"] for line in file.read_text(encoding="utf-8").splitlines()]

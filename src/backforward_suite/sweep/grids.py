@@ -1,4 +1,4 @@
-"""`hydra/sweeper=grids`: all settings of one grid, or of several, as one sweep."""
+"""`hydra/sweeper=grids`: the settings of one or several grids as one sweep."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Grid = Mapping[str, Any]
 
 
 class GridsSweeper(Sweeper):
-    """Sweeps over the product of the keys of each grid, one grid after the other, in one launch.
+    """Launches the product of the keys of each grid.
 
-    A key on the command line replaces it in every grid; runs that then are equal are one.
+    A key on the command line replaces that key in every grid; runs that become equal are merged.
 
     Args:
-        params: Keys swept in every grid, with their values as on the command line (`0.1,0.01`).
-        grids: Further keys of each grid; they go before those of `params`.
+        params: Keys of every grid, with values as on the command line (`0.1,0.01`).
+        grids: Further keys of each grid; they override those of `params`.
     """
 
     def __init__(self, params: Grid | None = None, grids: Sequence[Grid] | None = None) -> None:
@@ -38,7 +38,7 @@ class GridsSweeper(Sweeper):
         self.launcher: Launcher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take Hydra's context, and make the launcher."""
+        """Keep Hydra's context; make the launcher."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -51,10 +51,10 @@ class GridsSweeper(Sweeper):
             arguments: Overrides from the command line.
 
         Returns:
-            What the launcher returned for each run.
+            The launcher's return values.
 
         Raises:
-            BadInput: A sweep is not over a list of values; or what the launcher refuses.
+            BadInput: A sweep is not over a list of values, or the launcher refuses it.
         """
         assert self.config is not None
         assert self.launcher is not None
@@ -66,18 +66,12 @@ class GridsSweeper(Sweeper):
         OmegaConf.save(self.config, folder / "multirun.yaml")
         returned = self.launcher.launch(jobs, initial_job_idx=0)
         for job_return in returned:
-            _ = job_return.return_value  # raises what made the run fail
+            _ = job_return.return_value  # raises if the run failed
         return [returned]
 
 
 def products(shared: Grid, grids: Sequence[Grid], arguments: Sequence[str], parser: OverridesParser) -> list[list[str]]:
-    """The runs of all grids, each once, as overrides.
-
-    Args:
-        shared: Keys swept in every grid.
-        grids: Further keys of each; none is one grid of what is shared.
-        arguments: Overrides from the command line, which replace a key in every grid.
-        parser: Hydra's.
+    """The overrides of each run of the grids; the arguments are those of `GridsSweeper`.
 
     Raises:
         BadInput: A sweep is not over a list of values.
@@ -101,6 +95,6 @@ def _product(overrides: list[Override]) -> list[list[str]]:
         else:
             kind = override.value_type.name.lower().removesuffix("_sweep") if override.value_type else "that"
             raise BadInput(
-                f"{override.input_line}: {kind} has no list of values to try; give them, or hydra/sweeper=optuna"
+                f"{override.input_line}: {kind} has no list of values; list them, or give hydra/sweeper=optuna"
             )
     return [list(job) for job in itertools.product(*values.values())]

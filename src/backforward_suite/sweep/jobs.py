@@ -1,4 +1,4 @@
-"""Jobs, and what became of them; the same for every launcher."""
+"""Jobs and their outcomes, for every launcher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backforward_suite.runs import files, lifecycle
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run to do: a script, its arguments, and the folder where its result will lie."""
+    """One run of a sweep: a script, its arguments, and the folder of its result."""
 
     script: Path
     arguments: tuple[str, ...]
@@ -30,18 +30,18 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """Where its output goes."""
+        """The file that its output goes to."""
         return self.folder / "run.log"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job."""
+    """How a job ended."""
 
-    result: files.Result | None = None  # where the run is done
-    cause: str | None = None  # where it is not
-    skipped: bool = False  # it had been done before, or elsewhere meanwhile
-    refused: bool = False  # its folder holds another run: the same command would be refused again
+    result: files.Result | None = None  # of a run that is done
+    cause: str | None = None  # of a run that is not
+    skipped: bool = False  # the run was done before, or meanwhile by another sweep
+    refused: bool = False  # the folder holds another run: the same command would be refused again
     seconds: float = 0.0
 
     @property
@@ -51,22 +51,22 @@ class Outcome:
 
 
 _HINTS: dict[int, str] = {
-    signal.SIGKILL: " (out of memory, perhaps: the system's log would say so)",
-    signal.SIGBUS: " (a file that it was reading became shorter, or a disk is full)",
+    signal.SIGKILL: " (possibly by the out-of-memory killer: see the system's log)",
+    signal.SIGBUS: " (a file became shorter while it was read, or a disk is full)",
 }
 
 
 def not_started(error: Exception) -> Outcome:
-    """Of a job whose folder cannot be used: the cause, in a line."""
+    """The outcome of a job whose folder cannot be used."""
     return Outcome(cause=explain(error, Path(), ()) or cause_of(error), refused=isinstance(error, Refused))
 
 
 def conclude(job: Job, code: int, seconds: float) -> Outcome:
-    """What a process that has ended leaves: its result, else the cause. Where it left no word, that is written down.
+    """Find how a job ended: its result, else the cause. Writes the cause down if the run could not.
 
     Args:
-        job: What it did.
-        code: Its exit code, or minus the number of the signal that ended it.
+        job: The job.
+        code: The exit code of its process, or minus the number of the signal that ended it.
         seconds: How long it ran.
     """
     try:
@@ -78,7 +78,7 @@ def conclude(job: Job, code: int, seconds: float) -> Outcome:
     if result is not None and result["status"] == "failed":
         return Outcome(cause=result["cause"], seconds=seconds)
     if code in (cli.STOPPED, -signal.SIGTERM):
-        return Outcome(cause="stopped by SIGTERM; it goes on from its last checkpoint", seconds=seconds)
+        return Outcome(cause="stopped by SIGTERM; it resumes from its last checkpoint", seconds=seconds)
     minutes = job.request.settings.timeout_min
     if minutes is not None and seconds > 60 * minutes:
         cause = lifecycle.overdue(job.request)

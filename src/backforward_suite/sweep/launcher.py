@@ -1,4 +1,4 @@
-"""The part that speaks with Hydra: from overrides to jobs, and from results to what sweepers read."""
+"""Hydra's side of all launchers: from overrides to jobs, and from outcomes to what sweepers read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from backforward_suite.sweep.sweep import Sweep
 
 
 class JobLauncher(Launcher):
-    """Runs each job as a process of its own, in the way `python src/train.py <overrides>` would."""
+    """Runs each job in its own process, as `python src/train.py <overrides>` would."""
 
     def __init__(self) -> None:
         self.config: DictConfig | None = None
@@ -42,33 +43,33 @@ class JobLauncher(Launcher):
 
     @abstractmethod
     def work(self, sweep: Sweep, jobs: list[Job]) -> None:
-        """Do jobs, and tell the sweep when each starts and ends."""
+        """Do jobs, calling `sweep.started` and `sweep.ended` for each."""
 
     def get_ready(self, job: Job) -> None:
-        """Begin with what the work on jobs will need, as there is at least this one; the others are being composed."""
+        """Warm up workers for the first job while the remaining jobs are composed."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take Hydra's context; the jobs are processes, so the task function is not called here."""
+        """Keep Hydra's context. Jobs are processes, so the task function is not called."""
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run what is not done yet; show a summary.
+        """Run the jobs that are not done yet; print a summary.
 
         Returns:
-            One for each job, in order. That of a failed one raises `RunsFailed` when its value is read.
+            One for each job, in order. Reading the value of a failed one raises `RunsFailed`.
 
         Raises:
-            BadInput: There is no job, or its settings are out of range; then none is started.
+            BadInput: There is no job, or a setting is out of range. No job is started then.
         """
         if not job_overrides:
             raise BadInput("this sweep has no runs: one of its keys has no values")
-        # Hydra takes a tenth of a second to compose a run's settings.
-        numbered = list(enumerate(job_overrides, initial_job_idx))
         console = Console(stderr=True)
         jobs: list[Job] = []
         unreached: dict[str, list[Job]] = defaultdict(list)
         swept = self._swept_groups(job_overrides)
         ready = False
+        # Hydra needs a tenth of a second for each run.
+        numbered = list(enumerate(job_overrides, initial_job_idx))
         for number, overrides in track(
             numbered, "Composing settings", console=console, transient=True, disable=not console.is_terminal
         ):
@@ -76,8 +77,8 @@ class JobLauncher(Launcher):
             jobs.append(job)
             for override in left_out:
                 unreached[override].append(job)
-            if not ready and not files.is_done(jobs[-1].folder):
-                self.get_ready(jobs[-1])
+            if not ready and not files.is_done(job.folder):
+                self.get_ready(job)
                 ready = True
         notes = [_left_out(override, runs, jobs) for override, runs in unreached.items()]
         _refuse_shared_folders(jobs)
@@ -92,31 +93,27 @@ class JobLauncher(Launcher):
         return [self._returned(job, outcomes[job.folder], failure) for job in jobs]
 
     def _work(self, sweep: Sweep, pending: list[Job]) -> None:
-        """Have the data there once, rather than have each run look for it and be in the others' way; then the work.
+        """Download missing data once, before the runs do so all at a time; then do the jobs.
 
         Raises:
-            BadInput: They cannot be had.
+            BadInput: A download failed.
         """
         lacking = {(job.request.settings.data.name, Path(job.request.settings.data.root)) for job in pending}
         for name, root in sorted(lacking):
             if is_lacking(name, root):
-                sweep.view.note(f"Getting {name} into {root}, once for all runs")
+                sweep.view.note(f"Downloading {name} to {root}, once for all runs")
                 self.get_data(name, root)
         self.work(sweep, pending)
 
     def get_data(self, name: str, root: Path) -> None:
-        """Have a data set there, from where the runs will read it.
-
-        Raises:
-            BadInput: It cannot be had.
-        """
-        from backforward_suite.data.sources import read  # brings torch, which a sweep on data that are there spares
+        """Download a data set; raise BadInput if that fails."""
+        from backforward_suite.data.sources import read  # slow: it imports torch
 
         with refusing():
             read(name, root)
 
     def _swept_groups(self, job_overrides: Sequence[Sequence[str]]) -> set[str]:
-        """The keys without a dot of which these runs have, or others of the sweep may have, different values."""
+        """The keys without a dot that have several values in these jobs or in the whole sweep."""
         assert self.config is not None
         values = defaultdict(set)
         for override in itertools.chain(*job_overrides):
@@ -130,7 +127,7 @@ class JobLauncher(Launcher):
         return {key for key, found in values.items() if len(found) > 1 and "." not in key}
 
     def _composed(self, overrides: list[str], swept: set[str]) -> tuple[DictConfig, list[str]]:
-        """A run's settings, and the overrides that do not reach it: keys that its choice of a swept group has not."""
+        """Compose a run's settings; also return the overrides of keys that its choice of a swept group lacks."""
         assert self.config is not None
         assert self.hydra_context is not None
         left_out: list[str] = []
@@ -156,14 +153,14 @@ class JobLauncher(Launcher):
             script=Path(sys.argv[0]).resolve(),
             arguments=(*self._where(cfg), *overrides, "hydra.mode=RUN", f"hydra.run.dir={_quoted(str(folder))}"),
             folder=folder,
-            request=Request.of(cfg, cfg.hydra, here=False),  # its name has been made, and so this machine was looked at
+            request=Request.of(cfg, cfg.hydra, here=False),  # `run_name` has checked this machine's devices
             overrides=tuple(overrides),
         )
         return job, left_out
 
     @staticmethod
     def _where(cfg: DictConfig) -> list[str]:
-        """The options by which a child finds the same configs."""
+        """The options that let a child find the same configs."""
         options = ["--config-name", cfg.hydra.job.config_name]
         flags = {"main": "--config-path", "command-line": "--config-dir"}
         for source in cfg.hydra.runtime.config_sources:
@@ -182,7 +179,7 @@ class JobLauncher(Launcher):
 
 
 class _Returned(JobReturn):
-    """Hydra's own prints lines about a failure before it raises; the summary has said it all."""
+    """A `JobReturn` that raises without Hydra's own lines about the failure; the summary has named the cause."""
 
     @property
     def return_value(self) -> Any:
@@ -196,11 +193,7 @@ class _Returned(JobReturn):
 
 
 def _left_out(override: str, runs: Sequence[Job], jobs: Sequence[Job]) -> str:
-    """Say which runs an override does not reach.
-
-    Raises:
-        BadInput: It reaches none.
-    """
+    """Say which runs an override does not reach; raise BadInput if it reaches none."""
     key, _, _ = override.partition("=")
     group = key.partition(".")[0]
     lacking = ", ".join(f"{group}={choice}" for choice in dict.fromkeys(job.request.choices[group] for job in runs))
@@ -210,7 +203,7 @@ def _left_out(override: str, runs: Sequence[Job], jobs: Sequence[Job]) -> str:
 
 
 def _failure(outcomes: Sequence[Outcome]) -> str:
-    """How many runs failed, and what to do about it."""
+    """Say how many runs failed, and what to do."""
     failed = sum(not outcome.done for outcome in outcomes)
     refused = sum(outcome.refused for outcome in outcomes)
     if not refused:
@@ -220,14 +213,14 @@ def _failure(outcomes: Sequence[Outcome]) -> str:
 
 
 def _refuse_shared_folders(jobs: Sequence[Job]) -> None:
-    """Raise BadInput where two runs of a sweep would meet in one folder; two spellings of one run may."""
+    """Raise BadInput if two jobs of different settings have the same folder."""
     first: dict[Path, Job] = {}
     for job in jobs:
         other = first.setdefault(Path(os.path.abspath(job.folder)), job)  # noqa: PTH100
         if keys := differing(job.request.values, other.request.values):
             raise BadInput(
                 f"two runs of this sweep have the folder {job.folder}: {keys}; "
-                "let hydra.sweep.subdir name what differs, or leave it as it is"
+                "name what differs in hydra.sweep.subdir, or leave out that override"
             )
 
 
@@ -240,21 +233,21 @@ def _write_plans(jobs: Sequence[Job]) -> None:
 
 
 def _share(jobs: Sequence[Job]) -> None:
-    """Experiments that judge claims share runs of equal settings: what one has trained, another takes over."""
-    pending = [job for job in jobs if job.request.settings.scale is not None and not files.is_done(job.folder)]
-    for root in {job.folder.parent.parent for job in pending}:
-        done = files.done_below(root)
-        for job in pending:
-            source = done.get(job.request.hash)
-            if source is not None and job.folder.parent.parent == root:
-                with suppress(BadInput, OSError):  # the run's own start says what is wrong with a folder
-                    if lifecycle.finished_result(source, job.request) is not None:
-                        lifecycle.take_over(source, job.folder)
+    """Copy finished runs of equal settings from other experiments of the same scale."""
+    done_below = cache(files.done_below)
+    for job in jobs:
+        if job.request.settings.scale is None or files.is_done(job.folder):
+            continue
+        source = done_below(job.folder.parent.parent).get(job.request.hash)
+        if source is not None:
+            with suppress(BadInput, OSError):  # the run itself will report what is wrong with its folder
+                if lifecycle.finished_result(source, job.request) is not None:
+                    lifecycle.take_over(source, job.folder)
 
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """Let a sweep that is told to end (by Slurm, by a supervisor) end its runs first."""
+    """Raise `Stopped` on SIGTERM, so that the sweep ends its runs first."""
 
     def stop(*_: Any) -> None:
         raise Stopped
@@ -270,7 +263,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 def _quoted(text: str) -> str:
-    """A value in Hydra's grammar, whatever characters are in it."""
+    """Quote a value for Hydra's grammar."""
     if re.fullmatch(r"[\w./+-]+", text):
         return text
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")

@@ -1,4 +1,4 @@
-"""Runs jobs in processes of this machine, a few at a time."""
+"""`hydra/launcher=pool`: runs jobs in processes of this machine, a few at a time. See conf/hydra/launcher/pool.yaml."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from backforward_suite.errors import BadInput
 from backforward_suite.hardware import cpu_count, gpu_names
 from backforward_suite.runs import lifecycle, locks
 from backforward_suite.sweep.jobs import Job, Outcome, conclude, not_started
+from backforward_suite.sweep.launcher import JobLauncher
 from backforward_suite.sweep.sweep import Sweep
 from backforward_suite.sweep.worker import work
 
-GRACE = 30.0  # seconds to write a checkpoint, between asking a process to end and ending it
-SERVER_GONE = 255  # what multiprocessing takes for the exit code of a process whose server was killed
+GRACE = 30.0  # seconds between SIGTERM and SIGKILL, to write a checkpoint
+SERVER_GONE = 255  # multiprocessing's exit code of a process whose fork server was killed
 SOCKET_PATH = 75  # characters of TMPDIR that leave room for the name of a socket in it
-POLL = 0.5  # seconds between two looks at the clock and at the runs' progress
+POLL = 0.5  # seconds between checks of time limits and progress
 
 
 @dataclass
@@ -43,39 +44,41 @@ class _Running:
         return time.monotonic() - self.started
 
 
-class Pool:
-    """As many runs at a time as there are slots: GPUs where runs use them, else cores.
+class PoolLauncher(JobLauncher):
+    """Runs as many jobs at a time as there are slots: GPUs if any run uses them, else cores.
 
-    A run takes as many slots as it has devices. It sees its own GPUs alone, and its share of the cores. A run that
-    another sweep is training waits at the end of the queue: it is skipped when done there, and taken up when that
-    sweep has been killed.
+    A run takes one slot per device. It sees only its own GPUs and uses its share of the cores. A run that another sweep
+    is training waits at the end of the queue: it is skipped once done, and trained here if that sweep is killed.
 
     Args:
-        slots: Runs at a time; None: one a GPU, else one a core.
+        slots: Runs at a time; None: one per GPU, else one per core.
     """
 
     def __init__(self, slots: int | None = None) -> None:
+        super().__init__()
+        if slots is not None and slots < 1:
+            raise BadInput(f"hydra.launcher.slots={slots}: must be an integer >= 1, or null for one per GPU or core")
         self.slots = slots
 
-    def count(self, jobs: Sequence[Job]) -> tuple[int, list[str]]:
-        """How many slots there are for jobs, and the GPUs that they share."""
+    def _count(self, jobs: Sequence[Job]) -> tuple[int, list[str]]:
+        """The number of slots, and the GPUs that share them."""
         uses_gpus = any(job.request.settings.trainer.accelerator != "cpu" for job in jobs)
         gpus = gpu_names() if uses_gpus else []
         return self.slots or len(gpus) or cpu_count(), gpus
 
     def get_ready(self, job: Job) -> None:
-        """Start the process that runs are forked from, and return while it imports what they need."""
-        count, _ = self.count([job])
+        """Start the fork server: its imports take as long as Hydra needs to compose 40 runs."""
+        count, _ = self._count([job])
         with _forkserver(_threads(count)):
             forkserver.ensure_running()
 
-    def run(self, sweep: Sweep, jobs: Sequence[Job]) -> None:  # noqa: PLR0912 (one loop, each event a line)
-        """Do jobs.
+    def work(self, sweep: Sweep, jobs: Sequence[Job]) -> None:  # noqa: PLR0912 (one loop, a line for each event)
+        """Run jobs.
 
         Raises:
-            KeyboardInterrupt, Stopped: After the running ones have been ended, each with a checkpoint.
+            KeyboardInterrupt, Stopped: After the running jobs have been ended, each with a checkpoint.
         """
-        count, gpus = self.count(jobs)
+        count, gpus = self._count(jobs)
         free = [gpus[n % len(gpus)] if gpus else "" for n in range(count)]
         threads = _threads(count)
         queue: deque[Job] = deque()
@@ -86,13 +89,13 @@ class Pool:
             else:
                 queue.append(job)
         running: list[_Running] = []
-        begun_again: set[Job] = set()
+        retried: set[Job] = set()
 
-        def again(job: Job) -> bool:
-            """Begin a job once more, as the server that runs are forked from was killed; another one is started."""
-            if job in begun_again:
+        def retry(job: Job) -> bool:
+            """Queue a job once more, as the fork server was killed; another one is started."""
+            if job in retried:
                 return False
-            begun_again.add(job)
+            retried.add(job)
             queue.append(job)
             return True
 
@@ -103,27 +106,27 @@ class Pool:
                         slots = _taken(free, job.request.settings.trainer.devices)
                         try:
                             running.append(_start(context, job, slots, threads))
-                        except (BadInput, OSError, EOFError) as error:  # its folder, or the server that starts runs
+                        except (BadInput, OSError, EOFError) as error:  # from its folder or the fork server
                             free += slots
-                            if not (isinstance(error, EOFError | ConnectionError) and again(job)):
+                            if not (isinstance(error, EOFError | ConnectionError) and retry(job)):
                                 sweep.ended(job, not_started(error))
                         else:
                             sweep.started(job)
                     if running:
                         wait([entry.process.sentinel for entry in running], timeout=POLL)
                     elif queue:
-                        time.sleep(POLL)  # all that is left is being done elsewhere
+                        time.sleep(POLL)  # other sweeps are training all that is left
                     for entry in running:
                         _end_if_overdue(entry)
                     for entry in [entry for entry in running if entry.process.exitcode is not None]:
                         running.remove(entry)
                         free += entry.slots
-                        _signal(entry, signal.SIGKILL)  # what it may have left of its process group
+                        _signal(entry, signal.SIGKILL)  # whatever is left of its process group
                         code = entry.process.exitcode
                         assert code is not None
-                        if code == cli.BUSY:  # someone was quicker
+                        if code == cli.BUSY:  # another sweep was quicker
                             queue.append(entry.job)
-                        elif not (code == SERVER_GONE and again(entry.job)):
+                        elif not (code == SERVER_GONE and retry(entry.job)):
                             sweep.ended(entry.job, conclude(entry.job, code, entry.seconds))
                     sweep.view.tick([entry.job for entry in running])
             except BaseException:
@@ -132,12 +135,12 @@ class Pool:
 
 
 def _threads(count: int) -> str:
-    """Of each of so many runs at a time."""
+    """OMP_NUM_THREADS of each of `count` runs at a time."""
     return str(max(1, cpu_count() // count))
 
 
 def _startable(queue: deque[Job], sweep: Sweep, free: list[str]) -> Iterator[Job]:
-    """Jobs from the front of the queue for which there are slots, without those that others are doing."""
+    """Take jobs from the front of the queue while there are slots, except those that other sweeps are training."""
     for _ in range(len(queue)):
         if queue[0].request.settings.trainer.devices > len(free):
             return
@@ -149,7 +152,7 @@ def _startable(queue: deque[Job], sweep: Sweep, free: list[str]) -> Iterator[Job
 
 
 def _taken(free: list[str], count: int) -> list[str]:
-    """Take slots, of different GPUs as far as there are any."""
+    """Take slots, of different GPUs as far as possible."""
     slots: list[str] = []
     for _ in range(count):
         slot = next((slot for slot in free if slot not in slots), free[0])
@@ -162,7 +165,7 @@ def _start(context: multiprocessing.context.BaseContext, job: Job, slots: list[s
     lifecycle.refuse_foreign(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
     lifecycle.forget_failure(job.folder)
-    job.log.open("ab").close()  # where it cannot be written, this process says so
+    job.log.open("ab").close()  # raises here if the log cannot be written
     environment = {"OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ",".join(slot for slot in slots if slot)}
     arguments = (job.script, job.arguments, job.log, environment)
     process = context.Process(target=work, args=arguments, name=job.name)  # type: ignore[attr-defined]
@@ -171,21 +174,20 @@ def _start(context: multiprocessing.context.BaseContext, job: Job, slots: list[s
 
 
 def _signal(entry: _Running, number: signal.Signals) -> None:
-    """Send a signal to a run's processes."""
     assert entry.process.pid is not None
-    with suppress(ProcessLookupError):  # not yet the head of a group, or nothing left of it
+    with suppress(ProcessLookupError):  # it does not lead its process group yet, or nothing is left of it
         os.killpg(entry.process.pid, number)
 
 
 def _end_if_overdue(entry: _Running) -> None:
-    """A run has watchdogs of its own; this one also ends what is stopped, or stuck before it began."""
+    """Kill a run that its own watchdogs cannot end: it was stopped, or hung before it started them."""
     minutes = entry.job.request.settings.timeout_min
     if minutes is not None and entry.seconds > 60 * minutes + 2 * lifecycle.LATE:
         _signal(entry, signal.SIGKILL)
 
 
 def _end(running: Sequence[_Running]) -> None:
-    """Ask each run to end; end it if it does not."""
+    """End all runs: SIGTERM, then SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for entry in running:
             if entry.process.exitcode is None:
@@ -199,8 +201,8 @@ def _end(running: Sequence[_Running]) -> None:
 def _forkserver(threads: str) -> Iterator[multiprocessing.context.BaseContext]:
     """A server process that has imported torch and Lightning, and forks a child for each run.
 
-    OMP_NUM_THREADS is read when torch is loaded, so it must stand in the server's environment. A process has one such
-    server: where it was started for another number of threads, each run sets its own (see `worker`).
+    torch reads OMP_NUM_THREADS when it is loaded, so the server's environment sets it. A process has one such server:
+    if it was started for another number of threads, each run sets its own (see `worker`).
     """
     if len(tempfile.gettempdir()) > SOCKET_PATH:
         raise BadInput(

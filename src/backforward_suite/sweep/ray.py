@@ -1,4 +1,4 @@
-"""`hydra/launcher=ray`: one Ray task a run. Its settings: conf/hydra/launcher/ray.yaml."""
+"""`hydra/launcher=ray`: one Ray task per run. See conf/hydra/launcher/ray.yaml."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from backforward_suite.sweep import remote as run_elsewhere
 from backforward_suite.sweep.jobs import Job
 from backforward_suite.sweep.scheduler import SchedulerLauncher, call_of, imported
 
-GRACE = 30.0  # seconds to write checkpoints in, once the sweep is told to end
+GRACE = 30.0  # seconds to write checkpoints before an interrupted sweep ends
 
 
 class RayLauncher(SchedulerLauncher):
-    """Gives each run to a Ray cluster as a task.
+    """Runs each job as a task of a Ray cluster.
 
     Args:
-        init: Arguments of `ray.init`. `address`: of a cluster; null starts one on this machine alone.
-        remote: Options of the task, for each device of a run: `num_gpus`, `num_cpus`, `max_retries`, ...
+        init: Arguments of `ray.init`; `address=None` starts a cluster on this machine alone.
+        remote: Options of the task; `num_gpus` and `num_cpus` are for each device of a run.
     """
 
     def __init__(self, init: dict[str, Any], remote: dict[str, Any]) -> None:
@@ -28,15 +28,13 @@ class RayLauncher(SchedulerLauncher):
 
     @contextmanager
     def cluster(self) -> Iterator[None]:
-        """Be a driver of the cluster.
+        """Connect as a driver.
 
         Raises:
-            BadInput: Ray is not here, or no cluster answers.
+            BadInput: Ray is not installed, or no cluster answers.
         """
         self.ray = imported("ray", "ray")
-        self.ray.cloudpickle.register_pickle_by_value(
-            run_elsewhere
-        )  # workers need not find this package before they start
+        self.ray.cloudpickle.register_pickle_by_value(run_elsewhere)  # so that workers need not find this package
         try:
             self.ray.init(**self.init)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -47,10 +45,10 @@ class RayLauncher(SchedulerLauncher):
             self.ray.shutdown()
 
     def submit(self, jobs: list[Job], submitted: dict[Any, Job]) -> None:
-        """Make each a task.
+        """Start a task for each job.
 
         Raises:
-            BadInput: An option is none of Ray's.
+            BadInput: Ray does not know an option.
         """
         try:
             for job in jobs:
@@ -65,7 +63,7 @@ class RayLauncher(SchedulerLauncher):
         return self.ray.remote(**options)(run_elsewhere.run)
 
     def ended(self, submitted: Mapping[Any, Job]) -> dict[Any, int | str]:
-        """Ask for results that are there."""
+        """Get the results that are ready."""
         there, _ = self.ray.wait(list(submitted), num_returns=len(submitted), timeout=0)
         return {task: self._end(task) for task in there}
 
@@ -77,7 +75,7 @@ class RayLauncher(SchedulerLauncher):
         return code
 
     def cancel(self, submitted: Sequence[Any]) -> None:
-        """Interrupt the tasks, and wait for their checkpoints: Ray ends the workers when this process leaves."""
+        """Interrupt the tasks and wait for their checkpoints, as Ray kills the workers when this process ends."""
         for task in submitted:
             self.ray.cancel(task)
         self.ray.wait(list(submitted), num_returns=len(submitted), timeout=GRACE)

@@ -1,4 +1,4 @@
-"""A run on another machine: a process under a scheduler's worker. Standard library alone: Ray sends this text along."""
+"""A run on another machine, as a child of a scheduler's worker. Standard library only: Ray ships this file."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 POLL = 0.2
 
 
 class RemoteRun:
-    """Runs `python <script> <arguments>`, its output in a file, and returns the exit code.
+    """Runs `python <script> <arguments>` with its output in a file, and returns the exit code.
 
-    Called by a worker that the scheduler has given its devices (CUDA_VISIBLE_DEVICES) and cores. The run ends with
-    the worker; a worker that is asked to end has the run write a checkpoint first.
+    The scheduler has set the worker's devices (CUDA_VISIBLE_DEVICES) and cores. The run ends with the worker; if the
+    worker is asked to end, the run writes a checkpoint first.
     """
 
     def __init__(self) -> None:
@@ -29,9 +28,9 @@ class RemoteRun:
         """Run.
 
         Args:
-            script: What to run.
+            script: The script.
             arguments: Its command line.
-            log: Where its output goes, appended.
+            log: The file to append its output to.
             cwd: The folder to run in.
         """
         os.makedirs(os.path.dirname(log), exist_ok=True)  # noqa: PTH103, PTH120
@@ -51,21 +50,27 @@ class RemoteRun:
         try:
             while (code := self.process.poll()) is None:
                 time.sleep(POLL)
-        except BaseException:  # the scheduler takes the job back
+        except BaseException:  # the scheduler cancels the job
             self.stop()
             raise
         return code
 
     def stop(self) -> None:
-        """Have the run write a checkpoint and end."""
+        """Let the run write a checkpoint and end."""
         if self.process is not None:
             self.process.terminate()
-            # Without reaping it: this may be called by a signal handler in the midst of `poll`, and twice.
-            with suppress(ChildProcessError):
-                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+            while True:
+                try:
+                    # Without reaping it: a signal handler may call this during `poll`, and twice.
+                    os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+                except ChildProcessError:
+                    pass
+                except KeyboardInterrupt:  # Ray repeats it every two seconds
+                    continue
+                break
 
     def checkpoint(self, *arguments: Any) -> Any:
-        """Slurm's time limit is near: submitit submits again what this returns."""
+        """End the run near Slurm's time limit; submitit submits the return value again."""
         import submitit
 
         self.stop()
@@ -73,10 +78,10 @@ class RemoteRun:
 
 
 def run(script: str, arguments: Sequence[str], log: str, cwd: str) -> int:
-    """Run, as a task of Ray."""
+    """Run as a Ray task."""
     return RemoteRun()(script, arguments, log, cwd)
 
 
 def _ignore_warning() -> None:
-    # Slurm sends it to every process of the job; only submitit's is to answer.
+    # Slurm sends SIGUSR2 to every process of the job; only submitit's shall answer.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What launchers have in common that hand their runs to other machines."""
+"""The common part of launchers that submit runs to a scheduler."""
 
 from __future__ import annotations
 
@@ -17,31 +17,29 @@ from backforward_suite.sweep.jobs import Job, Outcome, conclude, not_started
 from backforward_suite.sweep.launcher import JobLauncher
 from backforward_suite.sweep.sweep import Sweep
 
-POLL = 1.0  # seconds between two looks
-
 
 class SchedulerLauncher(JobLauncher):
-    """Gives each run to a scheduler, waits for all of them, and shows what became of each.
+    """Submits each run to a scheduler and waits for all of them.
 
-    A run that another sweep is training is not submitted until that has ended it; it is skipped if done then.
+    A run that another sweep is training is submitted only if that sweep ends without finishing it.
 
     Attributes:
-        poll_seconds: Time between two looks at what is under way.
+        poll_seconds: Time between checks of the submitted jobs.
     """
 
-    poll_seconds = POLL
+    poll_seconds = 1.0
 
     @abstractmethod
     def cluster(self) -> AbstractContextManager[None]:
-        """Be connected to the scheduler.
+        """Connect to the scheduler.
 
         Raises:
-            BadInput: What it needs is not here.
+            BadInput: Its client is not installed, or nothing answers.
         """
 
     @abstractmethod
     def submit(self, jobs: list[Job], submitted: dict[Any, Job]) -> None:
-        """Hand over jobs, and enter each under what the scheduler calls it; what is entered can be taken back.
+        """Submit jobs; add each to `submitted`, under the scheduler's handle, as soon as it can be cancelled.
 
         Raises:
             BadInput: The scheduler refuses them.
@@ -49,27 +47,27 @@ class SchedulerLauncher(JobLauncher):
 
     @abstractmethod
     def ended(self, submitted: Mapping[Any, Job]) -> dict[Any, int | str]:
-        """Which of them have ended: each with the exit code of its process, or what the scheduler says became of it."""
+        """The jobs that have ended, each with the exit code of its process, or the scheduler's account of its end."""
 
     @abstractmethod
     def cancel(self, submitted: Sequence[Any]) -> None:
-        """Take jobs back; those that run write a checkpoint first."""
+        """Cancel jobs; those that run write a checkpoint first."""
 
     def get_data(self, name: str, root: Path) -> None:
-        """Try: where the runs go, the data may be there, or a network that is not here."""
+        """Try to get a data set; the nodes that runs go to may have it, or a network, if this machine has not."""
         with suppress(BadInput):
             super().get_data(name, root)
 
     def work(self, sweep: Sweep, jobs: list[Job]) -> None:
-        """Have jobs done.
+        """Run jobs.
 
         Raises:
-            BadInput: What the scheduler needs is not here, or it refuses the jobs.
-            KeyboardInterrupt, Stopped: After all have been taken back.
+            BadInput: As `cluster` and `submit`.
+            KeyboardInterrupt, Stopped: After all jobs have been cancelled.
         """
         todo = list(jobs)
         submitted: dict[Any, Job] = {}
-        since: dict[Job, float] = {}  # when a job was seen to have started
+        since: dict[Job, float] = {}  # when a job was first seen running
         with self.cluster():
             try:
                 while todo or submitted:
@@ -86,7 +84,7 @@ class SchedulerLauncher(JobLauncher):
                     for one, end in self.ended(submitted).items() if submitted else ():
                         job = submitted.pop(one)
                         seconds = time.monotonic() - since.pop(job, time.monotonic())
-                        if end == cli.BUSY:  # someone was quicker
+                        if end == cli.BUSY:  # another sweep was quicker
                             todo.append(job)
                         elif isinstance(end, str):
                             lifecycle.note_failure(job.folder, job.request, end)
@@ -100,7 +98,7 @@ class SchedulerLauncher(JobLauncher):
 
 
 def _is_ready(sweep: Sweep, job: Job) -> bool:
-    """Forget why a job failed before; one whose folder cannot be used has ended with that."""
+    """Forget why a job failed before; return False if its folder cannot be used."""
     try:
         lifecycle.forget_failure(job.folder)
     except (BadInput, OSError) as error:
@@ -110,16 +108,12 @@ def _is_ready(sweep: Sweep, job: Job) -> bool:
 
 
 def call_of(job: Job) -> tuple[str, tuple[str, ...], str, str]:
-    """The arguments of `RemoteRun` for a job: script, arguments, log, folder to run in."""
+    """The arguments of `RemoteRun` for a job."""
     return str(job.script), job.arguments, str(job.log.absolute()), str(Path.cwd())
 
 
 def imported(module: str, extra: str) -> Any:
-    """Import what an optional launcher needs.
-
-    Raises:
-        BadInput: It is not installed.
-    """
+    """Import a launcher's client; raise BadInput if it is not installed."""
     try:
         return import_module(module)
     except ImportError:

@@ -1,4 +1,4 @@
-"""`hydra/launcher=slurm`: one Slurm job a run. Its settings: conf/hydra/launcher/slurm.yaml."""
+"""`hydra/launcher=slurm`: one Slurm job per run. See conf/hydra/launcher/slurm.yaml."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from backforward_suite.sweep.jobs import Job
 from backforward_suite.sweep.remote import RemoteRun
 from backforward_suite.sweep.scheduler import SchedulerLauncher, call_of, imported
 
-GRACE = 10.0  # seconds until the result of a job that has left the queue is seen on a shared file system
+GRACE = 10.0  # seconds for the result of a job that has left the queue to appear on a shared file system
 
 
 class SlurmLauncher(SchedulerLauncher):
-    """Submits each run as a Slurm job; one on n devices as a job of n tasks on one node.
+    """Submits each run as a Slurm job; a run on n devices is a job of n tasks on one node.
 
     Args:
-        timeout_min: Slurm's time limit for a job; a run that reaches it is submitted again and goes on.
+        timeout_min: Slurm's time limit for a job; a run that reaches it is submitted again and resumes.
         max_num_timeout: How many times.
-        gpus_per_device: GPUs that a device of a run is given; 0 on a cluster without.
-        cpus_per_task: Cores that a device of a run is given.
+        gpus_per_device: GPUs for each device of a run; 0 on a cluster without GPUs.
+        cpus_per_task: Cores for each device of a run.
         array_parallelism: Jobs at a time.
-        poll_seconds: Time between two looks at the queue.
-        parameters: What else to give to `submitit`, such as `slurm_partition`.
+        poll_seconds: Time between checks of the queue.
+        parameters: Further parameters of `submitit`, such as `slurm_partition`.
 
     Raises:
         BadInput: A number is out of range.
@@ -54,7 +54,7 @@ class SlurmLauncher(SchedulerLauncher):
         _check("cpus_per_task", cpus_per_task, 1)
         _check("array_parallelism", array_parallelism, 1)
         if not isinstance(poll_seconds, int | float) or poll_seconds <= 0:
-            raise BadInput(f"hydra.launcher.poll_seconds={poll_seconds}: give a number above 0")
+            raise BadInput(f"hydra.launcher.poll_seconds={poll_seconds}: must be a number > 0")
         self.max_num_timeout = max_num_timeout
         self.gpus_per_device = gpus_per_device
         self.poll_seconds = poll_seconds
@@ -69,21 +69,17 @@ class SlurmLauncher(SchedulerLauncher):
 
     @contextmanager
     def cluster(self) -> Iterator[None]:
-        """Nothing to be kept open.
-
-        Raises:
-            BadInput: submitit or Slurm is not here.
-        """
+        """Raise BadInput if submitit or Slurm is missing; there is nothing to keep open."""
         imported("submitit", "slurm")
         if shutil.which("sbatch") is None:
-            raise BadInput("hydra/launcher=slurm: there is no sbatch here; log in to the cluster, or use pool")
+            raise BadInput("hydra/launcher=slurm: no sbatch found; log in to the cluster, or give hydra/launcher=pool")
         yield
 
     def submit(self, jobs: list[Job], submitted: dict[Any, Job]) -> None:
-        """Submit an array of jobs, or one for each number of devices.
+        """Submit an array of jobs for each number of devices.
 
         Raises:
-            BadInput: A parameter is none of submitit's, or Slurm refuses the jobs.
+            BadInput: submitit does not know a parameter, or Slurm refuses the jobs.
         """
         submitit = imported("submitit", "slurm")
         by_devices: dict[int, list[Job]] = defaultdict(list)
@@ -105,14 +101,14 @@ class SlurmLauncher(SchedulerLauncher):
             submitted |= zip(handed_over, group, strict=True)
 
     def ended(self, submitted: Mapping[Any, Job]) -> dict[Any, int | str]:
-        """Look for what the jobs left, and for those that have left the queue without."""
+        """Find the jobs that left a return value, and those that left the queue without one."""
         ends: dict[Any, int | str] = {}
         queue = _queue([at_slurm.job_id for at_slurm in submitted])
         for at_slurm, job in submitted.items():
             end = _end(at_slurm)
             if end == 0:
                 ends[at_slurm] = end
-            elif at_slurm.job_id in queue:  # or again in it, whatever its last sitting left
+            elif at_slurm.job_id in queue:  # perhaps requeued after a failed start
                 self._gone.pop(at_slurm, None)
             elif end is not None:
                 ends[at_slurm] = end
@@ -121,18 +117,18 @@ class SlurmLauncher(SchedulerLauncher):
         return ends
 
     def cancel(self, submitted: Sequence[Any]) -> None:
-        """Cancel the jobs. Slurm sends SIGTERM first: each keeps a checkpoint."""
+        """Cancel the jobs; Slurm sends SIGTERM first, so each writes a checkpoint."""
         for at_slurm in submitted:
             at_slurm.cancel()
 
 
 def _check(key: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or value < least:
-        raise BadInput(f"hydra.launcher.{key}={value}: give a whole number, {least} or more")
+        raise BadInput(f"hydra.launcher.{key}={value}: must be an integer >= {least}")
 
 
 def _end(at_slurm: Any) -> int | str | None:
-    """What the run's first process returned, which wrote its result if there is one; None while it has not."""
+    """What the first task of a job, which writes the run's result, returned or raised; None if it has not yet."""
     first = at_slurm if at_slurm.num_tasks == 1 else at_slurm.task(0)
     if not first.paths.result_pickle.exists():
         return None
@@ -144,7 +140,7 @@ def _end(at_slurm: Any) -> int | str | None:
 
 
 def _queue(ids: list[str]) -> set[str]:
-    """Those of the jobs that wait or run. Asked of the controller: accounting (`sacct`) is not everywhere."""
+    """The jobs that wait or run, by the controller: not every cluster has accounting (`sacct`)."""
     asked = subprocess.run(
         ["squeue", "--noheader", "--array", "--format=%i", "--me"],  # noqa: S607
         capture_output=True,
@@ -152,11 +148,11 @@ def _queue(ids: list[str]) -> set[str]:
         check=False,
         env={**os.environ, "SLURM_TIME_FORMAT": "standard"},
     )
-    return set(asked.stdout.split()) if asked.returncode == 0 else set(ids)  # no answer is no news
+    return set(asked.stdout.split()) if asked.returncode == 0 else set(ids)  # no answer: assume that nothing changed
 
 
 def _fate(job_id: str, job: Job) -> str:
-    """What the controller remembers of a job whose worker ended without a word, and what its run said last."""
+    """The controller's account of a job that returned nothing, and the last line of its run's log."""
     shown = subprocess.run(  # noqa: S603
         ["scontrol", "--oneliner", "show", "job", job_id],  # noqa: S607
         capture_output=True,
@@ -165,5 +161,5 @@ def _fate(job_id: str, job: Job) -> str:
     ).stdout
     fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
     state = fields.get("JobState", "gone")
-    said = "".join(f"; {line}" for line in files.last_lines(job.log, 1))
-    return f"Slurm job {job_id}: {state}, exit code {fields.get('ExitCode', 'unknown')}{said}"
+    last = "".join(f"; {line}" for line in files.last_lines(job.log, 1))
+    return f"Slurm job {job_id}: {state}, exit code {fields.get('ExitCode', 'unknown')}{last}"

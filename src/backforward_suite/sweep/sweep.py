@@ -1,4 +1,4 @@
-"""The jobs of one command, and what became of them."""
+"""The jobs of one command and their outcomes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from backforward_suite.sweep.view import View
 
 
 class Sweep:
-    """The jobs of one command: which are still to do, and what became of the others, shown as it happens.
+    """The jobs of one command, and the outcomes of those that have ended, shown as they end.
 
     Args:
-        jobs: All of them; two spellings of the same settings are one run.
+        jobs: All jobs; two spellings of the same settings are one run.
 
     Attributes:
         jobs: By folder.
-        outcomes: By folder, of the jobs that have ended.
+        outcomes: By folder.
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
@@ -28,13 +28,13 @@ class Sweep:
         self.view = View(list(self.jobs.values()))
 
     def run(self, work: Callable[[list[Job]], None]) -> dict[Path, Outcome]:
-        """Have the jobs done that are not done yet; never raises for what happens in one of them.
+        """Do the jobs that are not done yet; a job that fails raises nothing.
 
         Args:
-            work: Does jobs, and tells `started` and `ended`.
+            work: Does jobs; calls `started` and `ended` for each.
 
         Returns:
-            By folder, what became of each.
+            The outcomes, by folder.
         """
         with self.view:
             pending = [job for job in self.jobs.values() if not self.settled(job)]
@@ -44,7 +44,7 @@ class Sweep:
         return self.outcomes
 
     def settled(self, job: Job) -> bool:
-        """Whether a job needs no start: done before, or its folder holds something that forbids it."""
+        """Whether a job needs no start: it is done, or its folder cannot be used."""
         try:
             result = lifecycle.finished_result(job.folder, job.request)
         except (BadInput, OSError) as error:
@@ -55,10 +55,10 @@ class Sweep:
         return result is not None
 
     def started(self, job: Job) -> None:
-        """A job has begun."""
+        """Note that a job has started."""
         self.view.started(job)
 
     def ended(self, job: Job, outcome: Outcome) -> None:
-        """A job has ended."""
+        """Note how a job has ended."""
         self.outcomes[job.folder] = outcome
         self.view.ended(job, outcome)

@@ -1,7 +1,8 @@
-"""What a person sees of a sweep: live bars in a terminal, a line a run that ended, a summary."""
+"""The display of a sweep: live bars in a terminal, a line per run that ended, a summary."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,21 +15,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 
 from backforward_suite.runs import files
+from backforward_suite.runs.names import rounded
 from backforward_suite.sweep.jobs import Job, Outcome
 
 
 def told_apart(runs: Mapping[Any, Sequence[str]]) -> dict[Any, str]:
-    """By run, the overrides in which the runs differ, such as `bfp lr=0.1 seed=2`; empty for one run alone.
+    """Label each run by the overrides in which the runs differ, such as `bfp lr=0.1 seed=2`; empty for a single run.
 
     Args:
-        runs: By run, its overrides.
+        runs: The overrides of each run.
     """
     given = {run: dict(text.lstrip("+").partition("=")[::2] for text in overrides) for run, overrides in runs.items()}
     keys = dict.fromkeys(key for values in given.values() for key in values)
     varying = [key for key in keys if len({values.get(key) for values in given.values()}) > 1]
     return {
         run: " ".join(
-            values[key] if key == "method" else f"{key.rpartition('.')[2]}={_short(values[key])}"
+            values[key] if key == "method" else f"{key.rpartition('.')[2]}={rounded(values[key])}"
             for key in sorted(varying, key=lambda key: key != "method")
             if key in values
         )
@@ -36,20 +38,8 @@ def told_apart(runs: Mapping[Any, Sequence[str]]) -> dict[Any, str]:
     }
 
 
-def _short(value: str) -> str:
-    """A number with six digits where it has many more."""
-    try:
-        return value if len(value) <= 12 else f"{float(value):.6g}"
-    except ValueError:
-        return value
-
-
 class View:
-    """Shows how far the runs are.
-
-    Args:
-        jobs: All runs of the sweep.
-    """
+    """Shows the progress of a sweep's jobs."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.console = Console()
@@ -59,7 +49,7 @@ class View:
         self.bars: dict[Job, TaskID] = {}
         self.labels = told_apart({job: job.overrides for job in jobs})
         self.progress = Progress(
-            # What comes first is cut off first where the terminal is narrow.
+            # The first column is cut if the terminal is narrow.
             TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             BarColumn(bar_width=24, table_column=Column(min_width=10, no_wrap=True)),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
@@ -73,17 +63,17 @@ class View:
         self.all = self.progress.add_task("[bold]sweep", total=self.total, unit="runs")
 
     def __enter__(self) -> View:
-        """Begin to draw."""
+        """Start drawing."""
         self.progress.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self.progress.stop()
 
     def started(self, job: Job) -> None:
-        """A run has begun, perhaps after it has turned out to be trained elsewhere."""
-        if job in self.bars:
+        """Draw a job's bar."""
+        if job in self.bars:  # it was started before, and another sweep was quicker
             self.progress.remove_task(self.bars.pop(job))
         self.bars[job] = self.progress.add_task(
             escape(self._label(job)), total=job.request.settings.max_epochs, unit="epochs"
@@ -93,14 +83,14 @@ class View:
         return self.labels.get(job) or job.name
 
     def tick(self, running: Sequence[Job]) -> None:
-        """Look how far the running ones are."""
+        """Update the bars of running jobs."""
         if self.progress.disable:
             return
         for job in running:
             self.progress.update(self.bars[job], completed=files.epochs_done(job.folder))
 
     def ended(self, job: Job, outcome: Outcome) -> None:
-        """A run has ended, or needed no start."""
+        """Remove a job's bar; print a line about it unless it was skipped."""
         self.count += 1
         self.progress.update(self.all, completed=self.count)
         if job in self.bars:
@@ -112,10 +102,10 @@ class View:
             what = outcome.result["status"] + (f", validation accuracy {accuracy:.2%}" if accuracy is not None else "")
         else:
             what = f"[bold]failed[/]: {escape(outcome.cause or '')}"
-        self._say(f"\\[{self.count}/{self.total}] {escape(self._label(job))}: {what} [dim]({outcome.seconds:.1f} s)")
+        self._print(f"\\[{self.count}/{self.total}] {escape(self._label(job))}: {what} [dim]({outcome.seconds:.1f} s)")
 
     def summary(self, outcomes: Mapping[Job, Outcome]) -> None:
-        """How many runs ended how, and where to look for those that failed."""
+        """Print the number of runs by outcome, and the cause and log of each failed one."""
         self.progress.stop()
         kinds = Counter(
             "skipped" if outcome.skipped else outcome.result["status"] if outcome.result else "failed"
@@ -124,15 +114,15 @@ class View:
         labels = {"finished": "finished", "diverged": "diverged", "failed": "failed", "skipped": "done before, skipped"}
         parts = [f"{kinds[kind]} {label}" for kind, label in labels.items() if kinds[kind]]
         runs_ = "run" if self.total == 1 else "runs"
-        self._say(f"{self.total} {runs_}: {', '.join(parts)}, in {time.monotonic() - self.began:.1f} s")
+        self._print(f"{self.total} {runs_}: {', '.join(parts)}, in {time.monotonic() - self.began:.1f} s")
         for job, outcome in outcomes.items():
             if not outcome.done:
-                log = f"\n    log: {escape(str(job.log))}" if job.log.exists() else ""
-                self._say(f"[bold]failed[/] {escape(job.name)}: {escape(outcome.cause or '')}{log}")
+                log = f"\n    log: {escape(str(job.log))}" if os.access(job.log, os.F_OK) else ""
+                self._print(f"[bold]failed[/] {escape(job.name)}: {escape(outcome.cause or '')}{log}")
 
     def note(self, text: str) -> None:
-        """Say something of the sweep as a whole."""
-        self._say(escape(text))
+        """Print a line about the whole sweep."""
+        self._print(escape(text))
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)

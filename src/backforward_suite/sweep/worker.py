@@ -1,4 +1,4 @@
-"""What happens in a run's own process."""
+"""The process of one run in the pool."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 
 
 def work(script: Path, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
-    """Run a script with arguments, as `python script arguments` would, its output in a file.
+    """Run a script as `python script arguments` would, with its output in a file.
 
     Args:
-        script: What to run as `__main__`.
+        script: The script.
         arguments: Its command line.
-        log: Its standard output and error, appended.
+        log: The file to append its standard output and error to.
         environment: Variables to set, before CUDA is touched.
     """
     _begin(log, environment)
@@ -29,7 +29,7 @@ def work(script: Path, arguments: Sequence[str], log: Path, environment: Mapping
 
 
 def _begin(log: Path, environment: Mapping[str, str]) -> None:
-    os.setsid()  # Ctrl-C in the terminal reaches the parent alone, which ends its children
+    os.setsid()  # Ctrl-C in the terminal reaches only the parent, which ends its children
     with log.open("ab", buffering=0) as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
@@ -41,7 +41,7 @@ def _begin(log: Path, environment: Mapping[str, str]) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed sweep leaves no run behind that the next one would meet."""
+    """Kill this run once its sweep is gone, so that the next sweep does not meet it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,10 +1,10 @@
-"""What Hydra has to find of Backforward: three launchers and a sweeper, each a name for a class of the suite.
+"""The plugins that Hydra finds: three launchers and a sweeper, each a thin name for a class of the suite.
 
-Hydra imports this file in every application of the environment, so it imports nothing but Hydra: the suite comes in
-when one of these is chosen.
+Every Hydra application in the environment imports this file, so it imports only Hydra; the suite is imported when a
+plugin is chosen.
 """
 
-# No `from __future__ import annotations`: Hydra executes this file without entering it in sys.modules.
+# No `from __future__ import annotations`: Hydra executes this file without adding it to sys.modules.
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -17,56 +17,50 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 
-def _made(path: str, settings: dict[str, Any]) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(f"backforward_suite.sweep.{module}"), name)(**settings)
+class _Delegate:
+    """Passes on to a plugin of the suite."""
 
-
-class _SuiteLauncher(Launcher):
-    """Stands for a launcher of the suite."""
-
-    path = ""
+    path = ""  # in `backforward_suite.sweep`
 
     def __init__(self, **settings: Any) -> None:
-        self.launcher: Launcher = _made(self.path, settings)
+        module, _, name = self.path.rpartition(".")
+        self.plugin: Any = getattr(import_module(f"backforward_suite.sweep.{module}"), name)(**settings)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """See `Launcher`."""
-        self.launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        """See `Launcher` and `Sweeper`."""
+        self.plugin.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
+
+class _Launcher(_Delegate, Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """See `Launcher`."""
-        return self.launcher.launch(job_overrides, initial_job_idx)
+        returned: Sequence[JobReturn] = self.plugin.launch(job_overrides, initial_job_idx)
+        return returned
 
 
-class PoolLauncher(_SuiteLauncher):
+class PoolLauncher(_Launcher):
     """`hydra/launcher=pool`."""
 
-    path = "pool_launcher.PoolLauncher"
+    path = "pool.PoolLauncher"
 
 
-class SlurmLauncher(_SuiteLauncher):
+class SlurmLauncher(_Launcher):
     """`hydra/launcher=slurm`."""
 
     path = "slurm.SlurmLauncher"
 
 
-class RayLauncher(_SuiteLauncher):
+class RayLauncher(_Launcher):
     """`hydra/launcher=ray`."""
 
     path = "ray.RayLauncher"
 
 
-class GridsSweeper(Sweeper):
+class GridsSweeper(_Delegate, Sweeper):
     """`hydra/sweeper=grids`."""
 
-    def __init__(self, **settings: Any) -> None:
-        self.sweeper: Sweeper = _made("grids.GridsSweeper", settings)
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """See `Sweeper`."""
-        self.sweeper.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+    path = "grids.GridsSweeper"
 
     def sweep(self, arguments: list[str]) -> Any:
         """See `Sweeper`."""
-        return self.sweeper.sweep(arguments)
+        return self.plugin.sweep(arguments)

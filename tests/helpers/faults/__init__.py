@@ -1,1 +1,1 @@
-"""Faults injected into real commands: kills, torn writes, full disks, damaged files; docs/faults.md says what holds."""
+"""Faults injected into real commands: kills, torn writes, full disks, damaged files. See docs/faults.md."""

@@ -1,4 +1,4 @@
-"""`make faults`: every instant of a run and of a sweep's parent, and a corpus of damaged files.
+"""`make faults`: every instant of a run, of a sweep's own process and of reports, and a corpus of damaged files.
 
 python -m tests.helpers.faults [--stride N]
 """
@@ -11,22 +11,23 @@ import tempfile
 import time
 from pathlib import Path
 
-import backforward_suite.sweep.preload  # noqa: F401  (what the forks need)
+import backforward_suite.sweep.preload  # noqa: F401  (imports what the forks need)
 
 # isort: split
 from tests.helpers.faults.damage import damaged_files
-from tests.helpers.faults.instants import RUN, SWEEP, every_instant
+from tests.helpers.faults.instants import every_instant, targets
 from tests.helpers.faults.trials import Tally
 
 
 def main(stride: int) -> int:
-    """Try all; print counts; return the exit code."""
+    """Try everything; print counts; return the exit code."""
     began, tally = time.monotonic(), Tally()
     with tempfile.TemporaryDirectory() as scratch:
-        for part, (kind, arguments) in enumerate({"a run": RUN, "a sweep's parent": SWEEP}.items()):
-            place = Path(scratch, str(part))
+        for target in targets():
+            place = Path(scratch, target.kind)
             place.mkdir()
-            every_instant(place, arguments, kind, tally, stride)
+            every_instant(place, target, tally, stride)
+            print(f"{target.kind}: {time.monotonic() - began:.0f} s", flush=True)
         damaged_files(Path(scratch, "damage"), tally, stride)
     for line in (*tally.wrong, *tally.tracebacks):
         print(line)
@@ -41,5 +42,5 @@ def main(stride: int) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Inject faults into real commands.")
-    parser.add_argument("--stride", type=int, default=1, help="try each so many-th fault")
+    parser.add_argument("--stride", type=int, default=1, help="try only every N-th fault")
     sys.exit(main(parser.parse_args().stride))

@@ -1,4 +1,4 @@
-"""A corpus of damaged files: what reads them refuses in a line, or what it makes of them is right."""
+"""A corpus of damaged files: commands that read them refuse in one line, or their result is right."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from tests.helpers.faults.trials import Ended, Tally, difference, left, refused,
 from backforward_suite.runs import files
 
 FLIPS = 20
-READERS = (("status", "outputs/train"), ("table", "outputs/train"), ("verify", "outputs/train"))
 
 
 def damaged_files(scratch: Path, tally: Tally, stride: int = 1) -> None:
-    """Damage each file of a finished and of a half-done run in each way, and have all commands read it.
+    """Damage each file of a finished and of a half-done run in each way, and let all commands read it.
 
     Args:
-        scratch: A folder to be made.
-        tally: What is noted.
-        stride: Try each so many-th damage.
+        scratch: A folder to make.
+        tally: Where to note the outcomes.
+        stride: Try only every so many-th damage.
     """
     scratch.mkdir()
     finished, foreign, half_done = (scratch / name for name in ("finished", "foreign", "half_done"))
@@ -51,12 +50,12 @@ def damaged_files(scratch: Path, tally: Tally, stride: int = 1) -> None:
 
 
 def run_of(cwd: Path) -> Path:
-    """The folder of the one run below."""
+    """The folder of the only run below."""
     return next(path.parent for path in cwd.rglob("last.ckpt"))
 
 
 def damages(path: Path, foreign: Path) -> Iterator[tuple[str, bytes]]:
-    """Ways to damage a file, each with what it then holds."""
+    """Ways to damage a file, each with its content then."""
     content, chance = path.read_bytes(), random.Random(path.name)
     for _ in range(FLIPS if content else 0):
         place, bit = chance.randrange(len(content)), chance.randrange(8)
@@ -86,36 +85,31 @@ def damages(path: Path, foreign: Path) -> Iterator[tuple[str, bytes]]:
 
 def _read(cwd: Path, what: str, name: str, expected: dict[str, Any], tally: Tally) -> None:
     """Let all commands read a damaged run."""
-    marks = {"verify": reported(cwd, *READERS[2])}
-    for reader in READERS[:2]:
-        marks[reader[0]] = reported(cwd, *reader)
-    for command, ended in marks.items():
+    for command in ("status", "table", "verify"):
+        ended = reported(cwd, command, "outputs/train")
         tally.note(f"damaged, {command}", what, ended, "" if ended.code == 0 or refused(ended) else str(ended.code))
-    was = (run_of(cwd) / "result.json").exists()
+    was_done = (run_of(cwd) / "result.json").exists()
     again = trained(cwd, *RUN)
-    problem = "" if again.code == 0 or refused(again) else f"exit code {again.code}"
-    if again.code == 0:
-        problem = _wrong(cwd, name, expected, marks["verify"], skipped=was)
+    if again.code:
+        problem = "" if refused(again) else f"exit code {again.code}"
+    elif was_done:
+        problem = _wrong_skipped(run_of(cwd), name, expected, verified=ended)
+    else:
+        problem = difference(left, run_of(cwd), expected, but=NOT_READ.get(name.partition(".")[0]))
     tally.note("damaged, train again", what, again, problem)
 
 
-def _wrong(cwd: Path, name: str, expected: dict[str, Any], verified: Ended, *, skipped: bool) -> str:
-    """What is silently wrong after a run was taken for finished, or went on to be."""
-    folder = run_of(cwd)
-    if not skipped:  # it went on: all of it must be right, but for curves and weights of earlier epochs
-        keep = {key: value for key, value in expected.items() if key not in _not_read(name)}
-        return difference(folder, keep)
+# A resumed run does not read earlier points in TensorBoard's file, or the best epoch's weights.
+NOT_READ = {"events": "curves", "best": "best.ckpt"}
+
+
+def _wrong_skipped(folder: Path, name: str, expected: dict[str, Any], *, verified: Ended) -> str:
+    """What is silently wrong after a damaged run was accepted as finished."""
     result = files.read_result(folder)
     assert result is not None
-    shown = {key: result[key] for key in ("status", "final", "best")}
-    if shown != {key: expected["result"][key] for key in shown}:
+    if any(result[key] != expected["result"][key] for key in ("status", "final", "best")):
         return "another result"
-    # A damaged file beside the result is not read here; `verify` finds it.
+    # The other files are not read here; `verify` finds them.
     if name in ("metrics.csv", "last.ckpt", "best.ckpt") and verified.code == 0:
-        return difference(folder, {key: value for key, value in expected.items() if key != "curves"})
+        return difference(left, folder, expected, but="curves")
     return ""
-
-
-def _not_read(name: str) -> set[str]:
-    """What a run that goes on does not look at again: TensorBoard's file, the best epoch's weights."""
-    return {"curves"} if "tfevents" in name else {"best.ckpt"} if name == "best.ckpt" else set()

@@ -1,7 +1,7 @@
 """Makes the n-th file operation of this process below a folder go wrong: the process is killed there, or it fails.
 
-Operations are those of Python: to open a file for writing, to write (the first piece and each larger one), to flush to
-disk, to rename, to remove, to make a folder. What native libraries write is not seen; ours write through Python alone.
+Operations are Python's: open a file for writing, write (the first piece and each larger one), flush to disk, rename,
+remove, make a folder. Writes by native libraries are not seen; the project writes through Python alone.
 """
 
 from __future__ import annotations
@@ -15,43 +15,44 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PIECE = 4096  # bytes; smaller pieces after the first of a file are no operations of their own
-ACTS = ("kill", "tear", "full", "broken")  # killed before it; killed amid a write; no space; input/output error
+PIECE = 4096  # bytes; smaller pieces after the first of a file do not count as operations
+# Killed before the operation; killed during a write; no space; input/output error; read-only from here on.
+ACTS = ("kill", "tear", "full", "broken", "readonly")
+ERRORS = {"full": errno.ENOSPC, "broken": errno.EIO, "readonly": errno.EROFS}
 
 
 class Injector:
-    """Counts operations, and spoils one.
+    """Counts operations, and makes one go wrong.
 
     Args:
         root: Operations on paths below it count.
-        act: One of `ACTS`; None spoils nothing.
+        act: One of `ACTS`; None changes nothing.
         at: Which operation, from 1.
     """
 
     def __init__(self, root: Path, act: str | None = None, at: int = 0) -> None:
-        self.root, self.act, self.at = str(root.resolve()), act, at
+        self.root, self.act, self.at = f"{root.resolve()}{os.sep}", act, at
         self.owner = os.getpid()
-        self.count = 0
         self.names: list[str] = []
 
     def concerns(self, path: object) -> bool:
-        """Whether a path is watched, in this process."""
-        if not isinstance(path, str | bytes | os.PathLike) or os.getpid() != self.owner:
+        """Whether operations on a path count in this process; once a disk is read-only, it is so for its children."""
+        if not isinstance(path, str | bytes | os.PathLike):
             return False
-        return str(Path(os.fsdecode(path)).absolute()).startswith(self.root)
+        counts = os.getpid() == self.owner or (self.act == "readonly" and len(self.names) >= self.at)
+        return counts and str(Path(os.fsdecode(path)).absolute()).startswith(self.root)
 
     def operation(self, name: str, path: Any, half: Callable[[], None] = lambda: None) -> None:
-        """One has come; `half` does half of it."""
-        self.count += 1
+        """Count an operation, and fail or end the process if it is the one; `half` does half of a write."""
         self.names.append(f"{name} {Path(os.fsdecode(path)).name}")
-        if self.count != self.at or self.act is None:
+        count = len(self.names)
+        if self.act is None or (count < self.at if self.act == "readonly" else count != self.at):
             return
-        if self.act != "kill":
+        if self.act in ("tear", "full", "broken"):
             half()
         if self.act in ("kill", "tear"):
             os.kill(os.getpid(), signal.SIGKILL)
-        number = errno.ENOSPC if self.act == "full" else errno.EIO
-        raise OSError(number, os.strerror(number))
+        raise OSError(ERRORS[self.act], os.strerror(ERRORS[self.act]))
 
 
 class _File:
@@ -85,7 +86,7 @@ class _File:
 
 
 def install(injector: Injector) -> None:
-    """Watch from now on, for the rest of this process."""
+    """Count operations for the rest of this process."""
     real_open, real_os_open, real_fdopen, real_fsync = io.open, os.open, os.fdopen, os.fsync
     paths: dict[int, Any] = {}  # by descriptor
 

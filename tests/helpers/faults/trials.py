@@ -1,4 +1,4 @@
-"""Commands in forks of this process, which has imported what they need; and whether what they left is right."""
+"""Run commands in forks of this process, which has imported what they need; compare what they leave."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from backforward_suite import cli
 from backforward_suite.commands import report, train
 from backforward_suite.sweep import pool
 
-logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of purged points, which are meant to go
+logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of purged points, which are intended
 
-LIMIT = 300.0  # seconds that a command may take
+LIMIT = 300.0  # seconds for a command
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ class Ended:
 
 @dataclass
 class Tally:
-    """What was tried, and what came of it.
+    """Counts of the faults tried, and those that were not handled.
 
     Attributes:
-        tried: How often, by kind.
-        faults: A line for each fault that did not hold: silently wrong, or a traceback.
+        tried: Number of faults, by kind.
+        wrong: A line for each fault that left something silently wrong, or a command stuck.
+        tracebacks: The output of each command that ended in a traceback.
     """
 
     tried: Counter[str] = field(default_factory=Counter)
@@ -54,7 +55,7 @@ class Tally:
     tracebacks: list[str] = field(default_factory=list)
 
     def note(self, kind: str, what: str, ended: Ended, problem: str = "") -> None:
-        """One trial."""
+        """Note a trial."""
         self.tried[kind] += 1
         if "Traceback" in ended.out:
             self.tracebacks.append(f"{kind}: {what}: {ended.out[-2000:]}")
@@ -63,13 +64,13 @@ class Tally:
 
 
 def call(cwd: Path, call_of: Callable[[], int], *arguments: str, inject: tuple[str, int] | None = None) -> Ended:
-    """Do a command in a fork of this process.
+    """Run a command in a fork of this process.
 
     Args:
-        cwd: Where.
+        cwd: The folder to run in.
         call_of: The command.
         arguments: Its command line.
-        inject: What is to go wrong, and at which operation below `cwd`.
+        inject: The fault, and the number of the operation below `cwd` at which it happens.
     """
     out, operations = cwd.parent / f"{cwd.name}.out", cwd.parent / f"{cwd.name}.operations"
     pid = os.fork()
@@ -99,14 +100,14 @@ def _child(
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         sys.argv = [str(TRAIN), *arguments]
         os.environ |= {"HYDRA_FULL_ERROR": "0", "BACKFORWARD_TRACEBACKS": "0", "COLUMNS": "200"}
-        # Runs of a sweep are forked from here: they need not import all again.
+        # Fork the runs of a sweep from here, so that they need not import everything again.
         os.register_at_fork(after_in_child=GlobalHydra.instance().clear)
         pool._forkserver = lambda threads: nullcontext(multiprocessing.get_context("fork"))  # type: ignore[assignment]
         injector = Injector(cwd, *(inject or ()))
         install(injector)
         code = call_of()
         operations.write_text("\n".join(injector.names))
-    except BaseException:  # as the interpreter would
+    except BaseException:  # as the interpreter would do
         traceback.print_exc()
         code = 1
     finally:
@@ -141,7 +142,7 @@ def reported(cwd: Path, *arguments: str, inject: tuple[str, int] | None = None) 
 
 
 def left(folder: Path) -> dict[str, Any]:
-    """What a finished run leaves, to be compared: result, tables, weights, points of its curves."""
+    """What a finished run leaves: result, tables, weights, points of its curves."""
     found = left_by(folder)
     for name in ("last.ckpt", "best.ckpt"):
         found[name] = {key: value.tolist() for key, value in found[name].items()}
@@ -155,15 +156,17 @@ def left(folder: Path) -> dict[str, Any]:
     return found
 
 
-def difference(folder: Path, expected: dict[str, Any]) -> str:
-    """In which of its parts a finished run differs from what is expected, in words; empty if in none."""
+def difference(
+    read: Callable[[Path], dict[str, Any]], folder: Path, expected: dict[str, Any], but: str | None = None
+) -> str:
+    """Name the parts, except one, in which a folder differs from what is expected, and half-written files."""
     try:
-        found = left(folder)
-    except Exception as error:  # whatever reading a damaged file raises
+        found = read(folder)
+    except Exception as error:  # reading a damaged file may raise anything
         return f"cannot be read: {error!r}"
-    parts = [key for key in expected if repr(found.get(key)) != repr(expected[key])]
+    parts = [key for key in found.keys() | expected.keys() if repr(found.get(key)) != repr(expected.get(key))]
     torn = [path.name for path in folder.rglob("*.tmp")]
-    return ", ".join(parts + torn)
+    return ", ".join([part for part in parts if part != but] + torn)
 
 
 def refused(ended: Ended) -> bool:

@@ -1,5 +1,6 @@
 """Where images come from: every way, in order, and every way it can fail."""
 
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -518,6 +519,68 @@ def test_processes_that_start_together_download_once(
     for parts in got:
         agree(parts, made)
     assert max(Counter(server.asked).values()) <= 2  # torchvision asks twice: where the file is, and for the file
+
+
+def test_processes_that_start_together_agree_where_folders_cannot_be_locked(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = mnist_at(serve({}), monkeypatch)
+    both = threading.Barrier(2)
+    move = sources._move
+
+    def move_together(source: Path, target: Path) -> None:
+        both.wait(20)  # each has downloaded all of it
+        move(source, target)
+
+    monkeypatch.setattr(sources, "_move", move_together)
+    monkeypatch.setattr(sources, "_locked", lambda _: contextlib.nullcontext(False))
+    got: list[sources.Parts] = []
+    threads = [threading.Thread(target=lambda: got.append(sources.read("mnist", tmp_path)[0])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 2
+    for parts in (*got, sources.read("mnist", tmp_path)[0]):
+        agree(parts, made)
+    assert [path.name for path in tmp_path.iterdir()] == ["MNIST"]
+
+
+def test_a_data_set_of_several_files_is_not_read_before_all_are_in_place(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    made = write_svhn(there, monkeypatch)
+    server = serve({path.name: path.read_bytes() for path in there.iterdir()})
+    table = {part: [server.url + file, file, sum_] for part, (_, file, sum_) in datasets.SVHN.split_list.items()}
+    monkeypatch.setattr(datasets.SVHN, "split_list", table)
+    got: list[sources.Parts] = []
+    second = threading.Thread(target=lambda: got.append(sources.read("svhn", here)[0]))
+    move = sources._move
+
+    def start_second_after_one(source: Path, target: Path) -> None:
+        move(source, target)
+        if second.ident is None:
+            second.start()
+            second.join(0.2)  # it waits
+            assert not got
+
+    monkeypatch.setattr(sources, "_move", start_second_after_one)
+    agree(sources.read("svhn", here)[0], made)
+    second.join()
+    agree(got[0], made)
+    assert len(server.asked) == 2 * len(server.files)  # torchvision asks twice: where the file is, and for the file
+
+
+def test_a_download_removes_what_a_killed_one_left_and_nothing_else(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mnist_at(serve({}), monkeypatch)
+    for name in (".mnist-abcd1234", ".mnist-mine", ".cifar10-abcd1234"):
+        (tmp_path / name).mkdir()
+    sources.read("mnist", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"MNIST", ".mnist-mine", ".cifar10-abcd1234"}
 
 
 def test_cifar_is_downloaded_and_its_archive_does_not_stay(

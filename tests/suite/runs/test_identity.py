@@ -1,4 +1,4 @@
-"""A run is its settings, its data and its source: what is shown, or gone on from, is of all three."""
+"""A run is identified by its settings, data and source; only an equal one is reused or resumed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.helpers.configs import composed
+from tests.helpers.own_data import MINE, write_data
 from tests.helpers.training import CutOff, cut_off_at
 
 from backforward_suite.config import Request
@@ -20,20 +21,6 @@ from backforward_suite.runs import identity
 from backforward_suite.runs.files import write_result
 from backforward_suite.runs.lifecycle import finished_result
 from backforward_suite.train.callbacks.record import RunRecord
-
-MINE = ("data=npz", "data.name=mine", "model.hidden=4", "batch_size=32", "max_epochs=2", "trainer.accelerator=cpu")
-
-
-def write_data(root: Path, seed: int, name: str = "mine") -> Path:
-    """A data set of one's own; all seeds give files of one size."""
-    draw = np.random.default_rng(seed)
-    arrays: dict[str, Any] = {}
-    for part, count in (("train", 200), ("test", 40)):
-        arrays[f"x_{part}"] = draw.integers(0, 256, (count, 6, 6), np.uint8)
-        arrays[f"y_{part}"] = np.arange(count, dtype=np.uint8) % 4
-    root.mkdir(exist_ok=True)
-    np.savez(root / f"{name}.npz", **arrays)
-    return root / f"{name}.npz"
 
 
 def asked(root: Path, *overrides: str) -> Request:
@@ -66,7 +53,7 @@ def test_equal_data_are_not_read_again(finished: Path, tmp_path: Path, monkeypat
 def test_content_decides(finished: Path, tmp_path: Path) -> None:
     path = tmp_path / "data" / "mine.npz"
     stat = path.stat()
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))  # copied, perhaps
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))  # as after a copy
     assert seen(finished, tmp_path / "data")
     write_data(tmp_path / "elsewhere", 0)
     assert seen(finished, tmp_path / "elsewhere")
@@ -86,12 +73,12 @@ def test_other_data_of_the_same_name_are_refused(finished: Path, tmp_path: Path)
         seen(finished, tmp_path / "elsewhere")
 
 
-def test_data_that_are_gone_leave_the_result(finished: Path, tmp_path: Path) -> None:
+def test_a_result_stays_valid_when_its_data_are_gone(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "mine.npz").unlink()
     assert seen(finished, tmp_path / "data")
 
 
-def test_a_result_of_an_older_version_is_no_other(finished: Path, tmp_path: Path) -> None:
+def test_a_result_of_an_older_version_stays_valid(finished: Path, tmp_path: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
     del result["checksum"], result["data"]["files"]
     (finished / "result.json").write_text(json.dumps(result))
@@ -106,7 +93,7 @@ def cut_off(request: Request, folder: Path, at: int = 8) -> None:
     assert (folder / "last.ckpt").exists()
 
 
-def test_a_half_done_run_never_goes_on_with_other_data(tmp_path: Path) -> None:
+def test_a_half_done_run_never_resumes_with_other_data(tmp_path: Path) -> None:
     write_data(tmp_path / "data", 0)
     request = asked(tmp_path / "data")
     cut_off(request, tmp_path / "run")
@@ -132,7 +119,7 @@ def net(in_shape, classes, seed):
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model of one's own, in a module that imports another."""
+    """A model of the user's, in a module that imports another."""
     folder = tmp_path / "package"
     folder.mkdir()
     (folder / "net_of_mine.py").write_text(NET)
@@ -149,19 +136,19 @@ def with_own_model() -> Request:
     return Request.of(cfg)
 
 
-def test_the_source_of_a_model_of_ones_own_counts(package: Path) -> None:
+def test_the_source_of_the_users_model_counts(package: Path) -> None:
     request = with_own_model()
     found = identity.own_sources(request.values)
-    assert found.keys() == {"net_of_mine", "layers_of_mine"}  # and none of torch's or ours
+    assert found.keys() == {"net_of_mine", "layers_of_mine"}  # none of torch's or ours
     assert identity.changed_sources(request, found) == ""
-    assert identity.changed_sources(request, None) == ""  # of an older version
+    assert identity.changed_sources(request, None) == ""  # an older version recorded none
     (package / "layers_of_mine.py").write_text(LAYERS.format(width=8))
     assert identity.changed_sources(request, found) == "the source of layers_of_mine has changed"
     result = {"code": {"own": found}}
     assert identity.changed(request, result) == "the source of layers_of_mine has changed"
 
 
-def test_a_half_done_run_never_goes_on_with_another_model(package: Path, tmp_path: Path) -> None:
+def test_a_half_done_run_never_resumes_with_another_model(package: Path, tmp_path: Path) -> None:
     request = with_own_model()
     cut_off(request, tmp_path / "run", at=25)
     with (package / "net_of_mine.py").open("a") as file:

@@ -44,7 +44,7 @@ class TestFinished:
             read_result(tmp_path)
 
 
-def test_a_run_done_elsewhere_is_taken_over(tmp_path: Path) -> None:
+def test_a_finished_run_is_copied(tmp_path: Path) -> None:
     source, folder = tmp_path / "one" / "run", tmp_path / "other" / "run"
     (source / ".hydra").mkdir(parents=True)
     (source / "metrics.csv").write_text("epoch\n0\n")
@@ -60,11 +60,11 @@ def test_a_run_done_elsewhere_is_taken_over(tmp_path: Path) -> None:
         assert (folder / name).read_bytes() == (source / name).read_bytes()
 
     files.write_result(source, {"status": "finished", "settings_hash": "new"})
-    lifecycle.take_over(source, folder)  # what is done stays
+    lifecycle.take_over(source, folder)  # a finished run is left alone
     assert (files.read_result(folder) or {})["settings_hash"] == "abc"
 
 
-def test_a_damaged_result_is_left_for_its_run_to_report(tmp_path: Path) -> None:
+def test_a_damaged_result_is_left_alone(tmp_path: Path) -> None:
     source, folder = tmp_path / "one", tmp_path / "other"
     source.mkdir()
     folder.mkdir()

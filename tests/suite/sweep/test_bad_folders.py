@@ -1,15 +1,18 @@
-"""A folder that cannot be used fails its own run alone; what is refused writes nothing, and deletes nothing."""
+"""A folder that cannot be used fails only its own run; a refused command writes and deletes nothing."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from filelock import Timeout
-from tests.helpers.commands import Command
+from tests.helpers.commands import TRAIN, Command, environment
 from tests.helpers.configs import requested, with_hydra
 from tests.helpers.sweeps import DIGITS, start, tree, until
 
@@ -25,7 +28,7 @@ NAME = "sgd-hidden8-digits-batch_size64-max_epochs1"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files below, but for locks."""
+    """The bytes of all files below a folder, except locks."""
     found = (path for path in folder.rglob("*") if path.is_file() and path.name != locks.LOCK)
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
@@ -60,6 +63,22 @@ def test_one_bad_folder_does_not_stop_the_others(spawned: Command, tmp_path: Pat
     assert (files.read_result(place[9]) or {})["status"] == "finished"
 
 
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may enter any folder")
+def test_a_folder_without_rights_does_not_stop_the_others(tmp_path: Path) -> None:
+    closed = tmp_path / "outputs" / "train" / f"{NAME}-seed0"
+    closed.mkdir(parents=True)
+    closed.chmod(0)
+    no_rights = "-dac_override,-dac_read_search"
+    plain = ["setpriv", f"--bounding-set={no_rights}", "--"] if os.geteuid() == 0 else []
+    command = [*plain, sys.executable, str(TRAIN), "-m", "seed=0,1", *SMALL]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    closed.chmod(0o700)
+    assert "2 runs: 1 finished, 1 failed" in ended.stdout, ended.stderr
+    folder = f"outputs/train/{NAME}-seed0"
+    assert f"failed {NAME}-seed0: {folder}/result.json cannot be read (Permission denied)" in ended.stdout
+    assert ended.stderr == "error: 1 of 2 runs failed; the same command runs them again\n"
+
+
 def test_runs_of_one_folder_are_refused(train: Command, tmp_path: Path) -> None:
     ended = train("-m", "seed=0,1", *SMALL, "hydra.sweep.subdir=same")
     assert ended.code == 2
@@ -68,10 +87,10 @@ def test_runs_of_one_folder_are_refused(train: Command, tmp_path: Path) -> None:
 
 
 def test_a_deleted_lock_file_still_holds(tmp_path: Path) -> None:
-    with locks.held(tmp_path):
+    with locks.locked(tmp_path):
         (tmp_path / locks.LOCK).unlink()
         assert locks.is_taken(tmp_path)
-        with pytest.raises(Timeout), locks.held(tmp_path):
+        with pytest.raises(Timeout), locks.locked(tmp_path):
             pass
         (tmp_path / locks.LOCK).unlink()  # the second one's
         assert locks.is_taken(tmp_path)
@@ -165,7 +184,7 @@ class TestOlderVersions:
 
 
 @pytest.mark.slow
-def test_a_killed_server_of_runs_is_replaced(tmp_path: Path) -> None:
+def test_a_killed_fork_server_is_replaced(tmp_path: Path) -> None:
     sweep = start(tmp_path, "-m", "seed=0,1", *DIGITS, "max_epochs=60", "hydra.launcher.slots=1")
     until(lambda: list(tmp_path.rglob("last.ckpt")))
     (server,) = [

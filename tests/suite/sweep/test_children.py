@@ -1,4 +1,4 @@
-"""What tests start ends with them, and hears Ctrl-C, however the tests themselves were started."""
+"""Processes that tests start end with the tests and react to Ctrl-C, however the tests were started."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def test_a_test_run_that_is_terminated_leaves_no_process(tmp_path: Path) -> None
         until(lambda: (tmp_path / "family.json").exists() or tests.poll() is not None)
         tests.terminate()
     family = [int(pid) for pid in (tmp_path / "family.json").read_text().strip("[]").split(",")]
-    assert len(family) >= 3  # the sweep, the server that it forks from, a run
+    assert len(family) >= 3  # the sweep, the fork server, a run
     until(lambda: not any(map(alive, family)), seconds=30)
 
 
-def test_a_child_hears_ctrl_c_though_its_parent_does_not() -> None:
+def test_a_child_reacts_to_ctrl_c_although_its_parent_ignores_it() -> None:
     shows = [sys.executable, "-c", "import signal; print(signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)"]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

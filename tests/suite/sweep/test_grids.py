@@ -1,4 +1,4 @@
-"""`hydra/sweeper=grids`: which runs a sweep is made of."""
+"""`hydra/sweeper=grids`: the runs of a sweep."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backforward_suite.sweep.grids import GridsSweeper
 
 
 class Launched:
-    """Stands for a launcher: keeps what it was given."""
+    """A launcher that only records its jobs."""
 
     jobs: list[list[str]]
 

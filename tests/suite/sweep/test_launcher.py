@@ -1,4 +1,4 @@
-"""Which runs a sweep is composed of, without training them."""
+"""The jobs that a sweep is composed of, without running them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.helpers.commands import Command, assert_one_line
 from backforward_suite.data import sources
 from backforward_suite.runs import files
 from backforward_suite.sweep.jobs import Job, Outcome
-from backforward_suite.sweep.pool import Pool
+from backforward_suite.sweep.pool import PoolLauncher
 from backforward_suite.sweep.scheduler import SchedulerLauncher
 from backforward_suite.sweep.sweep import Sweep
 
@@ -20,16 +20,16 @@ DIGITS = ("data=digits", "max_epochs=1", "trainer.accelerator=cpu")
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """The jobs of a sweep, none of which is run."""
+    """The jobs of a sweep; none is run."""
     jobs: list[Job] = []
 
-    def run(_: Pool, sweep: Sweep, pending: Sequence[Job]) -> None:
+    def run(_: PoolLauncher, sweep: Sweep, pending: Sequence[Job]) -> None:
         jobs.extend(pending)
         for job in pending:
             sweep.ended(job, Outcome(cause="not run"))
 
-    monkeypatch.setattr(Pool, "get_ready", lambda _, job: None)
-    monkeypatch.setattr(Pool, "run", run)
+    monkeypatch.setattr(PoolLauncher, "get_ready", lambda _, job: None)
+    monkeypatch.setattr(PoolLauncher, "work", run)
     return jobs
 
 
@@ -80,7 +80,7 @@ def test_a_key_of_a_swept_group_reaches_the_runs_that_have_it(
         found = [name.replace(part, "") for name in found]
     assert sorted(found) == names
     assert [line for line in ended.out.splitlines() if "does not reach" in line] == notes
-    for job in launched:  # what a run's own process is given is what it was composed of
+    for job in launched:  # a run's process gets the overrides it was composed of
         assert ("method.engine=naive" in job.arguments) == ("engine_naive" in job.name)
     assert set(files.read_plan(tmp_path / launched[0].folder.parent)) == {job.name for job in launched}
 
@@ -103,11 +103,11 @@ def test_a_key_that_reaches_no_run_is_refused(
     assert not list(tmp_path.rglob("sweep.json"))
 
 
-CLOSED = "http://127.0.0.1:9"  # the port where nothing answers
+CLOSED = "http://127.0.0.1:9"  # a port on which nothing listens
 OFFLINE = {"http_proxy": CLOSED, "https_proxy": CLOSED}
 
 
-def test_data_that_cannot_be_had_are_said_once_before_the_first_run(
+def test_missing_data_are_reported_once_before_the_first_run(
     train: Command, launched: list[Job], tmp_path: Path
 ) -> None:
     ended = train("-m", "data=mnist", "seed=0,1,2", BACKFORWARD_DATA=str(tmp_path / "d"), **OFFLINE)
@@ -116,7 +116,7 @@ def test_data_that_cannot_be_had_are_said_once_before_the_first_run(
     assert not (tmp_path / "d").exists()
 
 
-def test_data_are_got_once_for_each_set(
+def test_each_data_set_is_downloaded_once(
     train: Command, launched: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     got: list[str] = []
@@ -128,11 +128,11 @@ def test_data_are_got_once_for_each_set(
     (tmp_path / "d" / "cifar-10-batches-py").mkdir()
     (tmp_path / "d" / "cifar-10-batches-py" / "test_batch").touch()
     train("-m", "data=mnist,cifar10,digits", "seed=0,1", f"data.root={tmp_path / 'd'}")
-    assert len(got) == 2  # what is there is looked at by the runs
+    assert len(got) == 2  # the runs themselves check existing files
     assert len(launched) == 12
 
 
-def test_where_the_runs_are_elsewhere_data_that_are_not_here_are_no_hindrance(tmp_path: Path) -> None:
+def test_schedulers_do_not_need_the_data_here(tmp_path: Path) -> None:
     class Elsewhere(SchedulerLauncher):
         cluster = submit = ended = cancel = lambda *_: None  # type: ignore[assignment]
 

@@ -1,4 +1,4 @@
-"""Sweeps on a real Ray cluster, whose nodes come and go."""
+"""Sweeps on a real Ray cluster with nodes that join and fail."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_two_by_two_with_one_failing_a_node_added_and_resumed(tmp_path: Path) ->
     assert {result["timing"]["cuda_visible_devices"] for result in finished} == {"0"}
 
 
-def test_a_run_whose_node_is_lost_goes_on_elsewhere(tmp_path: Path, train: Command) -> None:
+def test_a_run_whose_node_is_lost_resumes_elsewhere(tmp_path: Path, train: Command) -> None:
     slow = "optimizer._target_=tests.helpers.misbehaving.IsSlowAtFirst"
     job = (*DIGITS, slow, "max_epochs=6", "trainer.checkpoint_minutes=0.005")
     lost = tmp_path / "lost"
@@ -62,7 +62,7 @@ def test_a_run_whose_node_is_lost_goes_on_elsewhere(tmp_path: Path, train: Comma
     assert_same(lost, tmp_path / "outputs")
 
 
-def test_ctrl_c_takes_the_tasks_back(tmp_path: Path) -> None:
+def test_ctrl_c_cancels_the_tasks(tmp_path: Path) -> None:
     with local_ray(environment()) as cluster:
         sweep = start(tmp_path, *on(cluster.address), *DIGITS, *LONG, "seed=0,1")
         until(lambda: list(tmp_path.rglob("last.ckpt")))
@@ -72,10 +72,10 @@ def test_ctrl_c_takes_the_tasks_back(tmp_path: Path) -> None:
         os.kill(sweep.pid, signal.SIGINT)
         out, _ = sweep.communicate(timeout=60)
         assert sweep.returncode == 130, out
-        assert out.splitlines()[-1] == "error: interrupted; the same command goes on from here"
+        assert out.splitlines()[-1] == "error: interrupted; the same command resumes"
         assert "Traceback" not in out
-        assert len(family) == 1  # the run is a child of its node, and has ended all the same
+        assert len(family) == 1  # the run is a child of its node, and has ended too
         assert not locks.is_taken(checkpoint.parent)
         assert checkpoint.stat().st_mtime_ns > before
         assert "stopped by SIGTERM" in files.last_lines(checkpoint.parent / "run.log", 1)[0]
-        assert len(list(tmp_path.rglob("run.log"))) == 1  # what waited was not begun
+        assert len(list(tmp_path.rglob("run.log"))) == 1  # the waiting run was not started

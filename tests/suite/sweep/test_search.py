@@ -1,4 +1,4 @@
-"""A search by Optuna: each trial a normal run, and the same search again trains nothing."""
+"""A search by Optuna: each trial is an ordinary run, and the same search again trains nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs."""
+"""The display of a running sweep."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def jobs(tmp_path: Path) -> list[Job]:
     ]  # fmt: skip
 
 
-def test_runs_are_told_apart_by_what_varies() -> None:
+def test_labels_show_what_varies() -> None:
     runs = {
         1: ["lr=0.1", "method=bfp", "seed=0", "optimizer.momentum=0.9"],
         2: ["lr=0.30000000000000004", "method=sgd", "seed=0"],

@@ -180,7 +180,7 @@ def test_ctrl_c_while_training_is_said_in_a_line_and_goes_on(
         patch.setattr(RunRecord, "before_batch", interrupt)
         ended = train(*settings)
     assert ended.code == 130
-    assert ended.err.splitlines()[-1] == "error: interrupted; the same command goes on from here"
+    assert ended.err.splitlines()[-1] == "error: interrupted; the same command resumes"
     assert signal.getsignal(signal.SIGINT) is before
     again = train(*settings)
     assert again.code == 0
