@@ -214,11 +214,11 @@ def test_a_limit_of_file_sizes(tmp_path: Path, sweep: tuple[str, ...]) -> None:
     limited += [*DIGITS, "model.hidden=99"]
     ended = subprocess.run(limited, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     if sweep:
-        assert "best.ckpt: no file may grow so large here; raise the limit (ulimit -f)" in ended.stdout
+        assert "best.ckpt: the file would exceed the limit on file sizes; raise it (ulimit -f)" in ended.stdout
         assert "1 run: 1 failed" in ended.stdout
         assert ended.stderr == "error: 1 of 1 runs failed; the same command runs them again\n"
     else:
-        line = "best.ckpt: no file may grow so large here; raise the limit (ulimit -f)"
+        line = "best.ckpt: the file would exceed the limit on file sizes; raise it (ulimit -f)"
         assert_one_line(Ended(ended.returncode, ended.stdout, ended.stderr), line)
     assert not list(tmp_path.rglob("*.tmp"))
 

@@ -32,7 +32,7 @@ def test_a_disk_that_turns_read_only_in_the_middle_of_a_sweep(tmp_path: Path) ->
     summary = ended.out.partition("3 runs:")[2].splitlines()[1:3]
     for line, seed in zip(summary, "12", strict=True):
         assert line.startswith("failed ")
-        assert f"seed{seed}: may not be written here (Read-only file system)" in line
+        assert f"seed{seed}: cannot be written (Read-only file system)" in line
     assert "Traceback" not in ended.out
     again = trained(tmp_path / "cut", *three)
     assert "3 runs: 2 finished, 1 done before, skipped" in again.out
