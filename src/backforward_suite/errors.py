@@ -23,7 +23,7 @@ class Stopped(BaseException):
 
 
 def os_error(error: OSError) -> str:
-    """An error of the file system in one line."""
+    """Explain an error of the file system in one line."""
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{where}the disk is full; free some space and give the same command again: finished runs are kept"
