@@ -277,7 +277,7 @@ def _download(name: str, root: Path) -> Parts:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root) as alone:
-            if any((root / file).exists() for file in KNOWN[name].files):  # another process was quicker
+            if any((root / file).exists() for file in KNOWN[name].files):  # another process has downloaded them
                 return _read_torchvision(name, root)
             for left in root.glob(f".{name}-????????") if alone else ():  # by a killed download
                 shutil.rmtree(left, ignore_errors=True)

@@ -164,7 +164,7 @@ def tally(examined: Sequence[Examined]) -> str:
 
 
 def write(examined: Sequence[Examined], folder: Path, scale: str) -> Path:
-    """Write page, text and figures; each file is written atomically.
+    """Write page, text and figures, each file atomically.
 
     Args:
         examined: In the order of the page.

@@ -8,6 +8,7 @@ bias-corrected and accelerated bootstrap.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import warnings
@@ -58,7 +59,7 @@ def mean(values: Iterable[float], unit: str = "", level: float = LEVEL) -> Estim
     low, high = _t_interval(data, level)
     method: Method = "t"
     if len(data) > 2 and (len(data) < FEW or heavy_tailed(data)):
-        resampled = _bootstrap_interval(data, level)
+        resampled = _bootstrap_interval(tuple(data.tolist()), level)
         if resampled is not None and resampled[1] - resampled[0] > high - low:
             (low, high), method = resampled, "bootstrap"
     return Estimate(centre, low, high, len(data), method, level, unit)
@@ -78,8 +79,10 @@ def _t_interval(data: Values, level: float) -> tuple[float, float]:
     return centre - reach, centre + reach
 
 
-def _bootstrap_interval(data: Values, level: float) -> tuple[float, float] | None:
+@functools.lru_cache(maxsize=4096)  # the range of tolerances asks for the same intervals again and again
+def _bootstrap_interval(values: tuple[float, ...], level: float) -> tuple[float, float] | None:
     """BCa; None if all values are equal."""
+    data = np.asarray(values)
     if np.ptp(data) == 0:
         return None
     with warnings.catch_warnings(action="ignore"):  # on degenerate data it returns nan

@@ -293,7 +293,7 @@ def test_runs_on_data_that_were_replaced_are_refused_whatever_launches_them(
     (folder / "result.json").unlink()  # half done: the run's own process checks its checkpoint
     ended = train(*job)
     assert ended.code == 1
-    assert "last.ckpt cannot be gone on from: its data have changed since it was written" in ended.out
+    assert "last.ckpt cannot be resumed: its data have changed since it was written" in ended.out
     assert files.last_lines(folder / "run.log", 1)[0].startswith("error: ")
 
 
