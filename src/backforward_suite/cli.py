@@ -11,7 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ def run(main: Callable[[], Any], conf: Path) -> int:
         main: The command.
         conf: The folder of configs, to name the choices of a group.
     """
-    faulthandler.enable()  # a crash in native code, such as SIGBUS, prints where it happened
+    with suppress(io.UnsupportedOperation):  # a stream without a file, as in a notebook
+        faulthandler.enable()  # a crash in native code, such as SIGBUS, prints where it happened
     _replace_unencodable()
     # With HYDRA_FULL_ERROR, Hydra raises instead of printing and exiting. The runs of a sweep inherit both variables.
     tracebacks = os.environ.setdefault("BACKFORWARD_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
