@@ -97,14 +97,7 @@ def storage_of(tensor: Tensor) -> int:
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield all tensors in nested tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
+    return (leaf for leaf in _leaves(value) if isinstance(leaf, Tensor))
 
 
 def detached(value: Any) -> Any:
