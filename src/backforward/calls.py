@@ -20,7 +20,7 @@ ESCAPES = {
     *("__dlpack__", "__cuda_array_interface__", "share_memory_", "resize_", "apply_", "map_", "map2_"),
 }
 GRAPHS = {"grad", "backward", "grad_fn", "is_leaf", "retain_grad", "requires_grad_", "_grad", "_grad_fn"}
-# On a CPU, channels last, torch's backward of these crashes the process unless the input's gradient is wanted too.
+# With channels last on a CPU, torch's backward of these crashes the process unless the input's gradient is taken too.
 GROUP_NORMS = frozenset({F.group_norm, torch.group_norm, torch.native_group_norm})
 
 # Calls known to draw nothing. In networks that draw, the tape checks the generators around all others.
@@ -89,10 +89,11 @@ TENSORS = frozenset({Tensor, nn.Parameter})
 
 def can_keep() -> bool:
     """Return False inside a transform (vmap, grad) or under hooks on saved tensors (checkpointing)."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
-    )
+    return not _in_transform() and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+
+
+def _in_transform() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def version(tensor: Tensor) -> int:
@@ -119,8 +120,8 @@ def outs(value: Any) -> list[Tensor] | None:
 
 
 def with_gradient(args: Any, tensors: list[Tensor], besides: list[Tensor]) -> Any:
-    """Add a group norm's input to `besides`, whose gradients autograd is asked for; return the arguments to use."""
-    if not args or not any(t.requires_grad for t in tensors) or not torch.is_grad_enabled():
+    """Append a group norm's input to `besides`, whose gradients the engine also takes; return the call's arguments."""
+    if not args or _in_transform() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
         return args
     besides.append(args[0] if args[0].requires_grad else args[0].detach().requires_grad_())
     return besides[-1], *args[1:]

@@ -160,7 +160,7 @@ class Naive:
                         output, loss = self._forward(batch, k, part)
                         seen.add(*self._taken(batch, part, output, loss, group.parameters, trained))
                     if draws and torch.initial_seed() != seed:
-                        raise ValueError("the forward seeds torch from chance: no two passes of a batch can draw alike")
+                        raise ValueError("the forward seeds torch with a random number: passes would draw differently")
                 elif at_once:
                     seen.gradients = [at_once[id(p)] for p in group.parameters]
                 else:
@@ -246,7 +246,7 @@ class Naive:
         return gradients
 
     def _wanted(self, parameters: Sequence[Tensor], trained: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What autograd is asked for: all gradients in each pass, as the definition has it."""
+        """Return what to take gradients of: here all trained parameters, as the definition says."""
         return trained
 
 
@@ -266,7 +266,7 @@ def _refuse_hidden(model: nn.Module, trained: Sequence[nn.Parameter], leaves: se
     names = {id(p): name for name, p in model.named_parameters()}
     hidden = [name for p in trained if id(p) in leaves and (name := names[id(p)]) in found.unused]
     if hidden:
-        raise ValueError(f"the forward uses {', '.join(hidden)} out of sight, so its layers have no order")
+        raise ValueError(f"the forward uses {', '.join(hidden)} where no call of torch shows it: no order is known")
 
 
 class Tape(Naive):
@@ -293,13 +293,11 @@ class Tape(Naive):
         self.reason = ""
 
     def _wanted(self, parameters: Sequence[Tensor], trained: Sequence[Tensor]) -> Sequence[Tensor]:
-        besides, tape = [], self._tape
-        if tape is not None:
+        tape = self._tape
+        if tape is not None and tape.besides:
             besides, tape.besides = tape.besides, []
-        if besides:
-            self._group_norms = True
             return [*parameters, *besides]
-        return trained if self._group_norms else parameters  # without a record of this pass, they may be anywhere
+        return trained if self._group_norms else parameters  # a pass without a record may run group norms as well
 
     def _first(self, batch: Batch, part: int) -> tuple[Any, Tensor, Order]:
         # Almost all of a first pass depends on the first group and cannot be reused. So record it only to learn the

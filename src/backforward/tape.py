@@ -113,7 +113,7 @@ class Recording(TorchFunctionMode):
         self._leaves: list[Tensor] = []
         self._params: set[int] = set()  # storages of trained weights
         self.outside: set[int] = set()  # storages of the `World`'s tensors
-        self.besides: list[Tensor] = []  # what else autograd must be asked for
+        self.besides: list[Tensor] = []  # inputs of group norms, whose gradients must be taken too
         owner = self.order.owner
         for i, p in enumerate(batch.trained):
             self._bits[id(p)] = 1 << i

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from tests.helpers.problems import OPTIMIZERS, PROBLEMS, Problem
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from backforward import Backforward
 from backforward.batch import tensors_in
@@ -123,5 +125,43 @@ def test_group_norm_first_in_its_group_with_channels_last(groups: list[list[str]
         )
         for _ in range(3):
             rule.step(torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last), torch.arange(4) % 2)
+        ends.append(model.state_dict())
+    assert all(torch.equal(ends[0][name], value) for name, value in ends[1].items())
+
+
+class GroupNormIn(nn.Module):
+    """Calls a group norm in an unusual way."""
+
+    def __init__(self, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Linear(8 * 36, 2)
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.call(self.norm, self.first(x)).flatten(1))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, on the first use of jvp
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda norm, h: torch.vmap(lambda one: norm(one[None])[0])(h),
+        lambda norm, h: torch.func.jvp(norm, (h,), (torch.ones_like(h),))[0],
+        lambda norm, h: norm(h) + torch.func.grad(lambda z: norm(z).square().sum())(h),
+        lambda norm, h: checkpoint(norm, h, use_reentrant=False),
+        lambda norm, h: checkpoint(norm, h, use_reentrant=True),
+        lambda norm, h: norm(h.detach()),
+    ],
+    ids=["vmap", "jvp", "grad", "checkpoint", "reentrant", "detached"],
+)
+def test_group_norm_in_transforms_and_checkpoints(call: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    ends = []
+    for engine in ("auto", "naive"):
+        torch.manual_seed(0)
+        model = GroupNormIn(call)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        rule = Backforward(model, optimizer, nn.functional.cross_entropy, engine=engine)
+        for _ in range(3):
+            rule.step(torch.randn(4, 3, 8, 8), torch.arange(4) % 2)
         ends.append(model.state_dict())
     assert all(torch.equal(ends[0][name], value) for name, value in ends[1].items())
