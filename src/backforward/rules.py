@@ -276,7 +276,7 @@ class Backprop(UpdateRule):
             micro_batches=micro_batches,
         )
         if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-            raise ValueError(f"Backprop: repeats={repeats!r}; give a whole number of at least 1")
+            raise ValueError(f"Backprop: repeats={repeats!r}; give an integer >= 1")
         self.repeats = repeats
         self._engine = Naive(model, loss_fn)
         self._trainable()

@@ -56,7 +56,7 @@ def linear_chain(
     """
     given = [*inputs.args, *inputs.kwargs.values()]
     if len(given) != 1 or not isinstance(given[0], Tensor):
-        raise ValueError("it takes more than one tensor: it is no chain")
+        raise ValueError("it takes more than one tensor, so it is not a chain")
     of_weight = {
         id(module.weight): (name, module) for name, module in model.named_modules() if type(module) is nn.Linear
     }

@@ -29,7 +29,7 @@ class Switch:
         if first.optimizer is not then.optimizer or first.model is not then.model:
             raise ValueError("Switch: both rules must share one network and one optimizer")
         if isinstance(at_epoch, bool) or not isinstance(at_epoch, int) or at_epoch < 0:
-            raise ValueError(f"Switch: at_epoch={at_epoch!r}; give a whole number of at least 0")
+            raise ValueError(f"Switch: at_epoch={at_epoch!r}; give an integer >= 0")
         self._first, self._then, self.at_epoch = first, then, at_epoch
         self.active = then if at_epoch == 0 else first
 
