@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.helpers.docstrings import table_of
 from tests.oracles.normprop import monte_carlo_moments
 from torch import Tensor, nn
 
@@ -49,8 +49,7 @@ def test_relu_as_in_the_paper():
 
 def test_docstring_table_holds():
     """The mean squared singular value with J is E[act'(z / J)^2] / (J std)^2."""
-    lines = inspect.getdoc(gaussian_moments).splitlines()
-    rows = {row[0]: row[1:] for row in (line.replace("|", " ").split() for line in lines) if len(row) == 6}
+    rows = table_of(gaussian_moments)
     for name in ACTIVATIONS.keys() - {"identity"}:
         act = make_activation(name)
         act = act.double() if isinstance(act, nn.Module) else act

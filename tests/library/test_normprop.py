@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.helpers.docstrings import table_of
 from tests.oracles.normprop import literal
 from torch import Tensor, nn
 
@@ -227,8 +227,7 @@ def test_with_the_jacobian_factor_the_distribution_drifts():
 def test_mean_squared_singular_value_of_the_jacobian(name: str):
     """||J||_F^2 / m at input N(0, 1) is 1 for ReLU, LeakyReLU and PReLU, and gaussian_moments' value for others."""
     torch.manual_seed(0)
-    lines = inspect.getdoc(gaussian_moments).splitlines()
-    rows = {row[0]: row[1:] for row in (line.replace("|", " ").split() for line in lines) if len(row) == 6}
+    rows = table_of(gaussian_moments)
     *_, without, reached = (float(v) for v in rows.get(name, ["1", "1"]))
     for factor, expected in (("none", without), ("exact", reached)):
         layer = NormPropLinear(512, 512, activation=name, jacobian_factor=factor)

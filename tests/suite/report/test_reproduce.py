@@ -93,6 +93,6 @@ def test_bad_input_costs_a_line(tmp_path: Path, given: tuple[str, ...], line: st
 
 def test_the_estimate_counts_the_runs_that_have_no_committed_time() -> None:
     kept = {"a": 10.0, "b": 20.0, "c": 60.0}
-    assert _left(kept, {"b"}, planned=3) == 70
-    assert _left(kept, {"b"}, planned=5) == 70 + 2 * 30
-    assert _left(kept, set(kept), planned=3) == 0
+    assert _left(kept, {"b"}, untimed=0) == 70
+    assert _left(kept, {"b"}, untimed=2) == 70 + 2 * 30
+    assert _left(kept, set(kept), untimed=0) == 0
