@@ -26,6 +26,7 @@ from backforward_suite.hardware import cpu_count, gpu_count
 from backforward_suite.report import experiments, page, reference
 from backforward_suite.report.reading import SCALES
 from backforward_suite.runs import files
+from backforward_suite.sweep import estimate
 
 ROOT = Path(__file__).resolve().parents[3]
 CONF = ROOT / "conf"
@@ -142,8 +143,6 @@ def _run(arguments: Sequence[str]) -> bool:
 
 def _announce(sweeps: Sequence[ExperimentSweep], lacking: Mapping[str, str], scale: str, outputs: Path) -> None:
     """Print what will be run and an estimate of the time, from the times of the committed results."""
-    from backforward_suite.sweep import estimate
-
     slots = gpu_count() or cpu_count()
     table = Table("experiment", "runs done", "of", "minutes left", box=SIMPLE_HEAD)
     estimates: list[float | None] = []
@@ -151,11 +150,12 @@ def _announce(sweeps: Sequence[ExperimentSweep], lacking: Mapping[str, str], sca
     for name in dict.fromkeys(sweep.experiment for sweep in sweeps):
         parts = [sweep for sweep in sweeps if sweep.experiment == name]
         missing = sorted({data for sweep in parts for data in sweep.needs if data in lacking})
-        there = len(files.done_below(outputs / scale / name))
+        there = files.done_below(outputs / scale / name)
         kept = reference.seconds(REFERENCE, scale, name)
-        most = None if kept else _at_most(parts, scale)
-        planned = sum(len(estimate.planned(CONF, part.name, scale)) for part in parts)
-        left = _left(kept, done, planned) / 60 / slots if kept else None
+        planned = [estimate.planned(CONF, part.name, scale) for part in parts]
+        runs = sum(map(len, planned))
+        most = None if kept else _at_most(name, planned[0], scale)
+        left = _left(kept, done, runs - len(kept.keys() | there.keys())) / 60 / slots if kept else None
         done |= kept.keys()
         if all(set(sweep.needs) & lacking.keys() for sweep in parts):
             shown = f"not run: no {', '.join(missing)}"
@@ -164,7 +164,7 @@ def _announce(sweeps: Sequence[ExperimentSweep], lacking: Mapping[str, str], sca
             shown = "not known" if left is None else f"{left:.0f}"
             shown = f"{most / 60 / slots:.0f} at most" if most is not None else shown
             shown += f", no {', '.join(missing)}" if missing else ""
-        table.add_row(name, str(there), str(planned), shown)
+        table.add_row(name, str(len(there)), str(runs), shown)
     CONSOLE.print(table)
     minutes = sum(left for left in estimates if left is not None)
     time = f"{minutes:.0f} minutes" if minutes < 300 else f"{minutes / 60:.0f} hours"
@@ -177,25 +177,21 @@ def _announce(sweeps: Sequence[ExperimentSweep], lacking: Mapping[str, str], sca
         CONSOLE.print(f"No {name}: {why}; --stand-in trains on digits instead.", highlight=False, soft_wrap=True)
 
 
-def _left(kept: Mapping[str, float], done: Container[str], planned: int) -> float:
-    """Seconds that the remaining runs take; a run without a committed time counts as the mean of the others."""
+def _left(kept: Mapping[str, float], done: Container[str], untimed: int) -> float:
+    """Seconds that the remaining runs take; each of the `untimed`, not yet committed, counts as the mean."""
     known = sum(seconds for key, seconds in kept.items() if key not in done)
-    return known + mean(kept.values()) * max(0, planned - len(kept))
+    return known + mean(kept.values()) * max(0, untimed)
 
 
-def _at_most(parts: Sequence[ExperimentSweep], scale: str) -> float | None:
+def _at_most(experiment: str, planned: Sequence[estimate.Planned], scale: str) -> float | None:
     """Seconds of an MLP's experiment at paper scale, by the committed results of the same network at scale small.
 
     None where none are known, or the network is another at that scale.
     """
-    from backforward_suite.sweep import estimate
-
-    if scale != "paper" or not parts[0].name.startswith("bfp_") or gpu_count():
+    if scale != "paper" or not experiment.startswith("bfp_") or gpu_count():
         return None
-    path = REFERENCE / "small" / f"{parts[0].experiment}.jsonl"
-    kept = reference.read(path) if path.exists() else ()
-    paces = estimate.seconds_an_epoch(line["result"] for line in kept)
-    return estimate.at_most(estimate.planned(CONF, parts[0].name, scale), paces)
+    paces = estimate.seconds_an_epoch(line["result"] for line in reference.kept(REFERENCE, "small", experiment))
+    return estimate.at_most(planned, paces)
 
 
 def command() -> int:

@@ -92,12 +92,16 @@ def unpack(reference: Path, scale: str, outputs: Path) -> dict[str, int]:
     }
 
 
+def kept(reference: Path, scale: str, experiment: str) -> list[Line]:
+    """Read the committed runs of an experiment; there may be none."""
+    path = reference / scale / f"{experiment}.jsonl"
+    return list(read(path)) if path.exists() else []
+
+
 def seconds(reference: Path, scale: str, experiment: str) -> dict[str, float]:
     """Seconds of each committed run of an experiment, by the hash of its settings."""
-    path = reference / scale / f"{experiment}.jsonl"
-    if not path.exists():
-        return {}
-    return {line["result"]["settings_hash"]: float(line["result"]["timing"]["seconds"]) for line in read(path)}
+    results = [line["result"] for line in kept(reference, scale, experiment)]
+    return {result["settings_hash"]: float(result["timing"]["seconds"]) for result in results}
 
 
 def line_of(folder: Path, measures: Iterable[str]) -> Line:
