@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.helpers.commands import REPOSITORY, environment
+from tests.helpers.commands import REPOSITORY, as_by_hand, environment
 
 from backforward_suite.commands.reproduce import _left
 
@@ -44,6 +44,7 @@ def test_an_interrupted_reproduce_goes_on_and_keeps_what_it_had(tmp_path: Path) 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=as_by_hand,  # noqa: PLW1509  (the tests that call this have one thread)
     )
     deadline = time.monotonic() + 120
     while not results(folder) and time.monotonic() < deadline:

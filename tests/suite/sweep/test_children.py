@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers.commands import REPOSITORY, as_by_hand, environment
+from tests.helpers.commands import REPOSITORY, as_by_hand, environment, on_sigint
 from tests.helpers.sweeps import alive, until
 
 STARTS_A_SWEEP = """\
@@ -39,12 +39,9 @@ def test_a_test_run_that_is_terminated_leaves_no_process(tmp_path: Path) -> None
 
 def test_a_child_reacts_to_ctrl_c_although_its_parent_ignores_it() -> None:
     shows = [sys.executable, "-c", "import signal; print(signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)"]
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with on_sigint(signal.SIG_IGN):
         inherits, by_hand = (
             subprocess.run(shows, check=True, capture_output=True, text=True, preexec_fn=change).stdout.strip()
             for change in (None, as_by_hand)
         )
-    finally:
-        signal.signal(signal.SIGINT, before)
     assert (inherits, by_hand) == ("False", "True")

@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tests.helpers.commands import Command
+from tests.helpers.commands import Command, on_sigint
 from tests.helpers.configs import composed
 from tests.helpers.training import (
     SMALL,
@@ -175,13 +175,13 @@ def test_ctrl_c_while_training_is_said_in_a_line_and_goes_on(
             os.kill(os.getpid(), signal.SIGINT)
 
     settings = (*SMALL, "max_epochs=2")
-    before = signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as patch:
+    with on_sigint(signal.default_int_handler), monkeypatch.context() as patch:
         patch.setattr(RunRecord, "before_batch", interrupt)
         ended = train(*settings)
+        after = signal.getsignal(signal.SIGINT)
     assert ended.code == 130
     assert ended.err.splitlines()[-1] == "error: interrupted; the same command resumes"
-    assert signal.getsignal(signal.SIGINT) is before
+    assert after is signal.default_int_handler
     again = train(*settings)
     assert again.code == 0
     assert "goes on from step 46" in again.out  # a checkpoint after the batch in which it came

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tests.helpers.commands import Command
+from tests.helpers.commands import Command, on_sigint
 from tests.helpers.training import CutOff, cut_off_at, trained
 
 from backforward_suite.processes import rank, settle_rank
@@ -92,13 +92,13 @@ def test_ctrl_c_leaves_a_checkpoint_of_that_batch(tmp_path: Path, monkeypatch: p
         if trainer.global_step == 17:
             os.kill(os.getpid(), signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
-    try:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(RunRecord, "before_batch", interrupt)
-            trained(tmp_path, *TWO_EPOCHS)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with (
+        on_sigint(signal.default_int_handler),
+        monkeypatch.context() as patch,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        patch.setattr(RunRecord, "before_batch", interrupt)
+        trained(tmp_path, *TWO_EPOCHS)
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 18
 
 
@@ -109,12 +109,9 @@ def test_ctrl_c_is_ignored_where_it_was_before(tmp_path: Path, monkeypatch: pyte
         if trainer.global_step == 17:
             os.kill(os.getpid(), signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with on_sigint(signal.SIG_IGN):
         monkeypatch.setattr(RunRecord, "before_batch", interrupt)
         assert trained(tmp_path, *TWO_EPOCHS)["status"] == "finished"
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def test_a_run_given_again_says_that_it_was_skipped(train: Command) -> None:
